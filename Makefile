@@ -1,0 +1,47 @@
+# EvenFlow. `make demo` on a fresh machine is all a new user needs; every target sets up what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: setup demo serve test test-all check format clean help
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## create .venv with the project, its tests' needs and its linters
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "EvenFlow needs Python 3.11 or newer; this is " + sys.version)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing (torch first, so that its build is the one that is kept) ..."
+	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## one base model, 1,004 adapters, one greedy and three quiet clients: fcfs against vtc (3 minutes)
+	@$(BIN)/evenflow demo --report demo-report.html
+
+serve: $(STAMP)  ## the embedded model on 127.0.0.1:8000
+	@$(BIN)/evenflow serve --demo
+
+test: $(STAMP)  ## the default test suite (below five minutes on two cores)
+	@$(PYTEST)
+
+test-all: $(STAMP)  ## the default suite and the slow tests
+	@$(PYTEST) -m "not gpu"
+
+check: $(STAMP)  ## format, lint, types, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP)  ## rewrite the sources in the house's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,31 @@
+"""EvenFlow: one base model, thousands of LoRA adapters, many clients, served fairly.
+
+Public names are imported when they are first used, so that ``import evenflow.fairness`` loads no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "LLM": "evenflow.serving.engine.llm",
+    "SamplingParams": "evenflow.serving.core.sampling",
+    "EvenFlowError": "evenflow.base.errors",
+}
+
+if TYPE_CHECKING:
+    from evenflow.base.errors import EvenFlowError
+    from evenflow.serving.core.sampling import SamplingParams
+    from evenflow.serving.engine.llm import LLM
+
+__all__ = ["LLM", "EvenFlowError", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        import importlib
+
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'evenflow' has no attribute {name!r}")

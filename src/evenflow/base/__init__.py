@@ -1,0 +1,1 @@
+"""Foundations that know nothing of serving, fairness or compression: errors, registries, config."""

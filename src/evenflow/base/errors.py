@@ -1,0 +1,96 @@
+"""The exception tree: every error EvenFlow raises on purpose.
+
+    EvenFlowError
+    ├── ConfigError              a setting, file or command line that cannot work
+    │   ├── ModelError           a model folder that is not one, or holds something unsupported
+    │   └── RegistryError        an unknown or ambiguous plug-in name
+    ├── InvalidRequest           one request is wrong (`param` names the field)
+    │   └── PromptTooLong
+    ├── AdapterError             anything about one adapter
+    │   ├── AdapterRejected      the folder holds something that cannot be served faithfully (all `reasons`)
+    │   ├── AdapterNotFound      no such name, or no adapter at that path
+    │   └── AdapterExists        the name is taken
+    ├── Rejected                 right, but not now: `retry_after_s` says when
+    │   ├── ClientOverLimit      the client's own limit
+    │   └── ServerFull           everybody's limit
+    └── EngineDead               the engine process ended; nothing can be served
+
+"Not now" inside the engine is a return value, "impossible" is an assert; neither is in this tree.
+HTTP status codes are chosen in ``evenflow.serving.server`` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EvenFlowError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(EvenFlowError):
+    """A setting, a file or a command line that cannot work."""
+
+
+class ModelError(ConfigError):
+    """A model folder that is not one, or that holds something EvenFlow does not support."""
+
+
+class RegistryError(ConfigError):
+    """An unknown or ambiguous plug-in name."""
+
+
+class InvalidRequest(EvenFlowError):
+    """One request is wrong. ``param`` is the field at fault, if a single one is."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt, with the tokens asked for, does not fit the model's context or the arena."""
+
+
+class AdapterError(EvenFlowError):
+    """Anything about one adapter."""
+
+
+class AdapterRejected(AdapterError):
+    """An adapter folder holds something that cannot be served faithfully.
+
+    ``reasons`` lists every fault found, not only the first.
+    """
+
+    def __init__(self, where: str, reasons: Sequence[str]) -> None:
+        self.where = where
+        self.reasons = tuple(reasons)
+        super().__init__(f"adapter {where} cannot be served: " + "; ".join(self.reasons))
+
+
+class AdapterNotFound(AdapterError):
+    """No adapter of that name, or nothing at that path."""
+
+
+class AdapterExists(AdapterError):
+    """The name is already taken by another adapter or by the base model."""
+
+
+class Rejected(EvenFlowError):
+    """A right request that cannot be taken now. ``retry_after_s`` is the predicted wait in seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ClientOverLimit(Rejected):
+    """The client is over its own limit; other clients are not affected."""
+
+
+class ServerFull(Rejected):
+    """The waiting queue of the whole server is full."""
+
+
+class EngineDead(EvenFlowError):
+    """The engine process ended; no request can be served any more."""

@@ -1,0 +1,1 @@
+"""What model-parallel ranks send each other: collectives, compressors, transports, bytes."""

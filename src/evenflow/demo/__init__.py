@@ -1,0 +1,1 @@
+"""The embedded model, its adapters and its clients."""

@@ -1,0 +1,1 @@
+"""Does compressing activations help model-parallel training? The benchmark and its cost model."""

@@ -1,0 +1,1 @@
+"""One base model, many adapters, many clients: the serving path."""

@@ -1,0 +1,1 @@
+"""From a plan to kernel calls: plan() once per step, run() per layer."""

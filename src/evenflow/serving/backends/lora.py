@@ -1,0 +1,33 @@
+"""The seam between linears and LoRA: plan() once per step, run() per layer and site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from evenflow.serving.backends.batch import Batch
+from evenflow.serving.core.adapter import AdapterSignature
+
+
+class LoRABackend(Protocol):
+    """Adds each row's own adapter to a site's output. Rows are read from arena pages, never padded to a maximum rank.
+
+    Legend: T rows, I input width, O output widths of the site's modules one after another.
+    """
+
+    def bind(self, slot: int, signature: AdapterSignature, pages: Sequence[int]) -> None:
+        """From now on ``slot`` means the adapter whose rows lie in ``pages`` (already copied)."""
+        ...
+
+    def plan(self, batch: Batch) -> None:
+        """Prepare what is the same for all layers: rows by adapter, equal work per thread."""
+        ...
+
+    def run(self, layer: int, site: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
+        """y_TO[t] += B(slot of t) A(slot of t) x_TI[t] for the modules of ``site``, in place.
+
+        Base-only rows are untouched, bit for bit.
+        """
+        ...

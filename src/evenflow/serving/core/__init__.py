@@ -1,0 +1,1 @@
+"""Requests, adapters and plans: the values that travel between floors. No torch."""

@@ -1,0 +1,34 @@
+"""What the engine knows of an adapter without touching its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evenflow.serving.core.request import AdapterDigest
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSignature:
+    """Ranks per layer and module; where its rows lie inside its pages depends on nothing else.
+
+    ``ranks[layer][m]`` is the LoRA rank at ``MODULES[m]`` of that layer; 0: not adapted.
+    """
+
+    ranks: tuple[tuple[int, ...], ...]
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any module."""
+        return max((rank for layer in self.ranks for rank in layer), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """One adapter on the host: identity, shape and size. Its rows are kept by the catalog."""
+
+    digest: AdapterDigest
+    signature: AdapterSignature
+    num_pages: int
+    """Arena pages it occupies when resident."""
+    size_bytes: int
+    """Bytes of its rows (num_pages x page_bytes is what they take in the arena)."""

@@ -1,0 +1,108 @@
+"""What goes down to the tensors and what comes up: one frozen StepPlan, one StepResult.
+
+Everything an executor needs for a step is in the plan; nothing below it asks back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evenflow.serving.core.request import AdapterDigest, RequestId
+from evenflow.serving.core.sampling import SamplingParams
+
+NO_ADAPTER_SLOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSpec:
+    """How the token after a sequence's last row is chosen.
+
+    ``prompt_token_ids`` and ``output_token_ids`` are the request's own lists, read only while the
+    step runs (penalties, seeds); ``len(output_token_ids)`` is the index of the token to sample.
+    """
+
+    sampling: SamplingParams
+    prompt_token_ids: Sequence[int]
+    output_token_ids: Sequence[int]
+    salt: int
+    """Seeds a request that brings no seed; differs between requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSequence:
+    """The tokens of one request that this step computes.
+
+    ``pages`` is the page table from position 0 up to and including the page of the last token of
+    this step. ``sample`` is None for a chunk that is not the last of what is known.
+    """
+
+    request_id: RequestId
+    token_ids: Sequence[int]
+    start: int
+    """Position of token_ids[0]."""
+    pages: Sequence[int]
+    adapter_slot: int
+    """Slot of the adapter in the LoRA backend, or NO_ADAPTER_SLOT."""
+    sample: SampleSpec | None
+    prompt_logprobs: int | None = None
+    """If not None: log-probabilities of the prompt tokens that follow this step's rows are wanted."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows of this sequence in the step."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLoad:
+    """Copy this adapter's host image into these pages, before the step computes anything."""
+
+    digest: AdapterDigest
+    slot: int
+    pages: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step, complete. ``sequences`` is never empty."""
+
+    step: int
+    sequences: tuple[PlannedSequence, ...]
+    loads: tuple[AdapterLoad, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows of the whole batch."""
+        return sum(len(s.token_ids) for s in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability of one token and of the likeliest ones: (token id, logprob), best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    rank: int = 0
+    """1 for the likeliest token; 0 if not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The next token of one request. ``error`` is set, and the token meaningless, if its logits were not finite."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step produced: a token for each sequence that had a ``sample``."""
+
+    step: int
+    tokens: Mapping[RequestId, SampledToken]
+    prompt_logprobs: Mapping[RequestId, Sequence[TokenLogprobs]]
+    duration_s: float = 0.0
+    """Time the step took on the executor; virtual in a simulation."""

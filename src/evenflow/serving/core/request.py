@@ -1,0 +1,89 @@
+"""One request's life. The scheduler is the only one that changes it.
+
+There are no phases: a step may compute at most ``num_tokens - num_computed_tokens`` tokens of a
+request. Prefill, chunk, decode and recompute after a preemption are its cases.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import NewType
+
+from evenflow.serving.core.sampling import SamplingParams
+
+RequestId = NewType("RequestId", str)
+ClientId = NewType("ClientId", str)
+AdapterDigest = NewType("AdapterDigest", str)
+"""Identity of an adapter: a hash of its weights and its config. A name is not an identity."""
+
+
+class RequestState(enum.Enum):
+    """Where a request is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended, in OpenAI's words where it has one."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A prompt on its way to its last token. Owned and mutated by the Scheduler alone.
+
+    ``client_id`` is who pays, ``adapter`` is which weights: two questions.
+    """
+
+    request_id: RequestId
+    client_id: ClientId
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    arrival_s: float
+    adapter: AdapterDigest | None = None
+    max_output_tokens: int = 16
+    """Resolved from sampling.max_tokens and the model's context when the request is made."""
+    known_output_tokens: int | None = None
+    """The true output length, where a trace gives it; only KnownPeakAdmission and oracle policies may read it."""
+    state: RequestState = RequestState.WAITING
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    """Tokens whose K and V are in the arena now; 0 again after a preemption."""
+    num_preemptions: int = 0
+    num_recomputed_tokens: int = 0
+    admitted_s: float | None = None
+    """When the request first entered the batch."""
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt in tokens."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.output_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    def token_ids(self, start: int, stop: int) -> list[int]:
+        """Tokens [start, stop) of prompt followed by output."""
+        prompt = self.prompt_token_ids
+        if stop <= len(prompt):
+            return prompt[start:stop]
+        if start >= len(prompt):
+            return self.output_token_ids[start - len(prompt) : stop - len(prompt)]
+        return prompt[start:] + self.output_token_ids[: stop - len(prompt)]

@@ -1,0 +1,52 @@
+"""The sizes of a decoder that memory, kernels and schedulers need to know. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The seven linears of a Llama layer that may carry LoRA, in the order they are computed."""
+
+SITES: dict[str, tuple[str, ...]] = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+"""Modules that read the same input share a site: their base weights are one matrix and their LoRA one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a Llama-shaped decoder (elements, not bytes)."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+
+    @property
+    def q_width(self) -> int:
+        """Width of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.num_kv_heads * self.head_dim
+
+    def module_widths(self, module: str) -> tuple[int, int]:
+        """(input width, output width) of one of MODULES."""
+        hidden, inter, q, kv = self.hidden_size, self.intermediate_size, self.q_width, self.kv_width
+        return {
+            "q_proj": (hidden, q),
+            "k_proj": (hidden, kv),
+            "v_proj": (hidden, kv),
+            "o_proj": (q, hidden),
+            "gate_proj": (hidden, inter),
+            "up_proj": (hidden, inter),
+            "down_proj": (inter, hidden),
+        }[module]

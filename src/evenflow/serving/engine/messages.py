@@ -1,0 +1,248 @@
+"""What crosses the border between a server (or ``LLM``) and the engine process, as msgpack.
+
+One message per step each way, never one per token. Nothing here imports torch or fastapi.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from evenflow.serving.core.sampling import SamplingParams
+
+
+class Submit(msgspec.Struct, tag=True, array_like=True):
+    """Start one request. ``adapter`` is a *name*; the engine resolves it to a digest when it arrives."""
+
+    request_id: str
+    client_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    adapter: str | None = None
+    arrival_s: float = 0.0
+    """time.monotonic() of the machine when the server received it."""
+    weight: float = 1.0
+    """The client's share weight at this moment."""
+
+
+class Abort(msgspec.Struct, tag=True, array_like=True):
+    """The client is gone: stop the requests; no output follows."""
+
+    request_ids: list[str]
+
+
+class LoadAdapter(msgspec.Struct, tag=True, array_like=True):
+    """Read, check and register the PEFT adapter in folder ``path`` under ``name``."""
+
+    call_id: int
+    name: str
+    path: str
+    replace: bool = False
+    """True: if the name is taken, new requests get the new weights and running ones keep the old."""
+
+
+class UnloadAdapter(msgspec.Struct, tag=True, array_like=True):
+    """Forget the name now; free host and arena memory when the last request that uses it ends."""
+
+    call_id: int
+    name: str
+
+
+class PinAdapter(msgspec.Struct, tag=True, array_like=True):
+    """Keep (or no longer keep) a resident adapter from being evicted."""
+
+    call_id: int
+    name: str
+    is_pinned: bool = True
+
+
+class ListAdapters(msgspec.Struct, tag=True, array_like=True):
+    """Ask for every registered adapter and those that still drain."""
+
+    call_id: int
+
+
+class SetWeights(msgspec.Struct, tag=True, array_like=True):
+    """Weights of clients that differ from 1, replacing the earlier set."""
+
+    weight_by_client: dict[str, float]
+
+
+class Shutdown(msgspec.Struct, tag=True, array_like=True):
+    """Abort what runs and end the process."""
+
+
+class AdapterInfo(msgspec.Struct):
+    """One adapter as a platform engineer wants to see it."""
+
+    name: str
+    digest: str
+    rank: int
+    """Largest rank of any module."""
+    size_bytes: int
+    num_pages: int
+    state: str
+    """"host" | "resident" | "draining" (unloaded or replaced, still used by running requests)."""
+    is_pinned: bool
+    in_flight: int
+    """Requests, waiting or running, that use this digest."""
+    target_modules: list[str]
+    num_loads: int = 0
+    """How often it was copied into the arena."""
+
+
+class Answer(msgspec.Struct, tag=True, array_like=True):
+    """Answer to a call. ``error_type`` is the class name in evenflow.base.errors, or None for success."""
+
+    call_id: int
+    adapters: list[AdapterInfo] = []
+    error_type: str | None = None
+    error: str = ""
+    reasons: list[str] = []
+
+
+class Logprobs(msgspec.Struct, array_like=True):
+    """Log-probability of one token: its id, its text, its bytes and the likeliest (id, text, logprob)."""
+
+    token_id: int
+    logprob: float
+    token: str
+    top: list[tuple[int, str, float]]
+    """(token id, token text, logprob), best first."""
+
+
+class Usage(msgspec.Struct):
+    """What a request took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    recomputed_tokens: int = 0
+    queue_s: float = 0.0
+    """Arrival to first admission."""
+    prefill_s: float = 0.0
+    """Admission to first token."""
+    decode_s: float = 0.0
+    """First token to last token."""
+    service: float = 0.0
+    """What the policy charged, in its cost function's unit."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class RequestOutput(msgspec.Struct, array_like=True):
+    """What one request gained in one step. The last one has ``finish_reason`` and ``usage``, or ``error_type``."""
+
+    request_id: str
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[Logprobs] = []
+    prompt_logprobs: list[Logprobs | None] | None = None
+    """On the first output, if asked for; entry 0 is None (nothing comes before the first token)."""
+    finish_reason: str | None = None
+    """"stop" | "length" | "abort" | "error"."""
+    stop_reason: str | int | None = None
+    """The stop string or stop token id that ended it."""
+    usage: Usage | None = None
+    error_type: str | None = None
+    """Class name in evenflow.base.errors."""
+    error: str = ""
+    param: str | None = None
+    retry_after_s: float = 0.0
+
+
+class ClientStats(msgspec.Struct):
+    """One client's account since the engine started."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    service: float = 0.0
+    virtual_counter: float | None = None
+    """None: the policy keeps none, or has forgotten an idle client."""
+    weight: float = 1.0
+
+
+class AdapterStats(msgspec.Struct):
+    """One adapter's account (by digest) since the engine started."""
+
+    name: str
+    num_waiting: int = 0
+    num_running: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    num_loads: int = 0
+    is_resident: bool = False
+
+
+class EngineStats(msgspec.Struct):
+    """A snapshot for /metrics, limits and reports; sent a few times a second."""
+
+    time_s: float = 0.0
+    policy: str = ""
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_by_reason: dict[str, int] = {}
+    num_pages: int = 0
+    num_free_pages: int = 0
+    num_kv_pages: int = 0
+    num_adapter_pages: int = 0
+    page_tokens: int = 16
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    recomputed_tokens: int = 0
+    num_steps: int = 0
+    step_s: float = 0.0
+    """Median of the last steps."""
+    scheduling_s: float = 0.0
+    """Total time spent planning and committing."""
+    executing_s: float = 0.0
+    """Total time spent in the executor."""
+    tokens_per_s: float = 0.0
+    """Output tokens per second over the last seconds of work."""
+    prompt_tokens_per_s: float = 0.0
+    num_adapters: int = 0
+    num_resident_adapters: int = 0
+    num_adapter_loads: int = 0
+    num_adapter_evictions: int = 0
+    running_adapters: list[str] = []
+    """Names of adapters with a running request."""
+    waiting_adapters: list[str] = []
+    clients: dict[str, ClientStats] = {}
+    adapters: dict[str, AdapterStats] = {}
+    """By digest; only adapters that have been used."""
+
+
+class Outputs(msgspec.Struct, tag=True, array_like=True):
+    """Everything one step produced, and now and then a snapshot."""
+
+    outputs: list[RequestOutput]
+    stats: EngineStats | None = None
+
+
+class Ready(msgspec.Struct, tag=True):
+    """The engine is warm. Sent once."""
+
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    num_pages: int
+    page_tokens: int
+    page_bytes: int
+    policy: str
+    eos_token_ids: list[int]
+
+
+class Failed(msgspec.Struct, tag=True, array_like=True):
+    """The engine cannot start, or has to end. Sent once, last."""
+
+    error_type: str
+    error: str
+
+
+ToEngine = Submit | Abort | LoadAdapter | UnloadAdapter | PinAdapter | ListAdapters | SetWeights | Shutdown
+FromEngine = Outputs | Answer | Ready | Failed

@@ -1,0 +1,1 @@
+"""Pure functions of tensors; they import nothing else of EvenFlow."""

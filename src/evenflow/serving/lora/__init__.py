@@ -1,0 +1,1 @@
+"""Reading PEFT adapters strictly, and keeping them on the host."""

@@ -1,0 +1,1 @@
+"""Decoder models from ordinary Hugging Face folders."""

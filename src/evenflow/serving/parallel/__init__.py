@@ -1,0 +1,1 @@
+"""Linear layers and their LoRA deltas, alone or over tensor-parallel ranks."""
