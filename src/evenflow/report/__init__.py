@@ -1,1 +1,1 @@
-"""Tables, plots and one self-contained HTML page: what demo, replay, bench and mcbench all use."""
+"""Tables, plots and one self-contained HTML page, used by demo, replay, bench and mcbench. Knows nothing of what it shows."""
