@@ -10,6 +10,9 @@
     │   ├── AdapterRejected      the folder holds something that cannot be served faithfully (all `reasons`)
     │   ├── AdapterNotFound      no such name, or no adapter at that path
     │   └── AdapterExists        the name is taken
+    ├── AccessDenied             the caller may not do this
+    │   ├── InvalidKey           no key, or one that nobody has
+    │   └── NotAllowed           a good key that does not open this
     ├── Rejected                 right, but not now: `retry_after_s` says when
     │   ├── ClientOverLimit      the client's own limit
     │   └── ServerFull           everybody's limit
@@ -76,8 +79,20 @@ class AdapterExists(AdapterError):
     """The name is already taken by another adapter or by the base model."""
 
 
+class AccessDenied(EvenFlowError):
+    """The caller may not do this."""
+
+
+class InvalidKey(AccessDenied):
+    """No API key, or one that nobody has."""
+
+
+class NotAllowed(AccessDenied):
+    """A good key that does not open this: another client's adapter, or an administrator's call."""
+
+
 class Rejected(EvenFlowError):
-    """A right request that cannot be taken now. ``retry_after_s`` is the predicted wait in seconds."""
+    """A right request that cannot be taken now. ``retry_after_s`` is the predicted wait in seconds; infinite: never."""
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
