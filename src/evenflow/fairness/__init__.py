@@ -1,1 +1,24 @@
 """Who is served next. Pure Python, no torch, usable on its own: a gateway could import it."""
+
+from evenflow.fairness.cost import CostFunction, Service, WeightedTokens
+from evenflow.fairness.defaults import PolicyDefaults
+from evenflow.fairness.policy import ACCEPT, Policy, Schedulable, Verdict
+from evenflow.fairness.queue import ClientQueues
+from evenflow.fairness.registry import PolicySettings, create_policy, policy_registry
+from evenflow.fairness.weights import Weights
+
+__all__ = [
+    "ACCEPT",
+    "ClientQueues",
+    "CostFunction",
+    "Policy",
+    "PolicyDefaults",
+    "PolicySettings",
+    "Schedulable",
+    "Service",
+    "Verdict",
+    "WeightedTokens",
+    "Weights",
+    "create_policy",
+    "policy_registry",
+]

@@ -1,0 +1,48 @@
+"""What most policies answer to most calls: nothing. A policy overrides the calls that it means something by."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from evenflow.fairness.cost import Service
+from evenflow.fairness.policy import ACCEPT, Schedulable, Verdict
+
+
+class PolicyDefaults:
+    """Accepts every request, keeps no accounts, preempts the newest request. ``pick`` is left to the policy."""
+
+    def arrive(self, request: Schedulable, now_s: float) -> Verdict:
+        """Accept."""
+        return ACCEPT
+
+    def backlogged(self, client_id: str) -> None:
+        """Do nothing."""
+
+    def emptied(self, client_id: str) -> None:
+        """Do nothing."""
+
+    def admitted(self, request: Schedulable, planned: Service) -> None:
+        """Do nothing."""
+
+    def charge(self, request: Schedulable, service: Service) -> None:
+        """Do nothing."""
+
+    def settle(self, request: Schedulable) -> None:
+        """Do nothing."""
+
+    def requeued(self, request: Schedulable) -> None:
+        """Do nothing."""
+
+    def cancelled(self, request: Schedulable) -> None:
+        """Do nothing."""
+
+    def victim(self, running: Sequence[Schedulable]) -> Schedulable | None:
+        """The request that arrived last; of several, the one admitted last."""
+        return max(reversed(running), key=lambda request: request.arrival_s, default=None)
+
+    def counters(self) -> Mapping[str, float]:
+        """No counters."""
+        return {}
+
+    def check_integrity(self, waiting_clients: Collection[str]) -> None:
+        """Nothing to check."""

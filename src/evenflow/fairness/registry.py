@@ -1,0 +1,67 @@
+"""Policies by name: ``create_policy("rpm:20", queues=...)``. Modules are imported when a name is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from evenflow.base.errors import RegistryError
+from evenflow.base.registry import Registry
+from evenflow.fairness.cost import CostFunction, WeightedTokens
+from evenflow.fairness.policy import Policy
+from evenflow.fairness.queue import ClientQueues
+from evenflow.fairness.weights import Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettings:
+    """What any policy may be built from; each takes what it needs."""
+
+    queues: ClientQueues
+    """Shared with the scheduler."""
+    weights: Weights | None = None
+    """None: every client has weight 1."""
+    cost: CostFunction = field(default_factory=WeightedTokens)
+    seed: int = 0
+    """For policies that draw random numbers."""
+
+
+class PolicyFactory(Protocol):
+    """What a registry entry points to: a class with this constructor."""
+
+    def from_settings(self, settings: PolicySettings, argument: str | None) -> Policy:
+        """Build the policy. ``argument`` is what followed the colon. Raises RegistryError if it makes no sense."""
+        ...
+
+
+def policy_registry() -> Registry:
+    """A registry of the policies that come with EvenFlow; the caller may add its own."""
+    return Registry(
+        "policy",
+        {
+            "fcfs": "evenflow.fairness.baselines:FCFS",
+            "vtc": "evenflow.fairness.vtc:VTC",
+        },
+    )
+
+
+def create_policy(
+    spec: str,
+    *,
+    queues: ClientQueues,
+    weights: Weights | None = None,
+    cost: CostFunction | None = None,
+    seed: int = 0,
+    registry: Registry | None = None,
+) -> Policy:
+    """Build the policy ``NAME[:ARGUMENT]``. Raises RegistryError, listing the known names, for an unknown one."""
+    name, colon, argument = spec.partition(":")
+    factory: PolicyFactory = (registry or policy_registry()).load(name.strip())
+    settings = PolicySettings(queues=queues, weights=weights, cost=cost or WeightedTokens(), seed=seed)
+    return factory.from_settings(settings, argument.strip() if colon else None)
+
+
+def refuse_argument(name: str, argument: str | None) -> None:
+    """Raise RegistryError if a policy that takes no argument was given one."""
+    if argument is not None:
+        raise RegistryError(f"policy {name!r} takes no argument, got {argument!r}")
