@@ -47,6 +47,8 @@ class PlannedSequence:
     sample: SampleSpec | None
     prompt_logprobs: int | None = None
     """If not None: log-probabilities of the prompt tokens that follow this step's rows are wanted."""
+    prompt_token_ids: Sequence[int] | None = None
+    """The whole prompt; there if prompt_logprobs is."""
 
     @property
     def num_tokens(self) -> int:
