@@ -14,8 +14,13 @@ from evenflow.serving.core.adapter import AdapterSignature
 class LoRABackend(Protocol):
     """Adds each row's own adapter to a site's output. Rows are read from arena pages, never padded to a maximum rank.
 
+    Implementations are made from (storage): the arena's tensor.
     Legend: T rows, I input width, O output widths of the site's modules one after another.
     """
+
+    def warm_up(self) -> None:
+        """Compile whatever compiles at first use. Call once, on the thread that will call ``run``, before serving."""
+        ...
 
     def bind(self, slot: int, signature: AdapterSignature, pages: Sequence[int]) -> None:
         """From now on ``slot`` means the adapter whose rows lie in ``pages`` (already copied)."""
@@ -28,6 +33,7 @@ class LoRABackend(Protocol):
     def run(self, layer: int, site: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
         """y_TO[t] += B(slot of t) A(slot of t) x_TI[t] for the modules of ``site``, in place.
 
+        Both in the model's dtype with unit stride inside a row (rows may lie apart).
         Base-only rows are untouched, bit for bit.
         """
         ...
