@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -87,8 +87,8 @@ class ArenaLayout:
         """Bytes of the K (or the V) of one layer inside a page."""
         return self.page_tokens * self.shape.kv_width * self.itemsize
 
-    def kv_row(self, page: int, layer: int, k_or_v: int, slot: int) -> int:
-        """Index of a token's K or V in the arena as a matrix of ``kv_width`` wide rows. Arrays broadcast."""
+    def kv_row(self, page: Any, layer: Any, k_or_v: Any, slot: Any) -> Any:
+        """Index of a token's K or V in the arena as a matrix of ``kv_width`` wide rows: ints or arrays of ints, broadcast."""
         return ((page * self.shape.num_layers + layer) * 2 + k_or_v) * self.page_tokens + slot
 
     def kv_offset(self, layer: int, k_or_v: int) -> int:
