@@ -1,0 +1,39 @@
+"""Backends by name, and which one suits a device, a dtype and a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from evenflow.base.registry import Registry
+from evenflow.serving.core.shape import ModelShape
+
+ATTENTION_BACKENDS = Registry(
+    "attention backend",
+    {
+        "torch": "evenflow.serving.backends.torch_attention:TorchAttention",
+    },
+)
+"""Constructors take (storage, cos_PE, sin_PE, sm_scale): see ``AttentionBackend``."""
+
+LORA_BACKENDS = Registry(
+    "LoRA backend",
+    {
+        "torch": "evenflow.serving.backends.torch_lora:TorchLoRA",
+    },
+)
+"""Constructors take (storage)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendNames:
+    """One name for each seam."""
+
+    attention: str
+    lora: str
+
+
+def choose(device: torch.device, dtype: torch.dtype, shape: ModelShape) -> BackendNames:
+    """Names of the fastest backends that serve this model here."""
+    return BackendNames("torch", "torch")
