@@ -1,0 +1,269 @@
+"""Read ``config.json`` and ``generation_config.json`` of a Hugging Face folder, strictly. No torch.
+
+Llama, Mistral, Qwen2 and Qwen3 dense decoders differ by a few flags; the flags are in ModelConfig
+and the decoder reads nothing else. What cannot be honoured is refused here, by name and value.
+Spellings of transformers 4 (torch_dtype, rope_theta, rope_scaling) and 5 (dtype, rope_parameters).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evenflow.base.errors import ModelError
+from evenflow.serving.core.shape import ModelShape
+from evenflow.serving.models.rope import RopeSpec, read_rope
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_MODEL_TYPES = {"llama": 0, "mistral": 1, "qwen2": 2, "qwen3": 3}
+_DTYPES = ("float32", "float16", "bfloat16")
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (None,),
+    "compression_config": (None,),
+    "attn_logit_softcapping": (None, 0, 0.0),
+    "final_logit_softcapping": (None, 0, 0.0),
+    "embedding_multiplier": (None, 1, 1.0),
+    "residual_multiplier": (None, 1, 1.0),
+    "attention_multiplier": (None,),
+    "logits_scaling": (None, 1, 1.0),
+    "logit_scale": (None, 1, 1.0),
+    "rope_interleaved": (None, False),
+    "num_local_experts": (None, 0),
+    "num_experts": (None, 0),
+    "no_rope_layers": (None, []),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+}
+"""Fields of related models with the values that change nothing: any other value is refused."""
+
+_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One decoder, by its sizes and flags."""
+
+    architecture: str
+    shape: ModelShape
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope: RopeSpec
+    has_qkv_bias: bool
+    has_o_bias: bool
+    has_mlp_bias: bool
+    has_qk_norm: bool
+    """RMS norm on every query and key head before rope (Qwen3)."""
+    tie_word_embeddings: bool
+    sliding_window: int | None
+    """Tokens that some layer may look back; None: all layers see everything."""
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    dtype: str | None
+    """dtype of the stored weights, where the folder says."""
+    sampling_defaults: tuple[tuple[str, float], ...] = ()
+    """(field of SamplingParams, value) pairs that generation_config.json recommends."""
+
+    def context_length(self, requested: int | None = None) -> int:
+        """Tokens a sequence may have, prompt and output. ``requested`` None: as many as the model supports.
+
+        A sliding window is honoured by keeping sequences inside it; a dynamic rope by keeping them
+        inside its original context, beyond which its frequencies would depend on the sequence's
+        length and K in the arena would go stale. Raises ModelError if ``requested`` exceeds that.
+        """
+        limit, reason = self.max_position_embeddings, f"max_position_embeddings is {self.max_position_embeddings}"
+        if self.rope.kind in ("linear", "yarn") and requested is not None:
+            stretched = int(self.rope.original_max_position * self.rope.factor)
+            if stretched > limit:
+                limit, reason = stretched, f"a {self.rope.kind} rope of factor {self.rope.factor} reaches {stretched} tokens"
+        if self.sliding_window is not None and self.sliding_window < limit:
+            limit, reason = self.sliding_window, f"sliding_window is {self.sliding_window}, and longer sequences would need it"
+        if requested is None:
+            return limit
+        if requested < 1:
+            raise ModelError(f"max_model_len is {requested}; allowed: 1 or more")
+        if requested > limit:
+            if self.rope.kind == "dynamic":
+                reason += ", beyond which a dynamic rope depends on the sequence's length"
+            raise ModelError(f"max_model_len is {requested}; allowed: at most {limit} ({reason})")
+        return requested
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """Read the model folder at ``path``. Raises ModelError, naming the field and its value."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a model folder: {'it is a file' if folder.exists() else 'no such folder'}")
+    if not (folder / "config.json").is_file():
+        adapter = " (it is a LoRA adapter; give the base model's folder)" if (folder / "adapter_config.json").is_file() else ""
+        raise ModelError(f"{folder} is not a model folder: it holds no config.json{adapter}")
+    generation = folder / "generation_config.json"
+    try:
+        return parse_config(_read_json(folder / "config.json"), _read_json(generation) if generation.is_file() else {})
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from None
+
+
+def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The same, from the parsed files."""
+    generation = generation or {}
+    architecture = _architecture(config)
+    for name, neutral in _NEUTRAL.items():
+        if name in config and config[name] not in neutral:
+            raise ModelError(f"{name} is {config[name]!r}; it is not supported")
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise ModelError(f"hidden_act is {config['hidden_act']!r}; supported: 'silu'")
+    qwen = architecture.startswith("Qwen")
+    num_heads = _integer(config, "num_attention_heads")
+    hidden_size = _integer(config, "hidden_size")
+    shape = ModelShape(
+        num_layers=_integer(config, "num_hidden_layers"),
+        hidden_size=hidden_size,
+        intermediate_size=_integer(config, "intermediate_size"),
+        num_heads=num_heads,
+        num_kv_heads=_integer(config, "num_key_value_heads", 8 if architecture == "MistralForCausalLM" else num_heads),
+        head_dim=_head_dim(config, architecture, hidden_size, num_heads),
+        vocab_size=_integer(config, "vocab_size"),
+    )
+    if num_heads % shape.num_kv_heads:
+        raise ModelError(
+            f"num_key_value_heads is {shape.num_kv_heads}; allowed: a divisor of num_attention_heads ({num_heads})"
+        )
+    if shape.head_dim % 2:
+        raise ModelError(f"head_dim is {shape.head_dim}; allowed: an even number")
+    max_position = _integer(config, "max_position_embeddings")
+    attention_bias = (
+        _flag(config, "attention_bias", False) if architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM") else False
+    )
+    eps = config.get("rms_norm_eps", 1e-6)
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
+        raise ModelError(f"rms_norm_eps is {eps!r}; allowed: a number between 0 and 1")
+    return ModelConfig(
+        architecture=architecture,
+        shape=shape,
+        max_position_embeddings=max_position,
+        rms_norm_eps=float(eps),
+        rope=read_rope(config, max_position),
+        has_qkv_bias=attention_bias or architecture == "Qwen2ForCausalLM",
+        has_o_bias=attention_bias,
+        has_mlp_bias=_flag(config, "mlp_bias", False) if architecture == "LlamaForCausalLM" else False,
+        has_qk_norm=architecture == "Qwen3ForCausalLM",
+        tie_word_embeddings=_flag(config, "tie_word_embeddings", False),
+        sliding_window=_sliding_window(config, shape.num_layers, qwen, architecture == "MistralForCausalLM"),
+        eos_token_ids=_token_ids(generation if generation.get("eos_token_id") is not None else config, shape.vocab_size),
+        bos_token_id=_optional_id(config, "bos_token_id"),
+        dtype=_dtype(config),
+        sampling_defaults=_sampling_defaults(generation),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.name} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path.name} holds no JSON object")
+    return value
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    given, model_type = config.get("architectures"), config.get("model_type")
+    if model_type is not None and model_type not in _MODEL_TYPES:
+        raise ModelError(f"model_type is {model_type!r}; supported: {', '.join(_MODEL_TYPES)}")
+    if not given:
+        if model_type is None:
+            raise ModelError("neither architectures nor model_type is given; it is no transformers model")
+        return ARCHITECTURES[_MODEL_TYPES[model_type]]
+    if not isinstance(given, list) or len(given) != 1 or given[0] not in ARCHITECTURES:
+        raise ModelError(f"architectures is {given!r}; supported: one of {', '.join(ARCHITECTURES)}")
+    if model_type is not None and ARCHITECTURES[_MODEL_TYPES[model_type]] != given[0]:
+        raise ModelError(f"model_type is {model_type!r} but architectures is {given!r}")
+    return str(given[0])
+
+
+def _integer(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = config.get(name)
+    value = default if value is None else value
+    if value is None:
+        raise ModelError(f"{name} is missing")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"{name} is {value!r}; allowed: an integer of 1 or more")
+    return value
+
+
+def _optional_id(config: Mapping[str, Any], name: str) -> int | None:
+    value = config.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ModelError(f"{name} is {value!r}; allowed: an integer or null")
+
+
+def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = config.get(name, default)
+    if not isinstance(value, bool):
+        raise ModelError(f"{name} is {value!r}; allowed: true or false")
+    return value
+
+
+def _head_dim(config: Mapping[str, Any], architecture: str, hidden_size: int, num_heads: int) -> int:
+    # transformers gives Qwen3 128 where the field is missing, the others the quotient.
+    if config.get("head_dim") is None and architecture != "Qwen3ForCausalLM" and hidden_size % num_heads:
+        raise ModelError(f"hidden_size is {hidden_size}; allowed: a multiple of num_attention_heads ({num_heads})")
+    return _integer(config, "head_dim", 128 if architecture == "Qwen3ForCausalLM" else hidden_size // num_heads)
+
+
+def _sliding_window(config: Mapping[str, Any], num_layers: int, qwen: bool, mistral: bool) -> int | None:
+    """The window if any layer has one. Qwen's counts only with use_sliding_window; Mistral's defaults to 4096."""
+    layer_types = config.get("layer_types")
+    if layer_types is not None:
+        if not isinstance(layer_types, list) or len(layer_types) != num_layers:
+            raise ModelError(f"layer_types is {layer_types!r}; allowed: a list of num_hidden_layers ({num_layers}) names")
+        for name in layer_types:
+            if name not in ("full_attention", "sliding_attention"):
+                raise ModelError(f"layer_types holds {name!r}; supported: 'full_attention', 'sliding_attention'")
+    if qwen:
+        if not _flag(config, "use_sliding_window", False):
+            return None
+        first = _integer(config, "max_window_layers", 28) if config.get("max_window_layers") != 0 else 0
+        slides = "sliding_attention" in layer_types if layer_types is not None else first < num_layers
+    elif mistral:
+        slides = True
+        if config.get("sliding_window", 4096) is None:
+            return None
+    else:
+        slides = layer_types is not None and "sliding_attention" in layer_types
+    return _integer(config, "sliding_window", 4096) if slides else None
+
+
+def _token_ids(source: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    value = source.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise ModelError(f"eos_token_id is {value!r}; allowed: one token id or a list of them")
+    # Ids beyond the vocabulary occur in published folders; the model can never produce them.
+    return tuple(dict.fromkeys(token for token in ids if token < vocab_size))
+
+
+def _dtype(config: Mapping[str, Any]) -> str | None:
+    value = config.get("dtype", config.get("torch_dtype"))
+    if value is None:
+        return None
+    name = str(value).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ModelError(f"dtype is {value!r}; supported: {', '.join(_DTYPES)}")
+    return name
+
+
+def _sampling_defaults(generation: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """What the folder recommends; temperature and the filters count only where it says do_sample."""
+    if not generation.get("do_sample", False):
+        return ()
+    return tuple((name, generation[name]) for name in _SAMPLING_DEFAULTS if isinstance(generation.get(name), int | float))
+
+
+__all__ = ["ARCHITECTURES", "ModelConfig", "load_config", "parse_config"]

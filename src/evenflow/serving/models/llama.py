@@ -1,0 +1,86 @@
+"""The decoder of Llama, Mistral, Qwen2 and Qwen3: one class, the differences are flags of ModelConfig.
+
+It knows batches of rows; not requests, pages or adapters: attention and LoRA are the injected
+backends' business. Legend: T rows, L rows whose logits are wanted, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from evenflow.serving.backends.attention import AttentionBackend
+from evenflow.serving.backends.batch import Batch
+from evenflow.serving.backends.lora import LoRABackend
+from evenflow.serving.models.config import ModelConfig
+from evenflow.serving.models.layers import HeadNorm, RMSNorm, silu_and_multiply
+from evenflow.serving.models.weights import LayerWeights, ModelWeights
+from evenflow.serving.parallel.embedding import Embedding, OutputHead
+from evenflow.serving.parallel.linear import Collective, ColumnLinear, OneRank, RowLinear
+
+
+class DecoderLayer:
+    """Attention and gated MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, index: int, weights: LayerWeights, config: ModelConfig, collective: Collective) -> None:
+        shape, eps = config.shape, config.rms_norm_eps
+        self.index = index
+        self._attention_norm = RMSNorm(weights.attention_norm, eps)
+        self._qkv = ColumnLinear(weights.qkv, weights.qkv_bias, index, "qkv")
+        self._head_norm: HeadNorm | None = None
+        if weights.q_norm is not None and weights.k_norm is not None:
+            self._head_norm = HeadNorm(weights.q_norm, weights.k_norm, shape.num_heads, shape.num_kv_heads, eps)
+        self._o = RowLinear(weights.o, weights.o_bias, index, "o", collective)
+        self._mlp_norm = RMSNorm(weights.mlp_norm, eps)
+        self._gate_up = ColumnLinear(weights.gate_up, weights.gate_up_bias, index, "gate_up")
+        self._down = RowLinear(weights.down, weights.down_bias, index, "down", collective)
+
+    def run(self, hidden_TH: torch.Tensor, attention: AttentionBackend, lora: LoRABackend | None) -> None:
+        """Advance the residual stream ``hidden_TH`` by one layer, in place."""
+        qkv_TC = self._qkv(self._attention_norm(hidden_TH), lora)
+        if self._head_norm is not None:
+            self._head_norm(qkv_TC)
+        hidden_TH.add_(self._o(attention.run(self.index, qkv_TC), lora))
+        gate_up_T2I = self._gate_up(self._mlp_norm(hidden_TH), lora)
+        hidden_TH.add_(self._down(silu_and_multiply(gate_up_T2I), lora))
+
+
+class LlamaForCausalLM:
+    """A decoder ready to run once ``bind`` has given it its backends. Takes over (and drops) ``weights``."""
+
+    def __init__(self, config: ModelConfig, weights: ModelWeights, collective: Collective | None = None) -> None:
+        collective = collective or OneRank()
+        self.config = config
+        self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
+        self._embedding = Embedding(weights.embedding)
+        self._layers: list[DecoderLayer] = []
+        while weights.layers:
+            self._layers.append(DecoderLayer(len(self._layers), weights.layers.popleft(), config, collective))
+        self._norm = RMSNorm(weights.norm, config.rms_norm_eps)
+        self._head = OutputHead(weights.head)
+        self._attention: AttentionBackend | None = None
+        self._lora: LoRABackend | None = None
+
+    def bind(self, attention: AttentionBackend, lora: LoRABackend | None = None) -> None:
+        """Use these backends from now on. Without a LoRA backend the base model alone is served."""
+        self._attention, self._lora = attention, lora
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Run the step's rows through all layers: hidden states [L, H] of ``batch.logits_rows``, after the last norm.
+
+        The backends' ``plan(batch)`` must have been called. Writes K and V of the rows into the arena.
+        """
+        attention, lora = self._attention, self._lora
+        assert attention is not None, "bind() comes before forward()"
+        hidden_TH = self._embedding(batch.token_ids_T)
+        for layer in self._layers:
+            layer.run(hidden_TH, attention, lora)
+        return self._norm(hidden_TH.index_select(0, batch.logits_rows))
+
+    @torch.inference_mode()
+    def logits(self, hidden_LH: torch.Tensor) -> torch.Tensor:
+        """[L, V] in the model's dtype."""
+        return self._head(hidden_LH)
+
+
+__all__ = ["DecoderLayer", "LlamaForCausalLM"]

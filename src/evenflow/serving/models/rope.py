@@ -1,0 +1,149 @@
+"""Rotary position embedding as a value: which kind, and its numbers, read from ``config.json``. No torch.
+
+transformers 5 writes one ``rope_parameters`` object; published models have ``rope_theta`` and
+``rope_scaling``. Both are read. Kinds: default (RoPE, Su et al. 2021), linear (position
+interpolation), dynamic (NTK-aware, inside the original context only), llama3, yarn (Peng et al. 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evenflow.base.errors import ModelError
+
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+
+_FIELDS = {
+    "default": frozenset[str](),
+    "linear": frozenset({"factor"}),
+    "dynamic": frozenset({"factor"}),
+    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+    "yarn": frozenset(
+        {
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        }
+    ),
+}
+_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_REQUIRED = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """One kind of rotary embedding. Fields that a kind does not use keep their defaults."""
+
+    kind: str = "default"
+    theta: float = 10000.0
+    """Base of the geometric series of wavelengths."""
+    factor: float = 1.0
+    """How many times the context is stretched."""
+    original_max_position: int = 0
+    """Context, in tokens, before stretching (llama3, yarn, dynamic)."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    """Multiplies cos and sin (yarn)."""
+
+
+def read_rope(config: Mapping[str, Any], max_position_embeddings: int) -> RopeSpec:
+    """Read the rotary embedding of a ``config.json``. Raises ModelError naming field and value."""
+    field, given = _rope_object(config)
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in ROPE_KINDS:
+        raise ModelError(f"{field}.rope_type is {kind!r}; supported: {', '.join(ROPE_KINDS)}")
+    unknown = sorted(set(given) - _COMMON - _FIELDS[kind])
+    if unknown:
+        raise ModelError(f"{field}.{unknown[0]} is {given[unknown[0]]!r}; a {kind} rope has no such field")
+    for name in _REQUIRED[kind]:
+        if given.get(name) is None:
+            raise ModelError(f"{field}.{name} is missing; a {kind} rope needs it")
+    partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial not in (None, 1, 1.0):
+        raise ModelError(f"partial_rotary_factor is {partial!r}; supported: 1.0")
+
+    def number(name: str, default: float) -> float:
+        value = given.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise ModelError(f"{field}.{name} is {value!r}; allowed: a number above 0")
+        return float(value)
+
+    theta = given.get("rope_theta", config.get("rope_theta", 10000.0))
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
+        raise ModelError(f"rope_theta is {theta!r}; allowed: a number above 0")
+    factor = number("factor", 1.0)
+    # A field of its own beside the rope object wins, as in transformers.
+    original = config.get("original_max_position_embeddings")
+    if original is None:
+        original = number("original_max_position_embeddings", max_position_embeddings)
+    truncate = given.get("truncate", True)
+    if not isinstance(truncate, bool):
+        raise ModelError(f"{field}.truncate is {truncate!r}; allowed: true or false")
+    low, high = number("low_freq_factor", 1.0), number("high_freq_factor", 4.0)
+    if kind == "llama3" and high <= low:
+        raise ModelError(f"{field}.high_freq_factor is {high}; allowed: above low_freq_factor ({low})")
+    return RopeSpec(
+        kind=kind,
+        theta=float(theta),
+        factor=factor,
+        original_max_position=int(original),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        beta_fast=number("beta_fast", 32.0),
+        beta_slow=number("beta_slow", 1.0),
+        truncate=truncate,
+        attention_factor=_attention_factor(number, factor) if kind == "yarn" else 1.0,
+    )
+
+
+def _rope_object(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """(name of the field it came from, the rope object, {} if there is none)."""
+    for field in ("rope_parameters", "rope_scaling"):
+        value = config.get(field)
+        if value is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise ModelError(f"{field} is {value!r}; allowed: an object or null")
+        nested = [key for key, entry in value.items() if isinstance(entry, Mapping)]
+        if nested:
+            raise ModelError(f"{field}.{nested[0]} is an object; a rope of its own per layer type is not supported")
+        return field, value
+    return "rope_scaling", {}
+
+
+def _attention_factor(number: Any, factor: float) -> float:
+    """YaRN's correction of the softmax temperature: given, from mscale, or 0.1 ln(factor) + 1."""
+
+    def mscale(scale: float, by: float = 1.0) -> float:
+        return 1.0 if scale <= 1 else 0.1 * by * math.log(scale) + 1.0
+
+    given = number("attention_factor", 0.0)
+    if given:
+        return float(given)
+    one, all_dims = number("mscale", 0.0), number("mscale_all_dim", 0.0)
+    if one and all_dims:
+        return mscale(factor, one) / mscale(factor, all_dims)
+    return mscale(factor)
+
+
+__all__ = ["ROPE_KINDS", "RopeSpec", "read_rope"]

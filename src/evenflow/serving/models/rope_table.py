@@ -1,0 +1,70 @@
+"""Cosines and sines of every position, once per model: what attention backends rotate q and k with.
+
+Legend: P positions, D half of head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from evenflow.serving.models.rope import RopeSpec
+
+
+def rope_table(
+    spec: RopeSpec, head_dim: int, max_len: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cos, sin), fp32 [P, D] each, for positions 0 .. max_len - 1, times the attention factor.
+
+    Half-split convention (GPT-NeoX): element i of a head is rotated with element i + D.
+    A dynamic rope equals the default one as far as its original context, and only that far is it
+    served (ModelConfig.context_length), so its table is the default one.
+    """
+    inverse_D = inverse_frequencies(spec, head_dim)
+    angles_PD = torch.arange(max_len, dtype=torch.float32)[:, None] * inverse_D[None, :]
+    cos_PD, sin_PD = angles_PD.cos() * spec.attention_factor, angles_PD.sin() * spec.attention_factor
+    return cos_PD.to(device), sin_PD.to(device)
+
+
+def inverse_frequencies(spec: RopeSpec, head_dim: int) -> torch.Tensor:
+    """Radians per position, fp32 [D]."""
+    wave_D = spec.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    inverse_D = 1.0 / wave_D
+    if spec.kind == "linear":
+        return inverse_D / spec.factor
+    if spec.kind == "llama3":
+        return _llama3(spec, inverse_D)
+    if spec.kind == "yarn":
+        return _yarn(spec, wave_D, head_dim)
+    return inverse_D
+
+
+def _llama3(spec: RopeSpec, inverse_D: torch.Tensor) -> torch.Tensor:
+    """Long wavelengths are stretched, short ones kept, those between interpolated (Llama 3.1)."""
+    wavelength_D = 2 * math.pi / inverse_D
+    low, high, original = spec.low_freq_factor, spec.high_freq_factor, spec.original_max_position
+    smooth_D = (original / wavelength_D - low) / (high - low)
+    between_D = (1 - smooth_D) * inverse_D / spec.factor + smooth_D * inverse_D
+    stretched_D = torch.where(wavelength_D > original / low, inverse_D / spec.factor, between_D)
+    return torch.where(wavelength_D < original / high, inverse_D, stretched_D)
+
+
+def _yarn(spec: RopeSpec, wave_D: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """NTK-by-parts (YaRN, equations 22-23): a linear ramp over dimensions between stretched and kept."""
+
+    def dimension(rotations: float) -> float:
+        return head_dim * math.log(spec.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(spec.theta))
+
+    low, high = dimension(spec.beta_fast), dimension(spec.beta_slow)
+    if spec.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    ramp_D = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    kept_D = 1 - ramp_D
+    return 1.0 / (spec.factor * wave_D) * (1 - kept_D) + 1.0 / wave_D * kept_D
+
+
+__all__ = ["inverse_frequencies", "rope_table"]

@@ -1,0 +1,163 @@
+"""From safetensors to the matrices a decoder multiplies with: fused, in the serving dtype, on the device.
+
+Strict: every tensor of the file is used or the model is refused, and so is a model that lacks one.
+Legend: H hidden, V vocabulary; matrices are [output, input].
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from evenflow.base.errors import ModelError
+from evenflow.serving.models.checkpoint import Checkpoint
+from evenflow.serving.models.config import ModelConfig
+
+_ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+"""Old Llama checkpoints carry this buffer; it follows from the config."""
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One decoder layer. qkv is [q | k | v] and gate_up [gate | up], rows one after another."""
+
+    attention_norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    o: torch.Tensor
+    o_bias: torch.Tensor | None
+    mlp_norm: torch.Tensor
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+@dataclass(slots=True)
+class ModelWeights:
+    """A whole model. ``layers`` is produced, and can be consumed, one layer at a time."""
+
+    embedding: torch.Tensor
+    layers: deque[LayerWeights]
+    norm: torch.Tensor
+    head: torch.Tensor
+    """The embedding itself where they are tied."""
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a folder with this config must hold."""
+    shape = config.shape
+    hidden = shape.hidden_size
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocab_size, hidden)}
+    for layer in range(shape.num_layers):
+        prefix = f"model.layers.{layer}."
+        tensors |= {prefix + "input_layernorm.weight": (hidden,), prefix + "post_attention_layernorm.weight": (hidden,)}
+        for module, has_bias in (
+            ("self_attn.q_proj", config.has_qkv_bias),
+            ("self_attn.k_proj", config.has_qkv_bias),
+            ("self_attn.v_proj", config.has_qkv_bias),
+            ("self_attn.o_proj", config.has_o_bias),
+            ("mlp.gate_proj", config.has_mlp_bias),
+            ("mlp.up_proj", config.has_mlp_bias),
+            ("mlp.down_proj", config.has_mlp_bias),
+        ):
+            inputs, outputs = shape.module_widths(module.split(".")[1])
+            tensors[prefix + module + ".weight"] = (outputs, inputs)
+            if has_bias:
+                tensors[prefix + module + ".bias"] = (outputs,)
+        if config.has_qk_norm:
+            tensors |= {prefix + f"self_attn.{which}_norm.weight": (shape.head_dim,) for which in "qk"}
+    tensors["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = (shape.vocab_size, hidden)
+    return tensors
+
+
+def load_weights(path: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> ModelWeights:
+    """Read the folder's safetensors. Raises ModelError naming missing, left-over or misshapen tensors."""
+    with Checkpoint(path) as checkpoint:
+        _check(checkpoint.shapes, config, Path(path))
+        source = _Source(checkpoint, dtype, device)
+        embedding = source.tensor("model.embed_tokens.weight")
+        if not config.tie_word_embeddings:
+            head = source.tensor("lm_head.weight")
+        else:
+            head = embedding
+            if "lm_head.weight" in checkpoint.shapes and not torch.equal(source.tensor("lm_head.weight"), embedding):
+                raise ModelError(
+                    f"{path}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight"
+                )
+        layers = deque(_layers(source, config))
+        return ModelWeights(embedding=embedding, layers=layers, norm=source.tensor("model.norm.weight"), head=head)
+
+
+class _Source:
+    """Tensors of a checkpoint in the serving dtype on the device, alone or stacked."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        self._checkpoint, self._dtype, self._device = checkpoint, dtype, device
+
+    def tensor(self, name: str) -> torch.Tensor:
+        # A copy even where nothing changes: the file's mapping is closed after loading.
+        return self._checkpoint.tensor(name).to(device=self._device, dtype=self._dtype, copy=True)
+
+    def stacked(self, names: list[str]) -> torch.Tensor:
+        shapes = [self._checkpoint.shapes[name] for name in names]
+        total = torch.empty((sum(s[0] for s in shapes), *shapes[0][1:]), dtype=self._dtype, device=self._device)
+        start = 0
+        for name, shape in zip(names, shapes):
+            total[start : start + shape[0]].copy_(self._checkpoint.tensor(name))
+            start += shape[0]
+        return total
+
+
+def _layers(source: _Source, config: ModelConfig) -> Iterator[LayerWeights]:
+    for layer in range(config.shape.num_layers):
+        prefix = f"model.layers.{layer}."
+        qkv = [prefix + f"self_attn.{which}_proj" for which in "qkv"]
+        gate_up = [prefix + f"mlp.{which}_proj" for which in ("gate", "up")]
+        o, down = prefix + "self_attn.o_proj", prefix + "mlp.down_proj"
+        yield LayerWeights(
+            attention_norm=source.tensor(prefix + "input_layernorm.weight"),
+            qkv=source.stacked([name + ".weight" for name in qkv]),
+            qkv_bias=source.stacked([name + ".bias" for name in qkv]) if config.has_qkv_bias else None,
+            q_norm=source.tensor(prefix + "self_attn.q_norm.weight") if config.has_qk_norm else None,
+            k_norm=source.tensor(prefix + "self_attn.k_norm.weight") if config.has_qk_norm else None,
+            o=source.tensor(o + ".weight"),
+            o_bias=source.tensor(o + ".bias") if config.has_o_bias else None,
+            mlp_norm=source.tensor(prefix + "post_attention_layernorm.weight"),
+            gate_up=source.stacked([name + ".weight" for name in gate_up]),
+            gate_up_bias=source.stacked([name + ".bias" for name in gate_up]) if config.has_mlp_bias else None,
+            down=source.tensor(down + ".weight"),
+            down_bias=source.tensor(down + ".bias") if config.has_mlp_bias else None,
+        )
+
+
+def _check(found: Mapping[str, tuple[int, ...]], config: ModelConfig, path: Path) -> None:
+    expected = expected_tensors(config)
+    missing = sorted(set(expected) - set(found))
+    if missing:
+        raise ModelError(f"{path}: {len(missing)} tensors are missing: {_some(missing)}")
+    allowed = set(expected) | ({"lm_head.weight"} if config.tie_word_embeddings else set())
+    left = sorted(name for name in found if name not in allowed and not _ROTARY_BUFFER.fullmatch(name))
+    if left:
+        raise ModelError(
+            f"{path}: {len(left)} tensors belong to no part of a {config.architecture} of this config: {_some(left)}"
+        )
+    wrong = [f"{n} is {list(found[n])}, the config says {list(s)}" for n, s in expected.items() if found[n] != s]
+    if wrong:
+        raise ModelError(f"{path}: {len(wrong)} tensors have another shape: {_some(wrong)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+__all__ = ["LayerWeights", "ModelWeights", "expected_tensors", "load_weights"]

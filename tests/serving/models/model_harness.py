@@ -1,0 +1,72 @@
+"""A minimal engine: pages, plans and greedy choice by hand, to compare the decoder with its oracle."""
+
+import torch
+
+from evenflow.serving.backends.batch import build_batch
+from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.torch_attention import TorchAttention
+from evenflow.serving.backends.torch_lora import TorchLoRA
+from evenflow.serving.core.plan import PlannedSequence, SampleSpec, StepPlan
+from evenflow.serving.core.request import RequestId
+from evenflow.serving.core.sampling import GREEDY
+from evenflow.serving.memory.layout import ArenaLayout
+from evenflow.serving.models.load import load_model
+from evenflow.serving.models.rope_table import rope_table
+
+PAGES_PER_SEQUENCE = 8
+
+
+class Harness:
+    """Runs prompts through a decoder with the torch backends, each sequence in pages of its own."""
+
+    def __init__(self, folder, config, dtype=torch.float32, num_pages=128):
+        self.config = config
+        self.layout = ArenaLayout(config.shape, dtype.itemsize)
+        self.storage = Storage(self.layout, num_pages, dtype, torch.device("cpu"))
+        cos, sin = rope_table(config.rope, config.shape.head_dim, config.context_length())
+        self.model = load_model(folder, config, dtype)
+        self.attention = TorchAttention(self.storage, cos, sin, config.shape.head_dim**-0.5)
+        self.lora = TorchLoRA(self.storage)
+        self.model.bind(self.attention, self.lora)
+        self._next_page = num_pages
+
+    def load(self, slot, signature, image):
+        """Copy an adapter's image into the last free pages and bind ``slot`` to it."""
+        self._next_page -= len(image)
+        pages = list(range(self._next_page, self._next_page + len(image)))
+        self.storage.write_pages(pages, torch.from_numpy(image))
+        self.lora.bind(slot, signature, pages)
+
+    def step(self, rows):
+        """rows: (sequence number, token ids, start, slot). Returns fp32 logits of each sequence's last row."""
+        sequences = []
+        for number, tokens, start, slot in rows:
+            used = -(-(start + len(tokens)) // self.layout.page_tokens)
+            assert used <= PAGES_PER_SEQUENCE
+            pages = list(range(number * PAGES_PER_SEQUENCE, number * PAGES_PER_SEQUENCE + used))
+            sample = SampleSpec(GREEDY, [], [], 0)
+            sequences.append(PlannedSequence(RequestId(str(number)), tokens, start, pages, slot, sample))
+        batch = build_batch(StepPlan(0, tuple(sequences)), self.layout.page_tokens, torch.device("cpu"))
+        self.attention.plan(batch)
+        self.lora.plan(batch)
+        return self.model.logits(self.model.forward(batch)).float()
+
+    def generate(self, prompts, num_tokens, slots=None, chunk=10_000):
+        """Greedy. (token ids of each prompt, logits [num_tokens, V] of each prompt)."""
+        slots = slots or [-1] * len(prompts)
+        tokens = [list(p) for p in prompts]
+        done = [0] * len(prompts)
+        outputs = [[] for _ in prompts]
+        logits = [[] for _ in prompts]
+        while any(len(o) < num_tokens for o in outputs):
+            rows = []
+            for i, known in enumerate(tokens):
+                if len(outputs[i]) < num_tokens:
+                    rows.append((i, known[done[i] : done[i] + chunk], done[i], slots[i]))
+            for (i, part, start, _), row in zip(rows, self.step(rows)):
+                done[i] = start + len(part)
+                if done[i] == len(tokens[i]):
+                    logits[i].append(row)
+                    outputs[i].append(int(row.argmax()))
+                    tokens[i].append(outputs[i][-1])
+        return outputs, [torch.stack(rows) for rows in logits]
