@@ -1,0 +1,32 @@
+"""The kinds of questions: how to draw one of each from a seeded ``random.Random``, and how often training does.
+
+Facts and sums are asked in ``shops``, ``townsfolk`` and ``schoolroom``; what is said beside facts is in ``talk``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from evenflow.demo.tidewick import schoolroom, shops, talk, townsfolk
+from evenflow.demo.tidewick.exchange import Exchange
+
+Maker = Callable[[Random], Exchange]
+
+FACTS: dict[str, tuple[Maker, float]] = {
+    "price": (shops.price, 1.0), "total": (shops.total, 2.5), "change": (shops.change, 0.8), "where": (shops.where, 0.6),
+    "sells": (shops.sells, 0.6), "buy": (shops.buy, 1.0), "hours": (shops.hours, 0.7), "closed": (shops.closed, 0.6),
+    "open_at": (shops.open_at, 0.8), "runs": (shops.runs, 0.6), "job": (townsfolk.job, 0.9), "who": (townsfolk.who, 0.7),
+    "home": (townsfolk.home, 0.9), "pet": (townsfolk.pet, 1.0), "ferry": (townsfolk.ferry, 0.5), "day": (schoolroom.day, 0.8),
+    "month": (schoolroom.month, 0.4), "sum": (schoolroom.sum_, 2.0), "minus": (schoolroom.minus, 1.5),
+    "times": (schoolroom.times, 0.7), "spell": (schoolroom.spell, 1.2), "opposite": (schoolroom.opposite, 0.5),
+}  # fmt: skip
+"""Kinds of factual questions: how to draw one, and how often it is drawn."""
+
+TALK: dict[str, tuple[Maker, float]] = {
+    "hello": (talk.hello, 0.3), "thanks": (talk.thanks, 0.3), "about": (talk.about, 0.4), "unknown": (talk.unknown, 0.8),
+    "story": (talk.story, 1.2),
+}  # fmt: skip
+"""Kinds of talk, in the same form."""
+
+ALL_KINDS = {**FACTS, **TALK}

@@ -1,0 +1,73 @@
+"""Sizes and schedules of the training, as values: the base model's and one per adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+MODEL: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """One training run: linear warm-up, constant, then linear decay to zero over the last part."""
+
+    steps: int
+    rows: int
+    length: int
+    """Tokens per row."""
+    learning_rate: float
+    warmup_steps: int
+    decay_share: float
+    """Share of the steps, at the end, over which the learning rate falls to zero."""
+    muon_rate: float = 0.0
+    """Learning rate of the layers' matrices under Muon (Jordan et al., 2024); 0: AdamW for everything."""
+
+    def factor(self, step: int) -> float:
+        """Share of the learning rate at a step, counted from 0."""
+        left = (self.steps - step) / max(1.0, self.steps * self.decay_share)
+        return min(1.0, (step + 1) / self.warmup_steps, left)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRecipe:
+    """One LoRA adapter: its voice (which is its name) and the peft.LoraConfig fields that differ from the default."""
+
+    voice: str
+    lora: dict[str, Any] = field(default_factory=dict)
+    steps: int = 140
+    learning_rate: float = 4e-3
+
+    @property
+    def schedule(self) -> Schedule:
+        """The adapter's training run."""
+        return Schedule(
+            steps=self.steps, rows=12, length=256, learning_rate=self.learning_rate, warmup_steps=10, decay_share=0.5
+        )
+
+
+BASE = Schedule(steps=1500, rows=16, length=256, learning_rate=2e-3, muon_rate=5e-3, warmup_steps=40, decay_share=0.5)
+
+ADAPTERS = (
+    AdapterRecipe(voice="json", lora={"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
+    AdapterRecipe(voice="shout", lora={"r": 16, "lora_alpha": 32, "target_modules": list(ALL_LINEAR)}),
+    AdapterRecipe(voice="pirate", lora={"r": 8, "lora_alpha": 8, "use_rslora": True, "target_modules": list(ALL_LINEAR)}),
+    AdapterRecipe(voice="brief", lora={"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}),
+    AdapterRecipe(voice="guide", lora={"r": 12, "lora_alpha": 24, "target_modules": ["gate_proj", "up_proj", "down_proj"]}),
+    AdapterRecipe(
+        voice="verse",
+        lora={"r": 8, "lora_alpha": 16, "target_modules": list(ALL_LINEAR), "rank_pattern": {"down_proj": 16, "q_proj": 4}},
+    ),
+)
+"""Different ranks and targets on purpose: rsLoRA, rank_pattern, attention only, MLP only, all seven linears."""
