@@ -77,6 +77,10 @@ class LlamaForCausalLM:
             layer.run(hidden_TH, attention, lora)
         return self._norm(hidden_TH.index_select(0, batch.logits_rows))
 
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Logits [L, V] of ``batch.logits_rows``."""
+        return self.logits(self.forward(batch))
+
     @torch.inference_mode()
     def logits(self, hidden_LH: torch.Tensor) -> torch.Tensor:
         """[L, V] in the model's dtype."""

@@ -1,0 +1,210 @@
+"""Adapters by name and by digest on the host: names point at digests, digests own rows.
+
+A digest lives as long as a name points at it or a request in flight uses it. So a reload under the
+same name leaves running requests their old weights, and an unload drains before it frees. It knows
+neither slots nor pages of the arena (residency) and no clients.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from evenflow.base.errors import AdapterExists, AdapterNotFound, AdapterRejected, InvalidRequest
+from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
+from evenflow.serving.core.request import AdapterDigest
+from evenflow.serving.lora.image import page_image
+from evenflow.serving.lora.peft import read_adapter
+from evenflow.serving.memory.layout import ArenaLayout
+
+log = logging.getLogger("evenflow.lora")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedAdapter:
+    """One adapter, read, checked and laid out, ready to be registered."""
+
+    record: AdapterRecord
+    image: np.ndarray
+    """uint8 [num_pages, page_bytes]"""
+    target_modules: tuple[str, ...]
+    path: Path
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    prepared: PreparedAdapter
+    names: dict[str, None] = field(default_factory=dict)
+    """Names in the order they were given."""
+    last_name: str = ""
+    num_users: int = 0
+
+
+class Catalog:
+    """All adapters the engine may serve. ``prepare`` may run on any thread; everything else on the engine's.
+
+    ``reserved``: names of the base model. ``max_rank``: highest rank to accept. ``on_freed`` is called
+    with a digest after its last name and its last user are gone, and its rows with them.
+    """
+
+    def __init__(
+        self,
+        layout: ArenaLayout,
+        *,
+        reserved: Sequence[str] = (),
+        max_rank: int | None = None,
+        on_freed: Callable[[AdapterDigest], None] | None = None,
+    ) -> None:
+        self._layout = layout
+        self._reserved = frozenset(reserved)
+        self._max_rank = max_rank
+        self._on_freed = on_freed
+        self._digest_by_name: dict[str, AdapterDigest] = {}
+        self._entries: dict[AdapterDigest, _Entry] = {}
+
+    def prepare(self, path: str | Path) -> PreparedAdapter:
+        """Read and check the PEFT folder at ``path`` and lay its rows out in pages. Changes nothing.
+
+        Raises AdapterNotFound, or AdapterRejected with all reasons.
+        """
+        adapter = read_adapter(path, self._layout.shape, self._max_rank)
+        try:
+            placement, image = page_image(adapter, self._layout)
+        except OverflowError as error:
+            raise AdapterRejected(str(path), [str(error)]) from None
+        record = AdapterRecord(adapter.digest, adapter.signature, placement.num_pages, placement.size_bytes)
+        return PreparedAdapter(record, image, adapter.target_modules, Path(path))
+
+    def register(self, name: str, adapter: PreparedAdapter | str | Path, *, replace: bool = False) -> AdapterDigest:
+        """Serve ``adapter`` (prepared, or a folder) under ``name`` from now on.
+
+        Raises AdapterExists if the name is the base model's, or taken and ``replace`` is False;
+        InvalidRequest for an empty name; and what ``prepare`` raises.
+        """
+        if not name or not name.isprintable():
+            raise InvalidRequest(f"the adapter's name is {name!r}; allowed: a printable text", "lora_name")
+        if name in self._reserved:
+            raise AdapterExists(f"{name!r} is the base model's name")
+        if name in self._digest_by_name and not replace:
+            raise AdapterExists(f"an adapter named {name!r} is already registered; unload it, or replace it")
+        prepared = adapter if isinstance(adapter, PreparedAdapter) else self.prepare(adapter)
+        digest = prepared.record.digest
+        previous = self._digest_by_name.get(name)
+        if previous == digest:
+            return digest
+        entry = self._entries.setdefault(digest, _Entry(prepared))
+        entry.names[name] = None
+        entry.last_name = name
+        self._digest_by_name[name] = digest
+        if previous is not None:
+            self._drop_name(previous, name)
+        return digest
+
+    def unregister(self, name: str) -> AdapterDigest:
+        """Forget ``name``. Its rows stay until the last request that uses them ends. Raises AdapterNotFound."""
+        digest = self.resolve(name)
+        del self._digest_by_name[name]
+        self._drop_name(digest, name)
+        return digest
+
+    def resolve(self, name: str) -> AdapterDigest:
+        """What ``name`` means now. Raises AdapterNotFound."""
+        try:
+            return self._digest_by_name[name]
+        except KeyError:
+            raise AdapterNotFound(f"no adapter is named {name!r}") from None
+
+    def retain(self, digest: AdapterDigest) -> None:
+        """One more request uses ``digest``. Raises AdapterNotFound if it is gone."""
+        self._entry(digest).num_users += 1
+
+    def release(self, digest: AdapterDigest) -> None:
+        """One request fewer uses it."""
+        entry = self._entries[digest]
+        assert entry.num_users > 0, f"adapter {digest} was released more often than retained"
+        entry.num_users -= 1
+        self._free_if_unused(digest, entry)
+
+    def record(self, digest: AdapterDigest) -> AdapterRecord:
+        """Identity, shape and size. Raises AdapterNotFound."""
+        return self._entry(digest).prepared.record
+
+    def image(self, digest: AdapterDigest) -> np.ndarray:
+        """Rows in page form: uint8 [num_pages, page_bytes]; not to be changed. Raises AdapterNotFound."""
+        return self._entry(digest).prepared.image
+
+    def host_image(self, digest: AdapterDigest) -> tuple[AdapterSignature, np.ndarray]:
+        """Signature and page-form image: what a worker needs to load it. Raises AdapterNotFound."""
+        prepared = self._entry(digest).prepared
+        return prepared.record.signature, prepared.image
+
+    def target_modules(self, digest: AdapterDigest) -> tuple[str, ...]:
+        """The modules it adapts in any layer. Raises AdapterNotFound."""
+        return self._entry(digest).prepared.target_modules
+
+    def names(self, digest: AdapterDigest) -> tuple[str, ...]:
+        """Names that point at ``digest``; empty while it drains. Raises AdapterNotFound."""
+        return tuple(self._entry(digest).names)
+
+    def last_name(self, digest: AdapterDigest) -> str:
+        """The latest name that pointed at it, also while it drains. Raises AdapterNotFound."""
+        return self._entry(digest).last_name
+
+    def num_users(self, digest: AdapterDigest) -> int:
+        """Requests in flight that use it. Raises AdapterNotFound."""
+        return self._entry(digest).num_users
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._entries
+
+    def __iter__(self) -> Iterator[AdapterDigest]:
+        """Every digest, those that drain included."""
+        return iter(list(self._entries))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def digest_by_name(self) -> dict[str, AdapterDigest]:
+        """A copy: every name that can be asked for."""
+        return dict(self._digest_by_name)
+
+    @property
+    def size_bytes(self) -> int:
+        """Host memory that the images take."""
+        return sum(entry.prepared.image.nbytes for entry in self._entries.values())
+
+    def check_integrity(self) -> None:
+        """Assert that names and digests agree, and that nothing without a name and a user is kept."""
+        for name, digest in self._digest_by_name.items():
+            assert name in self._entries[digest].names, f"{name} points at {digest}, which does not know it"
+        for digest, entry in self._entries.items():
+            assert entry.prepared.record.digest == digest
+            assert all(self._digest_by_name.get(name) == digest for name in entry.names), f"{digest} has a stale name"
+            assert entry.names or entry.num_users > 0, f"{digest} should have been freed"
+
+    def _entry(self, digest: AdapterDigest) -> _Entry:
+        try:
+            return self._entries[digest]
+        except KeyError:
+            raise AdapterNotFound(f"no adapter has the digest {digest}") from None
+
+    def _drop_name(self, digest: AdapterDigest, name: str) -> None:
+        entry = self._entries[digest]
+        del entry.names[name]
+        self._free_if_unused(digest, entry)
+
+    def _free_if_unused(self, digest: AdapterDigest, entry: _Entry) -> None:
+        if entry.names or entry.num_users:
+            return
+        del self._entries[digest]
+        log.info("adapter %s (%s) is gone", entry.last_name, digest[:12])
+        if self._on_freed is not None:
+            self._on_freed(digest)
+
+
+__all__ = ["Catalog", "PreparedAdapter"]

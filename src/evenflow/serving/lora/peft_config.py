@@ -1,0 +1,267 @@
+"""``adapter_config.json`` of a PEFT LoRA adapter, read strictly: which modules, which rank, which scale.
+
+Fields are those of peft 0.21's LoraConfig. What changes the arithmetic and is not plain LoRA is a
+reason to refuse; what only steered training is ignored.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+V = TypeVar("V")
+
+_IGNORED = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "inference_mode",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+    }
+)
+"""They steer training or belong to another field that is checked."""
+_READ = frozenset(
+    {
+        "peft_type",
+        "task_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "target_modules",
+        "exclude_modules",
+        "rank_pattern",
+        "alpha_pattern",
+        "layers_to_transform",
+        "layers_pattern",
+        "fan_in_fan_out",
+        "init_lora_weights",
+        "bias",
+    }
+)
+_REMEDIES = {
+    "use_dora": "train without DoRA",
+    "lora_bias": "train with lora_bias false",
+    "modules_to_save": "train without modules_to_save, or serve the merged model as a base model",
+    "trainable_token_indices": "train without them",
+    "alora_invocation_tokens": "activated LoRA is not supported",
+    "layer_replication": "the adapter needs a base model with replicated layers",
+    "use_qalora": "train without QA-LoRA",
+    "use_bdlora": "train without block-diagonal LoRA",
+    "target_parameters": "target linear modules",
+    "velora_config": "train with plain LoRA",
+    "monteclora_config": "train with plain LoRA",
+    "arrow_config": "serve the routed adapters one by one",
+    "kasa_config": "train with plain LoRA",
+    "megatron_config": "convert the adapter to plain LoRA",
+}
+_PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_PATTERN_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class LoraRules:
+    """What the config says about any module path of the base model."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool
+    targets: tuple[str, ...] | str
+    """Names, or one regular expression, or "all-linear"."""
+    exclude: tuple[str, ...] | str
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    layers: frozenset[int] | None
+    layers_pattern: tuple[str, ...]
+    base_model: str | None
+
+    def is_target(self, path: str) -> bool:
+        """True if PEFT would put LoRA on the module at ``path`` (of the base model, like model.layers.0.mlp.up_proj)."""
+        if _matches(self.exclude, path):
+            return False
+        if isinstance(self.targets, str):
+            if self.targets.lower() == "all-linear":
+                return path.endswith("_proj")
+            return re.fullmatch(self.targets, path) is not None
+        if path in self.targets:
+            return True
+        if not _matches(self.targets, path):
+            return False
+        return self.layers is None or self._layer_of(path) in self.layers
+
+    def rank_of(self, path: str) -> int:
+        """LoRA rank of the module at ``path``."""
+        return _by_pattern(self.rank_pattern, path, self.rank)
+
+    def scale_of(self, path: str) -> float:
+        """alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023), of the module at ``path``."""
+        rank, alpha = self.rank_of(path), _by_pattern(self.alpha_pattern, path, self.alpha)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def _layer_of(self, path: str) -> int | None:
+        if not self.layers_pattern:
+            match = re.match(r".*?\.[^.]*\.(?P<index>\d+)\.", path)
+            return int(match["index"]) if match else None
+        for pattern in self.layers_pattern:
+            match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", path)
+            if match:
+                return int(match["index"])
+        return None
+
+
+def read_rules(config: Mapping[str, Any], reasons: list[str]) -> LoraRules | None:
+    """The rules, or None; every fault found is appended to ``reasons``."""
+    before = len(reasons)
+    _refuse_unsupported(config, reasons)
+    rank = _rank(config.get("r", 8), "r", reasons)
+    alpha = _number(config.get("lora_alpha", 8), "lora_alpha", reasons)
+    targets = _names_or_pattern(config.get("target_modules"), "target_modules", reasons)
+    exclude = _names_or_pattern(config.get("exclude_modules"), "exclude_modules", reasons)
+    rank_pattern = {
+        key: _rank(value, f"rank_pattern[{key!r}]", reasons) for key, value in _mapping(config, "rank_pattern", reasons).items()
+    }
+    alpha_pattern = {
+        key: _number(value, f"alpha_pattern[{key!r}]", reasons)
+        for key, value in _mapping(config, "alpha_pattern", reasons).items()
+    }
+    for key in (*rank_pattern, *alpha_pattern):
+        _check_pattern(key, "rank_pattern or alpha_pattern", reasons)
+    layers = _layers(config.get("layers_to_transform"), reasons)
+    layers_pattern = config.get("layers_pattern") or ()
+    layers_pattern = (layers_pattern,) if isinstance(layers_pattern, str) else tuple(layers_pattern)
+    for pattern in layers_pattern:
+        _check_pattern(pattern, "layers_pattern", reasons)
+    if not targets:
+        reasons.append("target_modules is empty; allowed: module names, a regular expression or 'all-linear'")
+    if isinstance(targets, str) and (layers is not None or layers_pattern):
+        reasons.append("layers_to_transform and layers_pattern cannot be used when target_modules is a string")
+    if layers_pattern and layers is None:
+        reasons.append("layers_pattern is given without layers_to_transform")
+    if len(reasons) > before:
+        return None
+    base_model = config.get("base_model_name_or_path")
+    return LoraRules(
+        rank=rank,
+        alpha=alpha,
+        use_rslora=bool(config.get("use_rslora", False)),
+        targets=targets,
+        exclude=exclude,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        layers=layers,
+        layers_pattern=layers_pattern,
+        base_model=base_model if isinstance(base_model, str) else None,
+    )
+
+
+def _refuse_unsupported(config: Mapping[str, Any], reasons: list[str]) -> None:
+    peft_type = config.get("peft_type")
+    if peft_type != "LORA":
+        reasons.append(f"peft_type is {peft_type!r}; supported: 'LORA'")
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        reasons.append(f"task_type is {config['task_type']!r}; supported: 'CAUSAL_LM'")
+    if config.get("bias", "none") != "none":
+        reasons.append(f"bias is {config['bias']!r}; supported: 'none' (train without biases)")
+    for flag in ("use_rslora", "fan_in_fan_out"):
+        if not isinstance(config.get(flag, False), bool | None):
+            reasons.append(f"{flag} is {config[flag]!r}; allowed: true or false")
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+        reasons.append(
+            f"init_lora_weights is {init!r}, which changes the base weights; "
+            "convert it with save_pretrained(path_initial_model_for_weight_conversion=...)"
+        )
+    elif init not in _PLAIN_INIT:
+        reasons.append(f"init_lora_weights is {init!r}; it is not known to be plain LoRA")
+    for field, value in config.items():
+        if field in _IGNORED or field in _READ or value in (None, False, "", [], {}):
+            continue
+        if field in _REMEDIES:
+            reasons.append(f"{field} is {value!r}; it is not supported ({_REMEDIES[field]})")
+        else:
+            reasons.append(f"{field} is {value!r}; no such LoRA field is known")
+
+
+def _rank(value: Any, name: str, reasons: list[str]) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        reasons.append(f"{name} is {value!r}; allowed: an integer of 1 or more")
+        return 1
+    return value
+
+
+def _number(value: Any, name: str, reasons: list[str]) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        reasons.append(f"{name} is {value!r}; allowed: a finite number")
+        return 1.0
+    return float(value)
+
+
+def _mapping(config: Mapping[str, Any], name: str, reasons: list[str]) -> Mapping[str, Any]:
+    value = config.get(name) or {}
+    if isinstance(value, Mapping):
+        return value
+    reasons.append(f"{name} is {value!r}; allowed: an object")
+    return {}
+
+
+def _names_or_pattern(value: Any, name: str, reasons: list[str]) -> tuple[str, ...] | str:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        if value.lower() != "all-linear":
+            _check_pattern(value, name, reasons)
+        return value
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return tuple(value)
+    reasons.append(f"{name} is {value!r}; allowed: a list of names, a regular expression or 'all-linear'")
+    return ()
+
+
+def _check_pattern(pattern: Any, name: str, reasons: list[str]) -> None:
+    if not isinstance(pattern, str) or len(pattern) > _PATTERN_CHARACTERS:
+        reasons.append(f"{name} holds {str(pattern)[:80]!r}; allowed: a text of at most {_PATTERN_CHARACTERS} characters")
+        return
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        reasons.append(f"{name} holds {pattern!r}, which is no regular expression ({error})")
+
+
+def _layers(value: Any, reasons: list[str]) -> frozenset[int] | None:
+    if value is None or value == []:
+        return None
+    values = [value] if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        return frozenset(values)
+    reasons.append(f"layers_to_transform is {value!r}; allowed: an integer or a list of integers")
+    return None
+
+
+def _matches(names: tuple[str, ...] | str, path: str) -> bool:
+    """A list matches by the whole path or its last parts, a string as a regular expression."""
+    if isinstance(names, str):
+        return re.fullmatch(names, path) is not None
+    return path in names or any(path.endswith(f".{name}") for name in names)
+
+
+def _by_pattern(patterns: Mapping[str, V], path: str, default: V) -> V:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default
+
+
+__all__ = ["LoraRules", "read_rules"]
