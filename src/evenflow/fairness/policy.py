@@ -49,6 +49,11 @@ class Schedulable(Protocol):
         """The true output length; only an oracle may look."""
         ...
 
+    @property
+    def is_complete(self) -> bool:
+        """It has ended by itself, not by abort or error: its output length is the one it was meant to have."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

@@ -79,6 +79,11 @@ class Request:
         """Prompt and output so far."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
+    @property
+    def is_complete(self) -> bool:
+        """True once it has ended by itself: at a stop, or at its length."""
+        return self.finish_reason is FinishReason.STOP or self.finish_reason is FinishReason.LENGTH
+
     def token_ids(self, start: int, stop: int) -> list[int]:
         """Tokens [start, stop) of prompt followed by output."""
         prompt = self.prompt_token_ids
