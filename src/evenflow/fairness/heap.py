@@ -53,6 +53,17 @@ class RisingHeap:
             heapq.heapreplace(heap, (current, entry, client_id))
         return None
 
+    def nearest(self, within: float, at_most: int) -> list[str]:
+        """Up to ``at_most`` clients, least first, whose keys exceed the least by no more than ``within``. O(at_most log n)."""
+        found: list[tuple[float, int, str]] = []
+        while len(found) < at_most and self.peek() is not None:
+            if found and self._heap[0][0] > found[0][0] + within:
+                break
+            found.append(heapq.heappop(self._heap))
+        for entry in found:
+            heapq.heappush(self._heap, entry)
+        return [client_id for _, _, client_id in found]
+
     def __contains__(self, client_id: object) -> bool:
         return client_id in self._entry_of
 

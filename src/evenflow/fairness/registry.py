@@ -24,6 +24,8 @@ class PolicySettings:
     cost: CostFunction = field(default_factory=WeightedTokens)
     seed: int = 0
     """For policies that draw random numbers."""
+    is_simulation: bool = False
+    """True lengths are known; policies that need them are refused elsewhere."""
 
 
 class PolicyFactory(Protocol):
@@ -39,8 +41,14 @@ def policy_registry() -> Registry:
     return Registry(
         "policy",
         {
+            "drr": "evenflow.fairness.baselines:DRR",
             "fcfs": "evenflow.fairness.baselines:FCFS",
+            "lcf": "evenflow.fairness.baselines:LCF",
+            "round-robin": "evenflow.fairness.baselines:RoundRobin",
+            "rpm": "evenflow.fairness.baselines:RPM",
             "vtc": "evenflow.fairness.vtc:VTC",
+            "vtc-oracle": "evenflow.fairness.oracle:OracleVTC",
+            "vtc-predict": "evenflow.fairness.prediction:PredictedVTC",
         },
     )
 
@@ -52,12 +60,15 @@ def create_policy(
     weights: Weights | None = None,
     cost: CostFunction | None = None,
     seed: int = 0,
+    is_simulation: bool = False,
     registry: Registry | None = None,
 ) -> Policy:
     """Build the policy ``NAME[:ARGUMENT]``. Raises RegistryError, listing the known names, for an unknown one."""
     name, colon, argument = spec.partition(":")
     factory: PolicyFactory = (registry or policy_registry()).load(name.strip())
-    settings = PolicySettings(queues=queues, weights=weights, cost=cost or WeightedTokens(), seed=seed)
+    settings = PolicySettings(
+        queues=queues, weights=weights, cost=cost or WeightedTokens(), seed=seed, is_simulation=is_simulation
+    )
     return factory.from_settings(settings, argument.strip() if colon else None)
 
 

@@ -1,0 +1,180 @@
+"""What every policy owes to every scheduler, over all registered policies and random lives of requests."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evenflow.base.errors import RegistryError
+from evenflow.fairness import ClientQueues, create_policy, policy_registry
+from evenflow.fairness.toy import ToyServer
+
+EXTRA_SPECS = ("rpm:2", "drr:50", "vtc-predict:ewma", "vtc-predict:quantile:0.8", "vtc-oracle:0.5")
+SPECS = [*policy_registry(), *EXTRA_SPECS]
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(0, 4), st.integers(1, 40), st.integers(1, 12)),
+        st.tuples(st.just("step"), st.integers(1, 4)),
+        st.tuples(st.just("abort"), st.integers(0, 1000)),
+        st.tuples(st.just("preempt")),
+    ),
+    max_size=60,
+)
+
+
+def a_server(spec: str, weights=None, **kwargs) -> ToyServer:
+    queues = ClientQueues()
+    policy = create_policy(spec, queues=queues, weights=weights, seed=1, is_simulation=True)
+    return ToyServer(policy, queues, **{"memory_tokens": 120, **kwargs})
+
+
+def act(server: ToyServer, action: tuple) -> None:
+    if action[0] == "submit":
+        _, client, input_tokens, output_tokens = action
+        server.submit(f"c{client}", input_tokens, output_tokens, adapter=f"a{(client + output_tokens) % 3}")
+    elif action[0] == "step":
+        for _ in range(action[1]):
+            server.step()
+    elif action[0] == "abort":
+        alive = [*server.running, *(r for c in list(server.queues.clients) for r in server.queues.waiting(c))]
+        if alive:
+            server.abort(alive[action[1] % len(alive)])
+    else:
+        server.preempt()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@given(actions=ACTIONS)
+@settings(max_examples=25, deadline=None)
+def test_books_stay_in_order_and_everybody_is_served(spec, actions):
+    server = a_server(spec, weights={"c1": 2.0, "c2": 0.5})
+    for action in actions:
+        act(server, action)
+        server.check_integrity()
+        assert server.policy.pick(server.now_s) is server.policy.pick(server.now_s), "pick shows a side effect"
+        picked = server.policy.pick(server.now_s)
+        assert (picked is not None) == (server.queues.num_clients > 0), "work is waiting and nothing is picked, or the reverse"
+        if picked is not None:
+            assert picked in list(server.queues.waiting(picked.client_id)), "a request was picked that does not wait"
+    for _ in range(3000):
+        if not server.running and not server.queues.num_clients:
+            break
+        server.step()
+        server.check_integrity()
+    assert not server.running, "the server is not empty after everything had time to finish"
+    assert not server.queues.num_clients
+    assert all(r.is_complete or r.record.is_rejected or r.record.finished_s is not None for r in server.requests)
+
+
+class Audited:
+    """A policy whose counters are read before and after every call that may charge: the sum of changes by request."""
+
+    def __init__(self, policy) -> None:
+        self.policy = policy
+        self.charged: dict[int, float] = {}
+        self.is_ledger = True
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+    def _watch(self, call, request, *args) -> None:
+        client = request.client_id
+        before = self.policy.counters().get(client)
+        call(request, *args)
+        after = self.policy.counters().get(client)
+        if before is None or after is None:
+            self.is_ledger = False
+        else:
+            self.charged[request.request_id] = self.charged.get(request.request_id, 0.0) + after - before
+
+    def admitted(self, request, planned) -> None:
+        self._watch(self.policy.admitted, request, planned)
+
+    def charge(self, request, service) -> None:
+        self._watch(self.policy.charge, request, service)
+
+    def settle(self, request) -> None:
+        self._watch(self.policy.settle, request)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@given(actions=ACTIONS)
+@settings(max_examples=20, deadline=None)
+def test_what_is_settled_is_what_was_received(spec, actions):
+    """Finished, aborted at any moment or preempted: the changes of the counter add up to the price of the tokens."""
+    weights = {"c1": 2.0, "c2": 0.5}
+    server = a_server(spec, weights=weights, memory_tokens=10**8, max_running=9)
+    audit = server.policy = Audited(server.policy)
+    # one endless request of each client, so that no counter is forgotten in between
+    keepers = [server.submit(f"c{i}", 1, 10**6)[1] for i in range(5)]
+    server.step()
+    if not audit.is_ledger:
+        assert not audit.policy.counters()
+        return
+    for action in actions:
+        if action[0] == "abort":
+            alive = [r for r in server.requests if r not in keepers and r.was_admitted and not r.is_complete]
+            alive = [r for r in alive if r.record.finished_s is None]
+            if alive:
+                server.abort(alive[action[1] % len(alive)])
+        else:
+            act(server, action)
+        server.check_integrity()
+    for request in server.requests:
+        if request.was_admitted and request.record.finished_s is not None:
+            price = 0.0
+            if request.is_prompt_done:
+                price = request.num_prompt_tokens + 2.0 * request.num_output_tokens
+            charged = audit.charged[request.request_id] * weights.get(request.client_id, 1.0)
+            assert charged == pytest.approx(price, abs=1e-6), f"request {request} was charged {charged}, not {price}"
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_queue_of_one_client_is_in_order_of_arrival(spec):
+    server = a_server(spec, max_running=2)
+    requests = [server.submit("a", 2, 1 + i % 3)[1] for i in range(20)]
+    for _ in range(60):
+        server.step()
+    admitted = [r.record.admitted_s for r in requests if not r.record.is_rejected]
+    assert admitted == sorted(admitted)
+    assert len(admitted) >= 2
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_victim_is_one_of_those_that_run(spec):
+    server = a_server(spec)
+    assert server.policy.victim([]) is None
+    for client in "abc":
+        server.submit(client, 5, 9)
+    server.step()
+    assert server.policy.victim(server.running) in server.running
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nope", "known: .*drr, fcfs, .*vtc"),
+        ("fcfs:1", "takes no argument"),
+        ("vtc:x", "takes no argument"),
+        ("lcf:", "takes no argument"),
+        ("round-robin:2", "takes no argument"),
+        ("rpm:0", "from 1, got '0'"),
+        ("rpm:x", "from 1, got 'x'"),
+        ("drr:-5", "from 1, got '-5'"),
+        ("vtc-predict:mean:0", "got 'mean:0'"),
+        ("vtc-predict:ewma:2", "got 'ewma:2'"),
+        ("vtc-predict:crystal", "got 'crystal'"),
+        ("vtc-oracle:2", "from 0 to 1, got '2'"),
+        ("vtc-oracle:nan", "from 0 to 1"),
+    ],
+)
+def test_wrong_names_and_arguments_are_refused_with_what_is_allowed(spec, message):
+    with pytest.raises(RegistryError, match=message):
+        create_policy(spec, queues=ClientQueues(), is_simulation=True)
+
+
+def test_oracles_are_refused_outside_a_simulation():
+    with pytest.raises(RegistryError, match="only a simulation"):
+        create_policy("vtc-oracle", queues=ClientQueues())
