@@ -16,6 +16,8 @@
     ├── Rejected                 right, but not now: `retry_after_s` says when
     │   ├── ClientOverLimit      the client's own limit
     │   └── ServerFull           everybody's limit
+    ├── WireError                what ranks send each other cannot be encoded, decoded or delivered
+    │   └── NonFiniteInput       NaN, infinity, or a value beyond the range of the wire format
     └── EngineDead               the engine process ended; nothing can be served
 
 "Not now" inside the engine is a return value, "impossible" is an assert; neither is in this tree.
@@ -105,6 +107,14 @@ class ClientOverLimit(Rejected):
 
 class ServerFull(Rejected):
     """The waiting queue of the whole server is full."""
+
+
+class WireError(EvenFlowError):
+    """What ranks send each other cannot be encoded, decoded or delivered."""
+
+
+class NonFiniteInput(WireError):
+    """A tensor to be sent holds NaN, infinity, or a value beyond the range of the wire format."""
 
 
 class EngineDead(EvenFlowError):
