@@ -1,0 +1,297 @@
+"""What a compressor promises, and how one is made from its name.
+
+A compressor turns a tensor into one contiguous message and back. It is plain tensor code: it knows neither groups nor
+links (``transport``), and neither models nor sites (``evenflow.mcbench``). Everything in it is defined for one rank alone.
+
+Two algebras decide which collectives can carry a message:
+
+* LINEAR: C(x) + C(y) = C(x + y), so messages are floats that an all-reduce may add up;
+* NONLINEAR: messages are bytes, which must be gathered and decoded before they can be added.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evenflow.base.errors import ConfigError, NonFiniteInput, WireError
+from evenflow.base.registry import Registry
+
+Shape = Sequence[int]
+
+
+class Algebra(enum.Enum):
+    """Whether the messages of several ranks may be added up before they are decoded."""
+
+    LINEAR = "linear"
+    NONLINEAR = "nonlinear"
+
+
+class GradientRule(enum.Enum):
+    """What the backward pass does where the forward pass compressed."""
+
+    STRAIGHT_THROUGH = "straight-through"
+    """The gradient passes as if nothing had been compressed."""
+    SAME = "same"
+    """The gradient goes through the same compressor."""
+    MASKED = "masked"
+    """The gradient is kept only where the forward message had an entry."""
+    AUTOGRAD = "autograd"
+    """The exact derivative of encode and decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class WirePlan:
+    """How many bytes one encoded tensor has: the one fact that transports, ledgers and the cost model share."""
+
+    payload_bytes: int
+    """All bytes of the message."""
+    meta_bytes: int = 0
+    """Of these, scales and indices."""
+    messages: int = 1
+    """How many messages the bytes are split over (one per round)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Which exchange a message belongs to; sender and receiver must pass equal contexts."""
+
+    key: Hashable = ()
+    """What memory belongs to: a site and rank for error feedback, a sample for deltas."""
+    step: int = 0
+    """Seeds shared randomness: equal on all ranks, and different for every exchange of a site."""
+
+
+NO_CONTEXT = Context()
+
+
+class Compressor(ABC):
+    """Encode a floating tensor into one message and decode it again.
+
+    ``encode`` returns a contiguous tensor of exactly ``plan(x.shape, x.dtype).payload_bytes`` bytes: uint8 if NONLINEAR,
+    floats if LINEAR. ``decode`` returns a new tensor of the given shape and dtype. A non-finite entry is never hidden:
+    either ``encode`` raises NonFiniteInput or ``decode`` returns something non-finite.
+    """
+
+    algebra: Algebra = Algebra.NONLINEAR
+    rounds: int = 1
+    """How many reductions one exchange takes (2 for PowerSGD)."""
+    gradient: GradientRule = GradientRule.STRAIGHT_THROUGH
+    by_rows: bool = True
+    """True: the last dimension has a meaning, so a tensor may be cut into pieces only between rows."""
+    spec: str = ""
+    """The text that ``get_compressor`` made it from."""
+
+    def __init__(self) -> None:
+        self.synchronise: Callable[[Tensor], Tensor] = _identity
+        """Applied to parameters used while encoding; an attachment puts the sum of their gradients over ranks here."""
+
+    @abstractmethod
+    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+        """Return the size of the message for such a tensor. Pure; raises ConfigError if it cannot be encoded."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Return the message for ``x``. Raises NonFiniteInput (see the class)."""
+
+    @abstractmethod
+    def decode(self, message: Tensor, shape: Shape, dtype: torch.dtype, context: Context = NO_CONTEXT) -> Tensor:
+        """Return the tensor that ``message`` stands for."""
+
+    def add_decoded(
+        self, message: Tensor, total: Tensor, dtype: torch.dtype = torch.float32, context: Context = NO_CONTEXT
+    ) -> None:
+        """Add the decoded message, made from a tensor of ``dtype``, to ``total`` in place."""
+        total += self.decode(message, total.shape, dtype, context)
+
+    def reduce(self, x: Tensor, context: Context = NO_CONTEXT) -> Generator[Tensor, Tensor, Tensor]:
+        """Yield each float message to be summed over ranks, receive the sum, return the decoded sum. LINEAR only."""
+        total = yield self.encode(x, context)
+        return self.decode(total, x.shape, x.dtype, context)
+
+    def kept(self, x: Tensor, message: Tensor, context: Context) -> Tensor:
+        """Return the part of ``x`` that its own first ``message`` carries: what error feedback subtracts."""
+        return self.decode(message, x.shape, x.dtype, context)
+
+    def support(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
+        """Return the boolean mask of the entries of ``x`` that are sent at all."""
+        return torch.ones_like(x, dtype=torch.bool)
+
+    def prepare(  # noqa: B027 - most compressors have nothing to prepare
+        self, width: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> None:
+        """Make what depends on the last dimension (trainable parameters), equal on all ranks for equal seeds."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the trainable parameters; empty before ``prepare`` and for most compressors."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the compressor remembers between exchanges, parameters included."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        if state:
+            raise WireError(f"{self.spec or type(self).__name__} remembers nothing; given: {sorted(state)}")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.spec}>"
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def num_elements(shape: Shape) -> int:
+    """Return the product of ``shape``. Raises ConfigError for an empty tensor."""
+    n = 1
+    for size in shape:
+        n *= int(size)
+    if n == 0:
+        raise ConfigError(f"a tensor of shape {tuple(shape)} is empty; nothing to send")
+    return n
+
+
+def rows_and_width(shape: Shape) -> tuple[int, int]:
+    """Return (product of the leading dimensions, last dimension); a vector is one row."""
+    n = num_elements(shape)
+    width = int(shape[-1]) if len(shape) else 1
+    return n // width, width
+
+
+def check_finite(statistic: Tensor, who: str) -> None:
+    """Raise NonFiniteInput unless all of ``statistic`` (for instance group maxima) is finite."""
+    if not bool(torch.isfinite(statistic).all()):
+        raise NonFiniteInput(f"{who}: the tensor to be sent holds NaN, infinity or a value beyond the wire format's range")
+
+
+COMPRESSORS = Registry(
+    "compressor",
+    {
+        "none": "evenflow.comm.cast:none",
+        "bf16": "evenflow.comm.cast:bf16",
+        "fp16": "evenflow.comm.cast:fp16",
+        "caat": "evenflow.comm.cast:caat",
+        "ae": "evenflow.comm.autoencoder:autoencoder",
+        "topk": "evenflow.comm.sparsify:topk",
+        "topk-bitmap": "evenflow.comm.sparsify:topk_bitmap",
+        "randomk": "evenflow.comm.sparsify:randomk",
+        "randomk-shared": "evenflow.comm.sparsify:randomk_shared",
+        "q8": "evenflow.comm.channels:q8",
+        "q4": "evenflow.comm.channels:q4",
+        "q2": "evenflow.comm.channels:q2",
+        "powersgd": "evenflow.comm.lowrank:powersgd",
+        "subspace": "evenflow.comm.subspace:subspace",
+        "subspace-learned": "evenflow.comm.subspace:subspace_learned",
+        "int8-g32": "evenflow.comm.quantise:int8_g32",
+        "int6-g32": "evenflow.comm.quantise:int6_g32",
+        "int4-g32": "evenflow.comm.quantise:int4_g32",
+        "fp8-g128": "evenflow.comm.floats:fp8_g128",
+        "mxfp8": "evenflow.comm.floats:mxfp8",
+        "mxfp4": "evenflow.comm.floats:mxfp4",
+        "hadamard-int4": "evenflow.comm.rotate:hadamard_int4",
+        "hadamard-fp8": "evenflow.comm.rotate:hadamard_fp8",
+        "srht": "evenflow.comm.rotate:srht",
+        "spike-int2": "evenflow.comm.outliers:spike_int2",
+        "spike-int3": "evenflow.comm.outliers:spike_int3",
+        "outlier-int4": "evenflow.comm.outliers:outlier_int4",
+        "aqsgd": "evenflow.comm.feedback:aqsgd",
+    },
+)
+
+DEFAULT_SPECS = (
+    "none",
+    "bf16",
+    "ae:100",
+    "topk:0.1",
+    "topk-bitmap:0.1",
+    "randomk:0.1",
+    "randomk-shared:0.1",
+    "q8",
+    "q4",
+    "q2",
+    "powersgd:50",
+    "int8-g32",
+    "int6-g32",
+    "int4-g32",
+    "fp8-g128",
+    "mxfp8",
+    "mxfp4",
+    "hadamard-int4",
+    "hadamard-fp8",
+    "spike-int2",
+    "outlier-int4",
+    "srht:0.1",
+    "aqsgd:4",
+    "subspace:64",
+    "subspace-learned:64",
+    "caat:0.5",
+)
+"""One usable spec for every method: what lists, contract suites and benchmarks walk over."""
+
+_WRAPPED = re.compile(r"ef\((.*)\)", re.DOTALL)
+
+
+def get_compressor(spec: str) -> Compressor:
+    """Make a compressor from ``name``, ``name:argument``, ``ef(spec)`` or ``paper:SETTING``.
+
+    Raises RegistryError for an unknown name (listing the known ones) and ConfigError for arguments that cannot work.
+    """
+    text = spec.strip()
+    if wrapped := _WRAPPED.fullmatch(text):
+        from evenflow.comm.feedback import ErrorFeedback
+
+        compressor: Compressor = ErrorFeedback(get_compressor(wrapped.group(1)))
+    elif text.startswith("paper:"):
+        from evenflow.comm.presets import paper_preset
+
+        compressor = paper_preset(text.removeprefix("paper:"))
+    else:
+        name, *arguments = text.split(":")
+        compressor = COMPRESSORS.load(name)(*arguments_of(name, arguments))
+    compressor.spec = text
+    return compressor
+
+
+def arguments_of(name: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments after a name. Raises ConfigError for an empty one, as in ``ae:``."""
+    cleaned = [argument.strip() for argument in arguments]
+    if not all(cleaned):
+        raise ConfigError(f"{name}: an argument after ':' is empty")
+    return cleaned
+
+
+def no_arguments(name: str, arguments: Sequence[str]) -> None:
+    """Raise ConfigError if a compressor without arguments was given some."""
+    if arguments:
+        raise ConfigError(f"{name} takes no arguments; given: {':'.join(arguments)}")
+
+
+def positive_int(name: str, text: str) -> int:
+    """Return ``text`` as an integer of at least 1. Raises ConfigError."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise ConfigError(f"{name}:{text}: allowed: an integer of 1 or more")
+    return value
+
+
+def fraction(name: str, text: str) -> float:
+    """Return ``text`` as a share above 0 and at most 1. Raises ConfigError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise ConfigError(f"{name}:{text}: allowed: a share above 0 and at most 1")
+    return value
