@@ -1,1 +1,20 @@
 """What runs in the next step: planning, admission, preemption. Decisions only, no torch."""
+
+from evenflow.serving.scheduler.admission import Admission, KnownPeak, PredictAndPreempt
+from evenflow.serving.scheduler.batching import BatchRule, ExclusivePrefillRule, MixedBatchRule
+from evenflow.serving.scheduler.limits import SchedulerLimits
+from evenflow.serving.scheduler.scheduler import Scheduler
+from evenflow.serving.scheduler.snapshot import EndedRequest, SchedulerSnapshot
+
+__all__ = [
+    "Admission",
+    "BatchRule",
+    "EndedRequest",
+    "ExclusivePrefillRule",
+    "KnownPeak",
+    "MixedBatchRule",
+    "PredictAndPreempt",
+    "Scheduler",
+    "SchedulerLimits",
+    "SchedulerSnapshot",
+]

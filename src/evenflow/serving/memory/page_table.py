@@ -1,0 +1,58 @@
+"""The pages of one request, in the order of its tokens: page i holds tokens [i page_tokens, (i + 1) page_tokens)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evenflow.serving.memory.arena import Arena, PageOwner
+
+
+def pages_for(num_tokens: int, page_tokens: int) -> int:
+    """Pages that hold ``num_tokens`` tokens."""
+    return -(-num_tokens // page_tokens)
+
+
+class PageTable:
+    """Grows with its request's tokens. Owns its list; the arena knows who holds which page."""
+
+    __slots__ = ("_arena", "_owner", "_page_tokens", "capacity", "pages")
+
+    def __init__(self, arena: Arena, request_id: str, page_tokens: int) -> None:
+        self._arena = arena
+        self._owner = PageOwner("request", request_id)
+        self._page_tokens = page_tokens
+        self.pages: list[int] = []
+        """Only ever appended to until ``release``, which starts a new list: a plan may hold it."""
+        self.capacity = 0
+        """Tokens that fit the pages held now."""
+
+    def num_missing(self, num_tokens: int) -> int:
+        """Pages that are missing to hold ``num_tokens`` tokens."""
+        return max(0, pages_for(num_tokens, self._page_tokens) - len(self.pages))
+
+    def grow(self, num_tokens: int) -> bool:
+        """Hold ``num_tokens`` tokens. False, and nothing happens, if the arena has too few free pages."""
+        missing = self.num_missing(num_tokens)
+        if missing:
+            pages = self._arena.allocate(self._owner, missing)
+            if pages is None:
+                return False
+            self.pages.extend(pages)
+            self.capacity = len(self.pages) * self._page_tokens
+        return True
+
+    def first(self, num_tokens: int) -> Sequence[int]:
+        """The pages up to and including the one of token ``num_tokens - 1``."""
+        count = pages_for(num_tokens, self._page_tokens)
+        return self.pages if count == len(self.pages) else self.pages[:count]
+
+    def release(self) -> int:
+        """Give all pages back. Returns how many there were."""
+        self.pages = []
+        self.capacity = 0
+        return self._arena.free(self._owner)
+
+    def check_integrity(self) -> None:
+        """Assert that the arena agrees."""
+        assert tuple(self.pages) == tuple(self._arena.pages_of(self._owner)), f"pages of {self._owner} differ"
+        assert self.capacity == len(self.pages) * self._page_tokens

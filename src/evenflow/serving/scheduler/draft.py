@@ -1,0 +1,153 @@
+"""One step while it is being filled: who advances, who starts, and who has to make room.
+
+Pages are found in this order: free ones, those of idle adapters, those of a preempted request.
+"""
+
+from __future__ import annotations
+
+from evenflow.base.errors import AdapterError
+from evenflow.fairness.policy import Policy
+from evenflow.serving.core.plan import PlannedSequence
+from evenflow.serving.core.request import FinishReason, Request, RequestId
+from evenflow.serving.memory.residency import Residency
+from evenflow.serving.scheduler.admission import Admission
+from evenflow.serving.scheduler.limits import SchedulerLimits
+from evenflow.serving.scheduler.lives import Lives
+from evenflow.serving.scheduler.running import RunningRequest, RunningSet
+from evenflow.serving.scheduler.snapshot import EndedRequest
+
+
+class Draft:
+    """The ``Step`` that a batch rule fills. Made for one step and thrown away."""
+
+    def __init__(
+        self,
+        *,
+        now_s: float,
+        limits: SchedulerLimits,
+        policy: Policy,
+        admission: Admission,
+        residency: Residency,
+        running: RunningSet,
+        lives: Lives,
+    ) -> None:
+        self._now_s = now_s
+        self._limits = limits
+        self._policy = policy
+        self._admission = admission
+        self._residency = residency
+        self._running = running
+        self._lives = lives
+        self._has_made_room = False
+        self.planned: dict[RequestId, tuple[RunningRequest, PlannedSequence]] = {}
+        self.num_tokens = 0
+        self.ended: list[EndedRequest] = []
+        self.waiting_for = ""
+
+    @property
+    def limits(self) -> SchedulerLimits:
+        """What a step may hold at most."""
+        return self._limits
+
+    @property
+    def num_running(self) -> int:
+        """Requests that run, those started in this step included."""
+        return len(self._running)
+
+    def advance(self, max_tokens: int) -> int:
+        """Give running requests their next tokens: those that decode first, then prompts by admission."""
+        before = self.num_tokens
+        limit = before + max_tokens
+        prompts: list[RunningRequest] = []
+        for entry in self._running:
+            if entry.num_tokens - entry.request.num_computed_tokens > 1:
+                prompts.append(entry)
+            elif (
+                self.num_tokens < limit
+                and self._is_running(entry)
+                and (entry.num_tokens <= entry.table.capacity or self._make_room(entry))
+            ):
+                self._put(entry, 1)
+        for entry in prompts:
+            if self.num_tokens < limit and self._is_running(entry):
+                self._put(entry, limit - self.num_tokens)
+        return self.num_tokens - before
+
+    def admit(self, max_tokens: int, *, whole_prompts: bool) -> int:
+        """Start waiting requests, in the policy's order, until one does not fit (nobody is overtaken: the bound needs it).
+
+        Nobody starts in a step in which somebody had to make room, or the preempted would come straight back.
+        """
+        if self._has_made_room:
+            self.waiting_for = "memory"
+            return 0
+        before = self.num_tokens
+        limit = before + max_tokens
+        has_begun = False
+        while self.num_tokens < limit:
+            if len(self._running) >= self._limits.max_num_seqs:
+                self.waiting_for = "slots"
+                break
+            picked = self._policy.pick(self._now_s)
+            if picked is None:
+                self.waiting_for = "policy"
+                break
+            request = self._lives.get(RequestId(str(picked.request_id)))
+            assert request is not None, "the policy picked a request that does not wait"
+            if whole_prompts and self.num_tokens > before and self.num_tokens + request.num_tokens > limit:
+                break
+            try:
+                record = None if request.adapter is None else self._residency.record(request.adapter)
+            except AdapterError as error:
+                self._end(request, FinishReason.ERROR, str(error))
+                continue
+            memory = self._running.memory_for(request, record)
+            if not self._running.can_start(request, record, memory):
+                if len(self._running) == 0:
+                    self._end(request, FinishReason.ERROR, "pinned adapters leave too little memory for this request")
+                    continue
+                self.waiting_for = "memory"
+                break
+            if not has_begun:
+                self._admission.begin(self._running.requests())
+                has_begun = True
+            if len(self._running) > 0 and not self._admission.fits(request, memory):
+                self.waiting_for = "memory"
+                break
+            entry = self._lives.start(request, self._now_s)
+            self._put(entry, entry.num_tokens if whole_prompts else limit - self.num_tokens)
+        return self.num_tokens - before
+
+    def _put(self, entry: RunningRequest, max_tokens: int) -> None:
+        sequence = entry.plan(max_tokens)
+        self.planned[sequence.request_id] = (entry, sequence)
+        self.num_tokens += len(sequence.token_ids)
+
+    def _is_running(self, entry: RunningRequest) -> bool:
+        return not self._has_made_room or entry in self._running
+
+    def _make_room(self, entry: RunningRequest) -> bool:
+        """Find the page for the next token. False if the request itself had to go."""
+        while not self._running.grow(entry, entry.num_tokens):
+            self._has_made_room = True
+            running = self._running.requests()
+            if len(running) == 1:
+                self._end(entry.request, FinishReason.LENGTH, "the request has filled the memory")
+                return False
+            chosen = self._policy.victim(running)
+            victim = self._running.get(running[-1].request_id if chosen is None else RequestId(str(chosen.request_id)))
+            assert victim is not None, "the policy chose a victim that does not run"
+            self._unplan(victim.request)
+            self._lives.preempt(victim)
+            if victim is entry:
+                return False
+        return True
+
+    def _unplan(self, request: Request) -> None:
+        planned = self.planned.pop(request.request_id, None)
+        if planned is not None:
+            self.num_tokens -= planned[1].num_tokens
+
+    def _end(self, request: Request, reason: FinishReason, message: str) -> None:
+        self._lives.end(request, reason, self._now_s)
+        self.ended.append(EndedRequest(request, message))

@@ -1,0 +1,156 @@
+"""The turns of a request's life, each with the calls that the policy is promised (the walk in fairness/policy.py).
+
+enqueue -> start -> (preempt -> start)* -> end; or enqueue -> end. Decides nothing: the scheduler says when.
+"""
+
+from __future__ import annotations
+
+from evenflow.fairness.cost import Service
+from evenflow.fairness.policy import Policy, Verdict
+from evenflow.fairness.queue import ClientQueues
+from evenflow.serving.core.request import FinishReason, Request, RequestId, RequestState
+from evenflow.serving.scheduler.admission import Admission
+from evenflow.serving.scheduler.running import DECODED, RunningRequest, RunningSet
+from evenflow.serving.scheduler.tallies import Tallies, Tally
+
+
+class Lives:
+    """Owns every live request and moves it between queue and batch; keeps queues, policy, running set and tallies in step."""
+
+    def __init__(self, policy: Policy, queues: ClientQueues, running: RunningSet, admission: Admission) -> None:
+        self._policy = policy
+        self._queues = queues
+        self._running = running
+        self._admission = admission
+        self._requests: dict[RequestId, Request] = {}
+        self._computed_before: dict[RequestId, int] = {}
+        self.clients = Tallies()
+        self.adapters = Tallies()
+        self.total = Tally()
+        self.num_preemptions = 0
+
+    def get(self, request_id: RequestId) -> Request | None:
+        """A request that waits or runs, or None."""
+        return self._requests.get(request_id)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def enqueue(self, request: Request, now_s: float) -> Verdict:
+        """Append a new request to its client's queue, unless the policy rejects it."""
+        verdict = self._policy.arrive(request, now_s)
+        if verdict.is_accepted:
+            self._requests[request.request_id] = request
+            request.state = RequestState.WAITING
+            _move(self._tallies(request), +1, 0)
+            if self._queues.push(request):
+                self._policy.backlogged(request.client_id)
+        return verdict
+
+    def start(self, request: Request, now_s: float) -> RunningRequest:
+        """Take a request that fits out of its queue and into the batch."""
+        tallies = self._tallies(request)
+        entry = self._running.start(request, (self.total, *tallies), self._computed_before.get(request.request_id, 0))
+        _move(tallies, -1, +1)
+        is_first = request.admitted_s is None
+        if is_first:
+            request.admitted_s = now_s
+        request.state = RequestState.RUNNING
+        is_last = self._queues.remove(request)
+        self._policy.admitted(
+            request,
+            Service(
+                prefill_tokens=request.num_prompt_tokens if is_first else 0,
+                recomputed_tokens=entry.computed_before,
+                adapter_bytes=entry.adapter_bytes,
+            ),
+        )
+        if is_last:
+            self._policy.emptied(request.client_id)
+        self._admission.admitted(request)
+        return entry
+
+    def serve(self, entry: RunningRequest, service: Service) -> None:
+        """Charge and count what a running request has received in a step."""
+        if service is DECODED:
+            for tally in entry.tallies:
+                tally.completion_tokens += 1
+        else:
+            entry.request.num_recomputed_tokens += service.recomputed_tokens
+            for tally in entry.tallies:
+                tally.prompt_tokens += service.prefill_tokens
+                tally.completion_tokens += service.decode_tokens
+                tally.recomputed_tokens += service.recomputed_tokens
+        self._policy.charge(entry.request, service)
+
+    def preempt(self, entry: RunningRequest) -> None:
+        """Put a running request back at the head of its client's queue; its KV is lost, its tokens are not."""
+        request = entry.request
+        self._running.stop(entry)
+        self._computed_before[request.request_id] = max(entry.computed_before, request.num_computed_tokens)
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        request.state = RequestState.WAITING
+        _move(self._tallies(request), +1, -1)
+        self._queues.push_front(request)
+        self._policy.requeued(request)
+
+    def end(self, request: Request, reason: FinishReason, now_s: float) -> None:
+        """End a request, waiting or running, and free what it held."""
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+        request.finished_s = now_s
+        entry = self._running.get(request.request_id)
+        if entry is not None:
+            self._running.stop(entry)
+            _move(self._tallies(request), 0, -1)
+            self._policy.settle(request)
+        else:
+            _move(self._tallies(request), -1, 0)
+            is_last = self._queues.remove(request)
+            if request.admitted_s is None:
+                self._policy.cancelled(request)
+            else:
+                self._policy.settle(request)
+            if is_last:
+                self._policy.emptied(request.client_id)
+        del self._requests[request.request_id]
+        self._computed_before.pop(request.request_id, None)
+        self._admission.finished(request)
+        self.clients.leave(request.client_id)
+        if request.adapter is not None:
+            self.adapters.leave(request.adapter)
+
+    def check_integrity(self) -> None:
+        """Assert that queues, policy, running set and tallies tell the same story. O(everything)."""
+        self._queues.check_integrity()
+        self._running.check_integrity()
+        self.clients.check_integrity()
+        self.adapters.check_integrity()
+        self._policy.check_integrity(set(self._queues.clients))
+        waiting = {r.request_id for client in self._queues.clients for r in self._queues.waiting(client)}
+        running = {request.request_id for request in self._running.requests()}
+        assert not waiting & running, "a request waits and runs"
+        assert waiting | running == self._requests.keys(), "a request neither waits nor runs"
+        assert self._computed_before.keys() <= self._requests.keys(), "a preempted request was not forgotten at its end"
+        for request in self._requests.values():
+            is_running = request.request_id in running
+            assert request.state is (RequestState.RUNNING if is_running else RequestState.WAITING)
+            assert is_running or request.num_computed_tokens == 0, f"{request.request_id} waits and has KV"
+        for name_of, tallies in (("client_id", self.clients), ("adapter", self.adapters)):
+            for name, tally in tallies.by_name.items():
+                mine = {r.request_id for r in self._requests.values() if getattr(r, name_of) == name}
+                assert (tally.num_waiting, tally.num_running) == (len(mine & waiting), len(mine & running)), name
+
+    def _tallies(self, request: Request) -> list[Tally]:
+        tallies = [self.clients.enter(request.client_id)]
+        if request.adapter is not None:
+            tallies.append(self.adapters.enter(request.adapter))
+        return tallies
+
+
+def _move(tallies: list[Tally], waiting: int, running: int) -> None:
+    for tally in tallies:
+        tally.num_waiting += waiting
+        tally.num_running += running

@@ -1,0 +1,181 @@
+"""The requests that run, with the pages and the adapter each of them holds. Knows no order and no policy."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from evenflow.fairness.cost import Service
+from evenflow.serving.core.adapter import AdapterRecord
+from evenflow.serving.core.plan import NO_ADAPTER_SLOT, PlannedSequence, SampleSpec
+from evenflow.serving.core.request import Request, RequestId
+from evenflow.serving.memory.arena import Arena
+from evenflow.serving.memory.page_table import PageTable, pages_for
+from evenflow.serving.memory.residency import Residency
+from evenflow.serving.scheduler.admission import MemoryView
+from evenflow.serving.scheduler.tallies import Tally
+
+DECODED = Service(decode_tokens=1)
+
+
+@dataclass(slots=True, eq=False)
+class RunningRequest:
+    """One request in the batch and what it holds. A preempted request gets a new one when it comes back."""
+
+    request: Request
+    table: PageTable
+    adapter_slot: int
+    sample: SampleSpec
+    tallies: tuple[Tally, ...]
+    """Where its tokens are counted."""
+    num_tokens: int
+    """Prompt and output so far; kept beside the request because every step asks."""
+    computed_before: int
+    """Tokens computed before a preemption: up to here, computing is recomputing."""
+    adapter_bytes: int
+    """Adapter weights loaded because of this request and not yet accounted for."""
+
+    def plan(self, max_tokens: int) -> PlannedSequence:
+        """The next at most ``max_tokens`` tokens. Its pages must be there."""
+        request = self.request
+        start = request.num_computed_tokens
+        stop = min(self.num_tokens, start + max_tokens)
+        num_prompt = len(request.prompt_token_ids)
+        if start >= num_prompt and stop == start + 1:
+            return PlannedSequence(
+                request.request_id,
+                (request.output_token_ids[start - num_prompt],),
+                start,
+                self.table.pages,
+                self.adapter_slot,
+                self.sample,
+            )
+        wants_scores = request.sampling.prompt_logprobs is not None
+        scores_prompt = wants_scores and start < num_prompt - 1 and stop > self.computed_before
+        return PlannedSequence(
+            request.request_id,
+            request.token_ids(start, stop),
+            start,
+            self.table.first(stop),
+            self.adapter_slot,
+            self.sample if stop == self.num_tokens else None,
+            *((request.sampling.prompt_logprobs, request.prompt_token_ids) if scores_prompt else ()),
+        )
+
+    def received(self, sequence: PlannedSequence, has_token: bool) -> Service:
+        """What a step that has been computed gave the request."""
+        start, num_prompt = sequence.start, len(self.request.prompt_token_ids)
+        if has_token and start >= num_prompt and start >= self.computed_before and not self.adapter_bytes:
+            return DECODED
+        end = start + len(sequence.token_ids)
+        fresh = max(start, min(end, self.computed_before))
+        adapter_bytes, self.adapter_bytes = self.adapter_bytes, 0
+        return Service(
+            prefill_tokens=max(0, min(end, num_prompt) - fresh),
+            decode_tokens=int(has_token),
+            recomputed_tokens=fresh - start,
+            adapter_bytes=adapter_bytes,
+        )
+
+
+class RunningSet:
+    """Running requests in the order of their admission. Takes pages that are free, then those of idle adapters."""
+
+    def __init__(self, arena: Arena, residency: Residency, page_tokens: int) -> None:
+        self._arena = arena
+        self._residency = residency
+        self._page_tokens = page_tokens
+        self._entries: dict[RequestId, RunningRequest] = {}
+
+    def can_start(self, request: Request, record: AdapterRecord | None, memory: MemoryView) -> bool:
+        """True if the adapter and all known tokens of the request have room now."""
+        has_adapter = record is None or self._residency.can_acquire(record)
+        return has_adapter and memory.prompt_pages <= memory.num_available_pages
+
+    def memory_for(self, request: Request, record: AdapterRecord | None) -> MemoryView:
+        """What the arena would look like to this candidate."""
+        arena, residency = self._arena, self._residency
+        taken = 0 if record is None else residency.pages_to_acquire(record)
+        return MemoryView(
+            page_tokens=self._page_tokens,
+            num_kv_pages=arena.num_pages - (arena.num_owned("adapter") - residency.num_idle_pages) - taken,
+            num_available_pages=arena.num_free + residency.num_idle_pages - taken,
+            prompt_pages=pages_for(request.num_tokens, self._page_tokens),
+        )
+
+    def start(self, request: Request, tallies: tuple[Tally, ...], computed_before: int) -> RunningRequest:
+        """Acquire the adapter and the pages of everything known of the request. The caller asked ``can_start``."""
+        slot, adapter_bytes = NO_ADAPTER_SLOT, 0
+        if request.adapter is not None:
+            if not self._residency.is_resident(request.adapter):
+                adapter_bytes = self._residency.record(request.adapter).size_bytes
+            acquired = self._residency.acquire(request.adapter)
+            assert acquired is not None, "the adapter was said to fit"
+            slot = acquired
+        entry = RunningRequest(
+            request=request,
+            table=PageTable(self._arena, request.request_id, self._page_tokens),
+            adapter_slot=slot,
+            sample=SampleSpec(
+                request.sampling,
+                request.prompt_token_ids,
+                request.output_token_ids,
+                zlib.crc32(request.request_id.encode()),
+            ),
+            tallies=tallies,
+            num_tokens=request.num_tokens,
+            computed_before=computed_before,
+            adapter_bytes=adapter_bytes,
+        )
+        has_pages = self.grow(entry, entry.num_tokens)
+        assert has_pages, "the prompt was said to fit"
+        self._entries[request.request_id] = entry
+        return entry
+
+    def grow(self, entry: RunningRequest, num_tokens: int) -> bool:
+        """Hold ``num_tokens`` tokens, from free pages or those of idle adapters. False, and nothing happens, if short."""
+        table = entry.table
+        if num_tokens <= table.capacity:
+            return True
+        return self._residency.evict_idle(table.num_missing(num_tokens)) and table.grow(num_tokens)
+
+    def stop(self, entry: RunningRequest) -> None:
+        """Give back the pages and the adapter."""
+        request = entry.request
+        del self._entries[request.request_id]
+        entry.table.release()
+        if request.adapter is not None:
+            self._residency.release(request.adapter)
+
+    def get(self, request_id: RequestId) -> RunningRequest | None:
+        """The entry of a running request, or None."""
+        return self._entries.get(request_id)
+
+    def requests(self) -> list[Request]:
+        """The running requests, in the order of their admission."""
+        return [entry.request for entry in self._entries.values()]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[RunningRequest]:
+        """Entries in the order of admission; a copy, so that requests may start and stop meanwhile."""
+        return iter(list(self._entries.values()))
+
+    def __contains__(self, entry: object) -> bool:
+        return isinstance(entry, RunningRequest) and self._entries.get(entry.request.request_id) is entry
+
+    def check_integrity(self) -> None:
+        """Assert that arena, residency and entries agree."""
+        self._arena.check_integrity()
+        entries = self._entries.values()
+        self._residency.check_integrity([e.request.adapter for e in entries if e.request.adapter is not None])
+        for entry in entries:
+            request = entry.request
+            entry.table.check_integrity()
+            assert entry.num_tokens == request.num_tokens, f"{request.request_id}: tokens miscounted"
+            assert 0 <= request.num_computed_tokens < entry.num_tokens, f"{request.request_id}: nothing left to compute"
+            assert request.num_computed_tokens <= entry.table.capacity, f"{request.request_id}: KV outside its pages"
+        held = {owner.name for owner in self._arena.owners("request")}
+        assert held == {e.request.request_id for e in entries}, "pages of a request that does not run"

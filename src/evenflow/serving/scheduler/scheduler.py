@@ -1,0 +1,233 @@
+"""What runs next: add, plan, commit, abort. Decides, and never touches a tensor.
+
+One step: ``plan`` says what to compute, an executor computes it, ``commit`` books what came out. Times are
+arguments. Who is next is the policy's question, what a step may hold the batch rule's, whether a request may
+start the admission's, which page belongs to whom the arena's.
+
+Nothing waits for memory for ever. A request is refused at ``add`` if its prompt and one page for its output do
+not fit an arena that holds nothing but its adapter. What runs takes free pages, then those of idle adapters, then
+those of a preempted request; two running requests cannot preempt each other in turns, because each turn needs
+new tokens. The last one running that is still short is cut (finish reason LENGTH): its tokens and its adapter
+have filled the arena, which cannot happen if max_model_len and the largest adapter fit it together and nothing
+is pinned. A request at the head that does not fit although nothing runs is ended (ERROR): only pinned adapters
+can cause that. ``take_ended`` hands both to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evenflow.base.errors import InvalidRequest, PromptTooLong
+from evenflow.fairness.policy import Policy, Verdict
+from evenflow.fairness.queue import ClientQueues
+from evenflow.serving.core.plan import PlannedSequence, StepPlan, StepResult
+from evenflow.serving.core.request import AdapterDigest, FinishReason, Request, RequestId
+from evenflow.serving.memory.arena import Arena
+from evenflow.serving.memory.page_table import pages_for
+from evenflow.serving.memory.residency import Residency
+from evenflow.serving.scheduler.admission import Admission, PredictAndPreempt
+from evenflow.serving.scheduler.batching import BatchRule, MixedBatchRule
+from evenflow.serving.scheduler.draft import Draft
+from evenflow.serving.scheduler.limits import SchedulerLimits
+from evenflow.serving.scheduler.lives import Lives
+from evenflow.serving.scheduler.running import RunningRequest, RunningSet
+from evenflow.serving.scheduler.snapshot import EndedRequest, SchedulerSnapshot
+from evenflow.serving.scheduler.tallies import Tally
+
+
+class Scheduler:
+    """Continuous batching without phases. ``queues`` are those that ``policy`` looks at.
+
+    The scheduler alone changes requests; policy, queues, arena and residency may be read by others, and
+    residency told to pin and forget between steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        queues: ClientQueues,
+        arena: Arena,
+        residency: Residency,
+        limits: SchedulerLimits,
+        batch_rule: BatchRule | None = None,
+        admission: Admission | None = None,
+    ) -> None:
+        self.policy = policy
+        self.limits = limits
+        self._queues = queues
+        self._arena = arena
+        self._residency = residency
+        self._batch_rule = batch_rule or MixedBatchRule()
+        self._admission = admission or PredictAndPreempt()
+        self._running = RunningSet(arena, residency, limits.page_tokens)
+        self._lives = Lives(policy, queues, self._running, self._admission)
+        self._in_flight: list[tuple[RunningRequest, PlannedSequence]] | None = None
+        self._ended: list[EndedRequest] = []
+        self._num_steps = 0
+        self._waiting_for = ""
+
+    def add(self, request: Request, now_s: float) -> Verdict:
+        """Queue a request, unless the policy rejects it: then nothing has happened and the verdict says why.
+
+        Raises InvalidRequest or PromptTooLong if it can never be served, AdapterNotFound for an unknown adapter.
+        """
+        self._check(request)
+        return self._lives.enqueue(request, now_s)
+
+    def abort(self, request_id: RequestId, now_s: float) -> Request | None:
+        """End a request wherever it is, also between ``plan`` and ``commit``. None if there is no such request."""
+        request = self._lives.get(request_id)
+        if request is not None:
+            self._lives.end(request, FinishReason.ABORT, now_s)
+        return request
+
+    def plan(self, now_s: float) -> StepPlan | None:
+        """What to compute next; None if nothing waits or runs, or the policy lets nobody start now.
+
+        O(running), and O(log clients) for each request that starts. Ask ``take_ended`` afterwards.
+        """
+        assert self._in_flight is None, "the last step was not committed"
+        draft = Draft(
+            now_s=now_s,
+            limits=self.limits,
+            policy=self.policy,
+            admission=self._admission,
+            residency=self._residency,
+            running=self._running,
+            lives=self._lives,
+        )
+        self._batch_rule.fill(draft)
+        self._waiting_for = draft.waiting_for
+        self._ended += draft.ended
+        if not draft.planned:
+            return None
+        self._num_steps += 1
+        self._in_flight = list(draft.planned.values())
+        return StepPlan(self._num_steps, tuple([sequence for _, sequence in self._in_flight]), self._residency.take_loads())
+
+    def commit(self, result: StepResult, finished: Mapping[RequestId, FinishReason], now_s: float) -> None:
+        """Book the tokens of the step that was planned last, charge for them, and end what has ``finished``.
+
+        A token with an error is not booked; it ends its request, and ``take_ended`` has it. Requests that were
+        aborted after ``plan`` are passed over.
+        """
+        assert self._in_flight is not None, "no step was planned"
+        assert result.step == self._num_steps, f"step {result.step} was not the last one planned"
+        in_flight, self._in_flight = self._in_flight, None
+        tokens, running, serve = result.tokens, self._running, self._lives.serve
+        for entry, sequence in in_flight:
+            request = entry.request
+            if running.get(request.request_id) is not entry:
+                continue
+            request.num_computed_tokens += len(sequence.token_ids)
+            has_token, error = False, None
+            if sequence.sample is not None:
+                token = tokens[request.request_id]
+                error = token.error
+                if error is None:
+                    has_token = True
+                    request.output_token_ids.append(token.token_id)
+                    entry.num_tokens += 1
+                    if request.first_token_s is None:
+                        request.first_token_s = now_s
+            serve(entry, entry.received(sequence, has_token))
+            if error is not None:
+                self._ended.append(EndedRequest(request, error))
+                self._lives.end(request, FinishReason.ERROR, now_s)
+        for request_id, reason in finished.items():
+            request_or_none = self._lives.get(request_id)
+            if request_or_none is not None:
+                self._lives.end(request_or_none, reason, now_s)
+
+    def take_ended(self) -> list[EndedRequest]:
+        """The requests that the scheduler itself has ended since the last call (see the module's text)."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def get(self, request_id: RequestId) -> Request | None:
+        """A request that waits or runs, or None."""
+        return self._lives.get(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """True if a request waits or runs."""
+        return len(self._lives) > 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait, preempted ones included."""
+        return self._queues.num_waiting()
+
+    @property
+    def num_running(self) -> int:
+        """Requests in the batch."""
+        return len(self._running)
+
+    @property
+    def clients(self) -> Mapping[str, Tally]:
+        """Tallies by client; those of clients long idle are dropped."""
+        return self._lives.clients.by_name
+
+    @property
+    def adapters(self) -> Mapping[str, Tally]:
+        """Tallies by adapter digest; those of adapters long idle are dropped."""
+        return self._lives.adapters.by_name
+
+    def num_in_flight(self, adapter: AdapterDigest) -> int:
+        """Requests, waiting or running, that use this adapter."""
+        tally = self.adapters.get(adapter)
+        return 0 if tally is None else tally.num_waiting + tally.num_running
+
+    def snapshot(self) -> SchedulerSnapshot:
+        """The numbers of this moment. O(1)."""
+        arena, residency, total = self._arena, self._residency, self._lives.total
+        return SchedulerSnapshot(
+            num_waiting=self.num_waiting,
+            num_running=self.num_running,
+            waiting_for=self._waiting_for if self.num_waiting else "",
+            num_pages=arena.num_pages,
+            num_free_pages=arena.num_free,
+            num_kv_pages=arena.num_owned("request"),
+            num_adapter_pages=arena.num_owned("adapter"),
+            num_idle_adapter_pages=residency.num_idle_pages,
+            page_tokens=self.limits.page_tokens,
+            num_resident_adapters=residency.num_resident,
+            num_adapter_loads=residency.num_loads,
+            num_adapter_evictions=residency.num_evictions,
+            num_preemptions=self._lives.num_preemptions,
+            num_steps=self._num_steps,
+            prompt_tokens=total.prompt_tokens,
+            completion_tokens=total.completion_tokens,
+            recomputed_tokens=total.recomputed_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Assert that every book agrees with every other. O(everything): for tests."""
+        self._lives.check_integrity()
+        assert len(self._running) <= self.limits.max_num_seqs
+        for entry in self._running:
+            assert entry.num_tokens <= self.limits.max_model_len, f"{entry.request.request_id} was not ended in time"
+
+    def _check(self, request: Request) -> None:
+        limits, num_prompt = self.limits, request.num_prompt_tokens
+        if self._lives.get(request.request_id) is not None:
+            raise InvalidRequest(f"request id {request.request_id!r} is in use", "request_id")
+        if num_prompt == 0:
+            raise InvalidRequest("the prompt has no tokens", "prompt")
+        if request.max_output_tokens < 1:
+            raise InvalidRequest(f"max_tokens is {request.max_output_tokens}; allowed: 1 or more", "max_tokens")
+        if num_prompt + request.max_output_tokens > limits.max_model_len:
+            raise PromptTooLong(
+                f"the prompt has {num_prompt} tokens and {request.max_output_tokens} more are asked for; "
+                f"allowed together: {limits.max_model_len}",
+                "prompt",
+            )
+        adapter_pages = 0 if request.adapter is None else self._residency.record(request.adapter).num_pages
+        prompt_pages = pages_for(num_prompt, limits.page_tokens)
+        if prompt_pages + 1 + adapter_pages > self._arena.num_pages:
+            raise PromptTooLong(
+                f"the prompt takes {prompt_pages} pages and its adapter {adapter_pages}; with one more for the output "
+                f"they must fit an arena of {self._arena.num_pages} pages",
+                "prompt",
+            )

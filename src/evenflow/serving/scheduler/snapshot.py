@@ -1,0 +1,39 @@
+"""What the scheduler tells about itself: values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evenflow.serving.core.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRequest:
+    """A request that the scheduler itself had to end, and why."""
+
+    request: Request
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSnapshot:
+    """Numbers for metrics, counted since the start. Costs nothing to take."""
+
+    num_waiting: int
+    num_running: int
+    waiting_for: str
+    """What the head of the line lacked in the last step: "memory", "slots", "policy"; "" if nothing waited."""
+    num_pages: int
+    num_free_pages: int
+    num_kv_pages: int
+    num_adapter_pages: int
+    num_idle_adapter_pages: int
+    page_tokens: int
+    num_resident_adapters: int
+    num_adapter_loads: int
+    num_adapter_evictions: int
+    num_preemptions: int
+    num_steps: int
+    prompt_tokens: int
+    completion_tokens: int
+    recomputed_tokens: int
