@@ -1,1 +1,1 @@
-"""The OpenAI-compatible HTTP server."""
+"""The OpenAI-compatible HTTP server: the only place that knows HTTP. No torch."""

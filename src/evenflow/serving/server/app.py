@@ -1,0 +1,160 @@
+"""The application: routes, the one way errors are answered, and the request id. No torch is imported here.
+
+``create_app`` needs an engine that has been started, not one that is warm: the probes answer at once, and
+everything else says 503 until it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from evenflow import __version__
+from evenflow.base.errors import EvenFlowError
+from evenflow.serving.server import responses, schema
+from evenflow.serving.server.adapters import add_adapter_routes
+from evenflow.serving.server.config import ServerConfig
+from evenflow.serving.server.errors import ErrorDetail, ErrorResponse
+from evenflow.serving.server.inference import GONE, add_inference_routes
+from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
+from evenflow.serving.server.openapi import install_openapi
+from evenflow.serving.server.probes import add_probe_routes
+from evenflow.serving.server.reply import error_reply, json_reply
+from evenflow.serving.server.state import ServerState
+
+log = logging.getLogger("evenflow.server")
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+def create_app(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate | None,
+    config: ServerConfig,
+    adapters: Mapping[str, Path] | None = None,
+) -> FastAPI:
+    """The application over a started engine. ``adapters``: registered as soon as the engine is warm.
+
+    ``app.state.server`` is its ServerState. Raises ConfigError for a broken clients.toml.
+    """
+    return build_app(ServerState(engine, tokenizer, chat_template, config), adapters or {})
+
+
+def build_app(state: ServerState, adapters: Mapping[str, Path]) -> FastAPI:
+    """The application over ``state``; it opens when the app starts up."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        opening = asyncio.create_task(state.open_or_fail(adapters))
+        yield
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+
+    app = FastAPI(
+        title="EvenFlow",
+        version=__version__,
+        description="One base model, many LoRA adapters, many clients, served fairly. OpenAI-compatible.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.server = state
+    add_inference_routes(app, state)
+    add_adapter_routes(app, state)
+    add_probe_routes(app, state)
+    install_openapi(app, _documented_types())
+    app.add_exception_handler(EvenFlowError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(RequestValidationError, _answer_bad_path)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_middleware(RequestIds)
+    return app
+
+
+class RequestIds:
+    """Gives every answer an x-request-id (the caller's own, if it is sane) and answers what nobody foresaw."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        is_started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal is_started
+            if message["type"] == "http.response.start":
+                is_started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            log.exception("request %s (%s %s) failed", request_id, scope["method"], scope["path"])
+            if is_started:
+                raise
+            await error_reply(error)(scope, receive, send_with_id)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return error_reply(error)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        message = f"there is no {request.method} {request.url.path[:200]} here; /docs lists what there is"
+    else:
+        message = str(error.detail)
+    body = ErrorResponse(ErrorDetail(message, "invalid_request_error"))
+    return json_reply(body, error.status_code, error.headers)
+
+
+async def _answer_bad_path(request: Request, error: Exception) -> Response:
+    return json_reply(ErrorResponse(ErrorDetail("the path or the query is wrong", "invalid_request_error")), 400)
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)
+
+
+def _documented_types() -> list[type[msgspec.Struct]]:
+    return [
+        schema.ChatCompletionRequest,
+        schema.CompletionRequest,
+        schema.TokenizeRequest,
+        schema.DetokenizeRequest,
+        schema.LoadLoraAdapterRequest,
+        schema.UnloadLoraAdapterRequest,
+        schema.CreateAdapterRequest,
+        responses.ChatCompletion,
+        responses.ChatCompletionChunk,
+        responses.Completion,
+        responses.ModelList,
+        responses.AdapterList,
+        responses.SGLangAnswer,
+        responses.TokenizeResponse,
+        responses.DetokenizeResponse,
+        responses.Health,
+        responses.Version,
+    ]

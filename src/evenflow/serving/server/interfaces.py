@@ -1,0 +1,95 @@
+"""What the server needs of an engine and of a model's text side: the seams its tests stand in for.
+
+``evenflow.serving.engine.client.EngineClient`` is the engine, ``evenflow.serving.engine.text`` the text side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from evenflow.base.errors import EvenFlowError
+from evenflow.serving.engine.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit
+
+
+class Engine(Protocol):
+    """The other end of an engine process, used inside one event loop. Raises evenflow.base.errors."""
+
+    @property
+    def is_alive(self) -> bool:
+        """True until the engine has ended."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """True once the engine is warm, until it has ended."""
+        ...
+
+    @property
+    def info(self) -> Ready:
+        """What the engine said when it was warm; only when ``is_ready``."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """The latest snapshot."""
+        ...
+
+    async def wait_until_ready(self) -> Ready:
+        """Wait until the engine is warm. Raises what it died of."""
+        ...
+
+    async def wait_until_dead(self) -> EvenFlowError | None:
+        """Wait until the engine has ended; the reason, or None after ``close``."""
+        ...
+
+    def submit(self, submit: Submit) -> AsyncIterator[RequestOutput]:
+        """Run one request, up to the output with ``finish_reason`` or ``error_type``.
+
+        Closing or cancelling the iterator before that aborts the request.
+        """
+        ...
+
+    async def load_adapter(self, name: str, path: str, replace: bool = False) -> list[AdapterInfo]:
+        """Register the PEFT adapter in folder ``path``; returns what is known of that name."""
+        ...
+
+    async def unload_adapter(self, name: str) -> list[AdapterInfo]:
+        """Forget ``name``; returns what still drains under it."""
+        ...
+
+    async def pin_adapter(self, name: str, is_pinned: bool) -> list[AdapterInfo]:
+        """Keep the adapter in the arena, or let it be evicted again."""
+        ...
+
+    async def list_adapters(self) -> list[AdapterInfo]:
+        """Every registered adapter, and those that still drain."""
+        ...
+
+    async def set_weights(self, weight_by_client: Mapping[str, float]) -> None:
+        """Replace the weights of clients that differ from 1."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine. Idempotent."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. Called from several threads."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ``token_ids``."""
+        ...
+
+
+class ChatTemplate(Protocol):
+    """Messages to the text the model was trained to continue."""
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The prompt, special tokens included. Raises InvalidRequest for messages the template refuses."""
+        ...

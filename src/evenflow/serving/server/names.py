@@ -1,0 +1,172 @@
+"""Model names: the base model's, and the adapters' that may be asked for in ``model``.
+
+The table follows the engine's: it is filled when the server starts and after each change, all of which go
+through here. With an adapter folder, a sub-folder's name is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from evenflow.base.errors import AdapterError, AdapterExists, AdapterNotFound, AdapterRejected, InvalidRequest, NotAllowed
+from evenflow.serving.engine.messages import AdapterInfo
+from evenflow.serving.server.identity import Client
+from evenflow.serving.server.interfaces import Engine
+
+log = logging.getLogger("evenflow.server")
+
+RETRY_BROKEN_S = 10.0
+"""A folder that could not be loaded is not read again for so long, however often it is asked for."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAdapter:
+    """An adapter that can be asked for."""
+
+    info: AdapterInfo
+    created_s: int
+    """Unix time at which this server saw it first."""
+
+
+class ModelNames:
+    """Owns the table of names. One event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        base_names: tuple[str, ...],
+        adapter_dir: Path | None,
+        clock: Callable[[], float],
+        unix_time: Callable[[], float],
+    ) -> None:
+        self.base_names = base_names
+        self._engine = engine
+        self._adapter_dir = adapter_dir.resolve() if adapter_dir is not None else None
+        self._clock = clock
+        self._unix_time = unix_time
+        self._adapters: dict[str, NamedAdapter] = {}
+        self._loading: dict[str, asyncio.Task[list[AdapterInfo]]] = {}
+        self._broken: dict[str, tuple[float, AdapterError]] = {}
+
+    @property
+    def adapters(self) -> dict[str, NamedAdapter]:
+        """Adapters by name, as they can be asked for now."""
+        return dict(self._adapters)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._adapters
+
+    async def refresh(self) -> list[AdapterInfo]:
+        """Read the engine's whole table; returns it, with what still drains."""
+        infos = await self._engine.list_adapters()
+        before, self._adapters = self._adapters, {}
+        for info in infos:
+            self._record(info, before.get(info.name))
+        return infos
+
+    async def resolve(self, model: str, client: Client) -> str | None:
+        """The adapter that ``model`` means to this client; None: the base model. Loads it, if that is what it takes.
+
+        Raises AdapterNotFound (no such name) and NotAllowed (not this client's), before anything is loaded.
+        """
+        if model in self.base_names:
+            return None
+        name = model
+        if name not in self._adapters and self._folder(name) is None:
+            base, _, rest = model.partition(":")  # "base:adapter", as some gateways write it
+            if base not in self.base_names or (rest not in self._adapters and self._folder(rest) is None):
+                raise AdapterNotFound(f"the model {model!r} does not exist; GET /v1/models lists those that do")
+            name = rest
+        if not client.may_use(name):
+            raise NotAllowed(f"client {client.name!r} may not use the adapter {name!r}")
+        if name not in self._adapters:
+            await self._load_once(name)
+        return name
+
+    async def load(self, name: str, path: str, *, replace: bool = False) -> None:
+        """Register the adapter in folder ``path``. Raises InvalidRequest (no name), AdapterExists, AdapterRejected."""
+        self.check_name(name)
+        for info in await self._engine.load_adapter(name, path, replace):
+            self._record(info)
+        self._broken.pop(name, None)
+
+    async def unload(self, name: str) -> None:
+        """Forget ``name``. Raises AdapterNotFound. (A folder of that name will load again when it is asked for.)"""
+        await self._engine.unload_adapter(name)
+        self.forget(name)
+
+    async def pin(self, name: str, is_pinned: bool) -> AdapterInfo:
+        """Keep the adapter in the arena, or let it be evicted again. Raises AdapterNotFound."""
+        for info in await self._engine.pin_adapter(name, is_pinned):
+            self._record(info)
+        if name not in self._adapters:
+            raise AdapterNotFound(f"the adapter {name!r} does not exist")
+        return self._adapters[name].info
+
+    def check_name(self, name: str) -> None:
+        """Raise InvalidRequest unless an adapter may be called ``name``."""
+        if name in self.base_names:
+            raise AdapterExists(f"{name!r} is the name of the base model")
+        if not _NAME.fullmatch(name):
+            raise InvalidRequest(
+                f"{name[:80]!r} cannot name an adapter; allowed: 1 to 255 of letters, digits and _ . : / @ + -, "
+                "starting with a letter, digit or _",
+                "lora_name",
+            )
+
+    def forget(self, name: str) -> None:
+        """The engine no longer knows ``name``."""
+        self._adapters.pop(name, None)
+
+    def _folder(self, name: str) -> Path | None:
+        """The sub-folder of that very name, if it holds an adapter and lies inside the adapter folder."""
+        if self._adapter_dir is None or not _NAME.fullmatch(name) or "/" in name or len(name.encode()) > 255:
+            return None
+        folder = self._adapter_dir / name
+        is_inside = folder.resolve().parent == self._adapter_dir
+        return folder if is_inside and (folder / "adapter_config.json").is_file() else None
+
+    async def _load_once(self, name: str) -> None:
+        """Load from the adapter folder; whoever asks meanwhile waits for the same load."""
+        failed_s, error = self._broken.get(name, (0.0, None))
+        if error is not None and self._clock() - failed_s < RETRY_BROKEN_S:
+            raise error
+        task = self._loading.get(name)
+        if task is None:
+            folder = self._folder(name)
+            if folder is None:
+                raise AdapterNotFound(f"the model {name!r} does not exist; GET /v1/models lists those that do")
+            task = asyncio.create_task(self._engine.load_adapter(name, str(folder)))
+            self._loading[name] = task
+            task.add_done_callback(lambda done: self._loaded(name, done))
+        try:
+            for info in await asyncio.shield(task):  # one caller's going must not end the load for the others
+                self._record(info)
+        except AdapterExists:
+            await self.refresh()
+        except AdapterError as error:
+            # Told without the path: the caller is a tenant.
+            told: AdapterError = AdapterError(f"the adapter {name!r} could not be read; the server's log says why")
+            if isinstance(error, AdapterRejected):
+                told = AdapterRejected(repr(name), error.reasons)
+            self._broken[name] = (self._clock(), told)
+            raise told from None
+
+    def _record(self, info: AdapterInfo, before: NamedAdapter | None = None) -> None:
+        if info.state == "draining":
+            return
+        before = before or self._adapters.get(info.name)
+        is_same = before is not None and before.info.digest == info.digest
+        self._adapters[info.name] = NamedAdapter(info, before.created_s if is_same and before else int(self._unix_time()))
+
+    def _loaded(self, name: str, task: asyncio.Task[list[AdapterInfo]]) -> None:
+        self._loading.pop(name, None)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, AdapterExists):
+            log.warning("loading the adapter %r failed: %s", name, error)

@@ -1,0 +1,248 @@
+"""Response bodies, encoded once with msgspec; the same types document the API (openapi.py).
+
+A field that is UNSET is left out; one that is None is written as null, as OpenAI does.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+FinishReason = str
+"""stop | length | abort."""
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int = 0
+
+
+class Timings(msgspec.Struct):
+    """Seconds that the slowest completion of the request spent waiting, on its prompt and on its output."""
+
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+class UsageBody(msgspec.Struct):
+    """Tokens and time of one HTTP request. A prompt counts once, however many completions it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    evenflow: Timings
+
+
+class TopLogprob(msgspec.Struct):
+    """One of the likeliest tokens at a place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct):
+    """Log-probability of a token that was chosen."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """Log-probabilities of a message's tokens."""
+
+    content: list[TokenLogprob]
+
+
+class PromptLogprob(msgspec.Struct):
+    """vLLM's entry for one candidate at one place of the prompt."""
+
+    logprob: float
+    decoded_token: str
+    rank: int | None = None
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By place: token id (as a string) to its log-probability; null for the first token."""
+
+
+class AnswerMessage(msgspec.Struct):
+    """What the model said."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct):
+    """One completion of a chat."""
+
+    index: int
+    message: AnswerMessage
+    finish_reason: FinishReason
+    logprobs: ChatLogprobs | None = None
+    stop_reason: str | int | None = None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatCompletion(msgspec.Struct):
+    """Answer of POST /v1/chat/completions without ``stream``."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+    object: Literal["chat.completion"] = "chat.completion"
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class Delta(msgspec.Struct):
+    """What a chunk adds to the message."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct):
+    """One completion's part of a chunk."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatCompletionChunk(msgspec.Struct):
+    """One event of a chat stream."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    usage: UsageBody | UnsetType | None = UNSET
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """Log-probabilities of a completion, place by place; null where nothing comes before."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
+    text_offset: list[int] = []
+    """Where the token starts in the text that is returned, in characters."""
+
+
+class CompletionChoice(msgspec.Struct):
+    """One completion of a text, whole or (in a stream) what it gained."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+
+
+class Completion(msgspec.Struct):
+    """Answer of POST /v1/completions, and each event of its stream."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    object: Literal["text_completion"] = "text_completion"
+    usage: UsageBody | UnsetType | None = UNSET
+
+
+class ModelCard(msgspec.Struct):
+    """The base model, or an adapter (then ``parent`` is the base model's name)."""
+
+    id: str
+    created: int
+    root: str
+    """The name again, or an adapter's digest; never a path."""
+    parent: str | None = None
+    max_model_len: int | None = None
+    object: Literal["model"] = "model"
+    owned_by: str = "evenflow"
+
+
+class ModelList(msgspec.Struct):
+    """Answer of GET /v1/models."""
+
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+class AdapterCard(msgspec.Struct):
+    """One adapter as a platform engineer wants to see it."""
+
+    name: str
+    digest: str
+    rank: int
+    bytes: int
+    num_pages: int
+    state: str
+    """host | resident | draining (unloaded or replaced, still used by running requests)."""
+    pinned: bool
+    in_flight: int
+    num_loads: int
+    target_modules: list[str]
+    object: Literal["adapter"] = "adapter"
+
+
+class AdapterList(msgspec.Struct):
+    """Answer of GET /v1/adapters."""
+
+    data: list[AdapterCard]
+    object: Literal["list"] = "list"
+
+
+class SGLangAnswer(msgspec.Struct):
+    """SGLang's answer of /load_lora_adapter and /unload_lora_adapter."""
+
+    success: bool
+    error_message: str
+    loaded_adapters: dict[str, str]
+    """Name to digest (SGLang shows paths; tenants should not see those)."""
+
+
+class TokenizeResponse(msgspec.Struct):
+    """Answer of POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeResponse(msgspec.Struct):
+    """Answer of POST /detokenize."""
+
+    prompt: str
+
+
+class Health(msgspec.Struct):
+    """Answer of the probes."""
+
+    status: str
+
+
+class Version(msgspec.Struct):
+    """Answer of GET /version."""
+
+    version: str

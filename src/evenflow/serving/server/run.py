@@ -1,0 +1,153 @@
+"""A server on a socket: started, reloaded (SIGHUP), drained (SIGTERM, SIGINT) and ended with its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from evenflow.base.errors import ConfigError, EvenFlowError
+from evenflow.serving.server.app import create_app
+from evenflow.serving.server.config import ServerConfig
+from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
+from evenflow.serving.server.state import ServerState
+
+log = logging.getLogger("evenflow.server")
+
+KEEP_ALIVE_S = 75
+"""Longer than the usual minute of load balancers, so that they are the ones to close idle connections."""
+DRAIN_POLL_S = 0.05
+
+
+def run_server(
+    start_engine: Callable[[], Engine],
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate | None,
+    config: ServerConfig,
+    adapters: Mapping[str, Path] | None = None,
+) -> None:
+    """Serve until a signal or the engine's end; ``start_engine`` is called inside the event loop.
+
+    Raises what the engine, an adapter of ``adapters`` or clients.toml fails of, after everything has been ended.
+    """
+
+    async def main() -> None:
+        engine = start_engine()
+        try:
+            await serve(engine, tokenizer, chat_template, config, adapters)
+        finally:
+            await engine.close()
+
+    with asyncio.Runner(loop_factory=uvicorn.Config("", loop="auto").get_loop_factory()) as runner:
+        runner.run(main())
+
+
+async def serve(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate | None,
+    config: ServerConfig,
+    adapters: Mapping[str, Path] | None = None,
+    on_listening: Callable[[str, int], None] | None = None,
+) -> None:
+    """Serve a started engine until a signal or its end. ``on_listening`` gets the address, before the engine is warm."""
+    app = create_app(engine, tokenizer, chat_template, config, adapters)
+    state: ServerState = app.state.server
+    listener = _listen(config.host, config.port)
+    host, port = listener.getsockname()[:2]
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=2,
+            server_header=False,
+        )
+    )
+    with _signals(state, server):
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        log.info("listening on http://%s:%d", host, port)
+        if on_listening is not None:
+            on_listening(host, port)
+        dying = asyncio.create_task(engine.wait_until_dead())
+        failing = asyncio.create_task(state.has_failed.wait())
+        await asyncio.wait((serving, dying, failing), return_when=asyncio.FIRST_COMPLETED)
+        failure = state.failure or (dying.result() if dying.done() else None)
+        server.should_exit = True
+        for watch in (dying, failing):
+            watch.cancel()
+        await serving
+    if isinstance(failure, EvenFlowError):
+        raise failure
+    if failure is not None:
+        raise ConfigError(f"the server could not start: {failure}") from failure
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its own signal handlers: ours drain first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+@contextlib.contextmanager
+def _signals(state: ServerState, server: uvicorn.Server) -> Generator[None, None, None]:
+    """SIGTERM and SIGINT drain, a second one ends at once; SIGHUP reads clients.toml again."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def start(coroutine: Coroutine[Any, Any, None]) -> None:
+        task = loop.create_task(coroutine)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def stop() -> None:
+        if state.is_draining:
+            log.warning("ending now: %d requests are cut off", state.num_in_flight)
+            server.should_exit = server.force_exit = True
+        else:
+            start(drain(state, server))
+
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: lambda: start(state.reload_clients())}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)
+        for task in tasks:
+            task.cancel()
+
+
+async def drain(state: ServerState, server: uvicorn.Server) -> None:
+    """Refuse what is new, let what runs finish (up to the timeout), then end the server."""
+    state.is_draining = True
+    log.info("draining: %d requests run, for at most %g s", state.num_in_flight, state.config.drain_timeout_s)
+    deadline_s = asyncio.get_running_loop().time() + state.config.drain_timeout_s
+    while state.num_in_flight and asyncio.get_running_loop().time() < deadline_s:
+        await asyncio.sleep(DRAIN_POLL_S)
+    if state.num_in_flight:
+        log.warning("%d requests did not finish in time and are cut off", state.num_in_flight)
+    server.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error}") from None
+    return listener

@@ -1,0 +1,204 @@
+"""Request bodies: what OpenAI's and vLLM's clients may send, strictly typed.
+
+The same types are decoded (parsing.py) and documented (openapi.py). ``null`` means "not given" wherever
+OpenAI's client may send it. Ranges are checked by SamplingParams, which names the field.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from evenflow.base.errors import InvalidRequest
+from evenflow.serving.core.sampling import SamplingParams
+
+MAX_INT64 = (1 << 63) - 1
+MAX_INT32 = (1 << 31) - 1
+ROLES = ("system", "developer", "user", "assistant")
+
+Seed = Annotated[int, Meta(ge=-MAX_INT64 - 1, le=MAX_INT64)]
+Count = Annotated[int, Meta(ge=0, le=MAX_INT32)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
+
+
+class StreamOptions(msgspec.Struct):
+    """How a stream ends."""
+
+    include_usage: bool | None = None
+    """One more chunk before [DONE], without choices, with the usage."""
+    include_obfuscation: bool | None = None
+    """Accepted and ignored: nothing is padded here."""
+    continuous_usage_stats: bool | None = None
+
+
+class SamplingFields(msgspec.Struct, kw_only=True):
+    """Fields that chat and text completions share."""
+
+    model: str
+    """The base model's name, or an adapter's."""
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_INT32)] | None = None
+    min_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT32)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    """Token id, as a string, to what is added to its logit."""
+    seed: Seed | None = None
+    """The same seed gives the same text, whatever else runs. With n > 1 choice i uses seed + i."""
+    stop: str | list[str] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    """vLLM's: log-probabilities of the prompt's tokens; not with ``stream``."""
+    return_token_ids: bool | None = None
+    """vLLM's: token ids beside the text."""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    """Who the caller's own user is. Without API keys this, or ``user``, is the client if no header says otherwise."""
+
+
+class TextPart(msgspec.Struct):
+    """One part of a message's content; text is the only kind that is served."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text"]})]
+    text: str | None = None
+
+
+class ChatMessage(msgspec.Struct):
+    """One turn of a conversation."""
+
+    role: Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[Any] | None = None
+    """Must be empty: tools are not served."""
+
+
+class ChatCompletionRequest(SamplingFields, kw_only=True):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_INT32)] | None = None
+    """OpenAI's newer name for max_tokens; without either, up to the model's context."""
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    add_generation_prompt: bool | None = None
+
+
+class CompletionRequest(SamplingFields, kw_only=True):
+    """Body of POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    """A text, token ids, or a list of either: one completion each (times n)."""
+    echo: bool | None = None
+    """The prompt comes back before its completion, with its log-probabilities if they are asked for."""
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    add_special_tokens: bool | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """Body of POST /tokenize: a prompt, or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool | None = None
+    """Default: true for a prompt, false for messages (their template writes them)."""
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """Body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+class LoadLoraAdapterRequest(msgspec.Struct, kw_only=True):
+    """vLLM's body of POST /v1/load_lora_adapter."""
+
+    lora_name: str | None = None
+    lora_path: str | None = None
+    load_inplace: bool | None = None
+    """True: if the name is taken, new requests get the new weights and running ones keep the old."""
+    pinned: bool | None = None
+    """SGLang's: keep it in the arena."""
+
+
+class UnloadLoraAdapterRequest(msgspec.Struct, kw_only=True):
+    """vLLM's body of POST /v1/unload_lora_adapter."""
+
+    lora_name: str | None = None
+
+
+class CreateAdapterRequest(msgspec.Struct, kw_only=True):
+    """SageMaker's body of POST /adapters."""
+
+    name: str
+    src: str
+    """Folder of the adapter."""
+
+
+def sampling_of(
+    body: SamplingFields, *, vocab_size: int, max_tokens: int | None, logprobs: int | None, echo: bool = False
+) -> SamplingParams:
+    """SamplingParams for one completion of ``body`` (n is the caller's business). Raises InvalidRequest, naming the field."""
+    for token_id in body.stop_token_ids or ():
+        check_token_id(token_id, vocab_size, "stop_token_ids")
+    seed = None if body.seed is None else body.seed & MAX_INT64
+    prompt_logprobs = logprobs if echo and logprobs is not None else body.prompt_logprobs
+    given: dict[str, Any] = {
+        name: value
+        for name in (
+            "min_tokens",
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+            "ignore_eos",
+            "include_stop_str_in_output",
+            "skip_special_tokens",
+        )
+        if (value := getattr(body, name)) is not None
+    }
+    return SamplingParams(
+        max_tokens=max_tokens,
+        seed=seed,
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        logit_bias=_logit_bias(body.logit_bias or {}, vocab_size),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        **given,
+    )
+
+
+def check_token_id(token_id: int, vocab_size: int, param: str) -> None:
+    """Raise InvalidRequest unless the model has such a token."""
+    if not 0 <= token_id < vocab_size:
+        raise InvalidRequest(f"{param} holds token id {token_id}; allowed: 0 to {vocab_size - 1}", param)
+
+
+def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    pairs = []
+    for key, value in bias.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise InvalidRequest(f"logit_bias has the key {key[:40]!r}; allowed: token ids", "logit_bias")
+        check_token_id(int(key), vocab_size, "logit_bias")
+        pairs.append((int(key), float(value)))
+    return tuple(pairs)
