@@ -13,6 +13,7 @@ ATTENTION_BACKENDS = Registry(
     "attention backend",
     {
         "torch": "evenflow.serving.backends.torch_attention:TorchAttention",
+        "cpu": "evenflow.serving.backends.cpu_attention:CPUAttention",
     },
 )
 """Constructors take (storage, cos_PE, sin_PE, sm_scale): see ``AttentionBackend``."""
@@ -21,6 +22,7 @@ LORA_BACKENDS = Registry(
     "LoRA backend",
     {
         "torch": "evenflow.serving.backends.torch_lora:TorchLoRA",
+        "cpu": "evenflow.serving.backends.cpu_lora:CPULoRA",
     },
 )
 """Constructors take (storage)."""
@@ -36,4 +38,6 @@ class BackendNames:
 
 def choose(device: torch.device, dtype: torch.dtype, shape: ModelShape) -> BackendNames:
     """Names of the fastest backends that serve this model here."""
-    return BackendNames("torch", "torch")
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
+        return BackendNames("torch", "torch")
+    return BackendNames("torch" if shape.head_dim % 16 else "cpu", "cpu")

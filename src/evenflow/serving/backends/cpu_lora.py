@@ -1,0 +1,220 @@
+"""LoRA over arena rows on the CPU: the numba row kernel, and matrix products where an adapter has many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import torch
+
+from evenflow.base.errors import ConfigError
+from evenflow.serving.backends.batch import Batch
+from evenflow.serving.backends.storage import Storage
+from evenflow.serving.core.adapter import AdapterSignature
+from evenflow.serving.core.shape import MODULES, SITES
+from evenflow.serving.kernels.lora_cpu import add_lora_rows, scratch_floats
+from evenflow.serving.kernels.simd import element_of
+from evenflow.serving.memory.layout import AdapterPlacement, place
+
+PRODUCT_MACS = 8_000_000
+"""From this many multiply-adds (rows x rank x (in + out) of one site) on, gathering the adapter's rows and two matrix
+products beat the row kernel; measured in benchmarks/recipes/kernels.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """One site of the model, as the kernel wants it."""
+
+    inputs: int
+    modules: np.ndarray
+    """int64: numbers in MODULES."""
+    columns: np.ndarray
+    """int64: first output column of each module."""
+    widths: np.ndarray
+    """int64: output width of each module."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One step's work at one site, the same for all layers."""
+
+    rows: np.ndarray
+    """int64 [n], by slot: rows for the row kernel."""
+    slots: np.ndarray
+    """int64 [n]: their slots."""
+    cuts: np.ndarray
+    """int64 [num_threads + 1]"""
+    segments: tuple[tuple[int, int, int], ...]
+    """(slot, first row, end row), by slot: runs of rows for matrix products."""
+
+
+class CPULoRA:
+    """LoRABackend for bf16 and fp32 on the CPU. Legend: see ``LoRABackend``.
+
+    ``num_threads``: how many parts the row kernel's work is cut into; None: as many as torch and numba both use.
+    Raises ConfigError for another dtype.
+    """
+
+    def __init__(self, storage: Storage, num_threads: int | None = None) -> None:
+        if storage.dtype not in (torch.bfloat16, torch.float32):
+            raise ConfigError(f"{storage.dtype}; allowed: bf16 or fp32")
+        shape = storage.layout.shape
+        self._storage = storage
+        self._element = element_of(storage.layout.itemsize)
+        self._num_threads = num_threads or min(torch.get_num_threads(), numba.get_num_threads())
+        self._sites: dict[str, _Site] = {}
+        for name, modules in SITES.items():
+            widths = np.array([shape.module_widths(module)[1] for module in modules], np.int64)
+            self._sites[name] = _Site(
+                inputs=shape.module_widths(modules[0])[0],
+                modules=np.array([MODULES.index(module) for module in modules], np.int64),
+                columns=np.cumsum(widths) - widths,
+                widths=widths,
+            )
+        self._max_inputs = max(site.inputs for site in self._sites.values())
+        self._max_outputs = int(max(site.widths.max() for site in self._sites.values()))
+        self._max_site_rank = 0
+        self._placements: dict[int, AdapterPlacement] = {}
+        self._lines: dict[int, np.ndarray] = {}
+        # What the kernel reads, by slot; grown by bind().
+        self._lines_of_slot = np.zeros(0, np.int64)
+        self._ranks = np.zeros((0, shape.num_layers, len(MODULES)), np.int32)
+        self._first_a, self._first_b = self._ranks.copy(), self._ranks.copy()
+        # Most multiply-adds that a row needs in any layer, by slot and site.
+        self._macs = np.zeros((0, len(SITES)), np.int64)
+        self._grow(16)
+        self._reserve_scratch(64)
+        self._work: dict[str, _Work] = {}
+
+    def warm_up(self) -> None:
+        """Compile (or load) the kernel, by running it on no rows."""
+        none = np.zeros(0, np.int64)
+        work = _Work(none, none, np.zeros(self._num_threads + 1, np.int64), ())
+        for name, site in self._sites.items():
+            x_TI = torch.empty((0, site.inputs), dtype=self._storage.dtype)
+            self._run_rows(0, self._sites[name], work, x_TI, torch.empty_like(x_TI))
+
+    def bind(self, slot: int, signature: AdapterSignature, pages: Sequence[int]) -> None:
+        """See ``LoRABackend.bind``."""
+        if slot >= len(self._lines_of_slot):
+            self._grow(max(2 * len(self._lines_of_slot), slot + 1))
+        placement = place(self._storage.layout, signature)
+        lines = placement.lines(pages)
+        self._placements[slot], self._lines[slot] = placement, lines
+        self._lines_of_slot[slot] = lines.ctypes.data
+        self._ranks[slot], self._first_a[slot], self._first_b[slot] = placement.ranks, placement.first_a, placement.first_b
+        for index, site in enumerate(self._sites.values()):
+            ranks = placement.ranks[:, site.modules].astype(np.int64)
+            self._macs[slot, index] = (ranks * (site.inputs + site.widths)).sum(axis=1).max()
+            self._reserve_scratch(int(ranks.sum(axis=1).max()))
+
+    def _grow(self, num_slots: int) -> None:
+        for name in ("_lines_of_slot", "_ranks", "_first_a", "_first_b", "_macs"):
+            old = getattr(self, name)
+            new = np.zeros((num_slots, *old.shape[1:]), old.dtype)
+            new[: len(old)] = old
+            setattr(self, name, new)
+
+    def _reserve_scratch(self, site_rank: int) -> None:
+        """Make room for adapters whose modules of one site have ``site_rank`` rows of A together."""
+        if site_rank > self._max_site_rank:
+            self._max_site_rank = site_rank
+            floats = scratch_floats(self._max_inputs, self._max_outputs, site_rank)
+            # A cache line more for each thread, so that threads never write to the same one.
+            self._scratch = np.empty((self._num_threads, floats + 16), np.float32)
+
+    def plan(self, batch: Batch) -> None:
+        """Sort rows by adapter, site by site; drop base-only rows; cut so that threads read equally many bytes."""
+        self._work = {}
+        bearing = np.flatnonzero(batch.adapter_slots >= 0)
+        if not len(bearing):
+            return
+        num_rows = np.diff(batch.row_starts)
+        bearing = bearing[np.argsort(batch.adapter_slots[bearing], kind="stable")]
+        slots = batch.adapter_slots[bearing].astype(np.int64)
+        macs = self._macs[slots]
+        has_products = macs * num_rows[bearing, None] >= PRODUCT_MACS
+        for index, name in enumerate(self._sites):
+            wanted = (macs[:, index] > 0) & ~has_products[:, index]
+            sequences = bearing[wanted]
+            counts = num_rows[sequences]
+            ends = np.cumsum(counts)
+            total = int(ends[-1]) if len(ends) else 0
+            rows = np.arange(total) + np.repeat(batch.row_starts[sequences] - (ends - counts), counts)
+            work = np.cumsum(np.repeat(macs[wanted, index], counts))
+            cuts = np.zeros(self._num_threads + 1, np.int64)
+            if total:
+                shares = work[-1] * np.arange(self._num_threads + 1) / self._num_threads
+                cuts = np.searchsorted(work - 0.5 * np.repeat(macs[wanted, index], counts), shares)
+                cuts[-1] = total
+            segments = tuple(
+                (int(slot), int(batch.row_starts[s]), int(batch.row_starts[s + 1]))
+                for slot, s in zip(slots[has_products[:, index]], bearing[has_products[:, index]])
+            )
+            if total or segments:
+                self._work[name] = _Work(rows, np.repeat(slots[wanted], counts), cuts, segments)
+
+    def run(self, layer: int, site: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
+        """See ``LoRABackend.run``."""
+        work = self._work.get(site)
+        if work is None:
+            return
+        assert x_TI.stride(1) == 1
+        assert y_TO.stride(1) == 1
+        if len(work.rows):
+            self._run_rows(layer, self._sites[site], work, x_TI, y_TO)
+        if work.segments:
+            self._run_products(layer, self._sites[site], work, x_TI, y_TO)
+
+    def _run_rows(self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
+        itemsize = self._storage.layout.itemsize
+        add_lora_rows(
+            self._element,
+            self._num_threads,
+            self._storage.address,
+            x_TI.data_ptr(),
+            x_TI.stride(0) * itemsize,
+            site.inputs,
+            y_TO.data_ptr(),
+            y_TO.stride(0) * itemsize,
+            layer,
+            site.modules,
+            site.columns,
+            site.widths,
+            self._lines_of_slot,
+            self._ranks,
+            self._first_a,
+            self._first_b,
+            work.rows,
+            work.slots,
+            work.cuts,
+            self._max_outputs,
+            self._max_site_rank,
+            self._scratch.ctypes.data,
+            self._scratch.strides[0],
+        )
+
+    def _run_products(self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
+        """Gather each adapter's rows once, then two matrix products per run of rows and module."""
+        gathered_slot, gathered = -1, []
+        for slot, first, end in work.segments:
+            if slot != gathered_slot:
+                gathered_slot, gathered = slot, self._gather(layer, site, slot)
+            x_I = x_TI[first:end]
+            for columns, a_RI, b_RO in gathered:
+                y_TO[first:end, columns].addmm_(x_I @ a_RI.T, b_RO)
+
+    def _gather(self, layer: int, site: _Site, slot: int) -> list[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """(columns, A [rank, in], B [rank, out]) of the site's modules that the adapter has."""
+        lines = torch.from_numpy(self._lines[slot])
+        found = []
+        for module, column, width in zip(site.modules, site.columns, site.widths):
+            rank = int(self._ranks[slot, layer, module])
+            if rank:
+                a, b = int(self._first_a[slot, layer, module]), int(self._first_b[slot, layer, module])
+                a_RI = self._storage.adapter_rows(lines[a : a + rank], site.inputs)
+                b_RO = self._storage.adapter_rows(lines[b : b + rank], int(width))
+                found.append((slice(int(column), int(column + width)), a_RI, b_RO))
+        return found

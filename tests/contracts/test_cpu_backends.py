@@ -1,0 +1,113 @@
+"""What the CPU backends promise beyond the contract: no bit depends on threads or company, and the work is cut evenly."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from backend_cases import CPU, Seq, batch_of, make_storage, put_adapter, rope_tables, scatter_pages
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evenflow.serving.backends.cpu_attention import CPUAttention
+from evenflow.serving.backends.cpu_lora import CPULoRA
+from evenflow.serving.backends.storage import Storage
+from evenflow.serving.core.shape import SITES, ModelShape
+from evenflow.serving.memory.layout import ArenaLayout
+
+SHAPE = ModelShape(2, 52, 75, 12, 4, 32, 10)
+
+
+def cpu_attention(num_threads: int) -> CPUAttention:
+    storage = Storage(ArenaLayout(SHAPE, 4), 1, torch.float32, CPU)
+    return CPUAttention(storage, *rope_tables(SHAPE, 4), 1.0, num_threads=num_threads)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 500), min_size=0, max_size=20), st.integers(1, 7))
+def test_cuts_give_every_head_to_one_thread_and_equal_shares(contexts, num_threads):
+    backend = cpu_attention(num_threads)
+    tasks = np.arange(len(contexts))
+    backend._divide(tasks, tasks, np.array(contexts, np.int64))
+    seen = np.zeros((len(contexts), SHAPE.num_kv_heads), int)
+    shares = []
+    for thread in range(num_threads):
+        begin, end = backend._cut_tasks[thread], backend._cut_tasks[thread + 1]
+        share = 0
+        for task in range(begin, min(end + 1, len(contexts))):
+            first = backend._cut_heads[thread] if task == begin else 0
+            last = backend._cut_heads[thread + 1] if task == end else SHAPE.num_kv_heads
+            seen[task, first:last] += 1
+            share += max(0, last - first) * contexts[task]
+        shares.append(share)
+    assert (seen == 1).all()
+    if contexts:
+        # A cut is at most half a head away from the ideal, at each end.
+        assert max(shares) - sum(shares) / num_threads <= max(contexts) + 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_the_same_for_any_number_of_threads(dtype):
+    seqs = [Seq(100, 1), Seq(3, 5), Seq(33, 1), Seq(0, 12)]
+    qkv = torch.randn(19, SHAPE.q_width + 2 * SHAPE.kv_width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    outs = []
+    for num_threads in (1, 2, 3, 8, 30):
+        storage = make_storage(SHAPE, dtype, 16, 20)
+        storage.elements.copy_(torch.randn(storage.elements.shape, generator=torch.Generator().manual_seed(1)))
+        backend = CPUAttention(storage, *rope_tables(SHAPE, 128), 0.2, num_threads=num_threads)
+        pages = scatter_pages(storage, seqs, random.Random(0))
+        backend.plan(batch_of(storage, seqs, pages))
+        outs.append(backend.run(1, qkv.clone()))
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    assert outs[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_rows_are_the_same_bit_for_bit_for_any_threads_and_company(dtype):
+    """Alone, beside three others of its adapter, or on another thread: a row's sums keep their order."""
+    storage = make_storage(SHAPE, dtype, 16, 120)
+    adapters = [put_adapter(storage, [[rank] * 7] * 2, list(range(first, 120)), rank) for rank, first in ((9, 0), (33, 20))]
+    backends = [CPULoRA(storage, num_threads=n) for n in (1, 2, 3, 8)]
+    for backend in backends:
+        for slot, adapter in enumerate(adapters):
+            backend.bind(slot, adapter.signature, adapter.pages)
+    seqs = [Seq(0, 1, slot) for slot in (1, 0, 1, 0, -1, 0, 0, 1, 1, 1, 0, 0)]
+    for site, modules in SITES.items():
+        inputs = SHAPE.module_widths(modules[0])[0]
+        outputs = sum(SHAPE.module_widths(m)[1] for m in modules)
+        x = torch.randn(len(seqs), inputs, generator=torch.Generator().manual_seed(0)).to(dtype)
+        y = torch.randn(len(seqs), outputs, generator=torch.Generator().manual_seed(1)).to(dtype)
+        results = []
+        for backend in backends:
+            out = y.clone()
+            backend.plan(batch_of(storage, seqs, [[0]] * len(seqs)))
+            backend.run(1, site, x, out)
+            results.append(out)
+        alone = y.clone()
+        for t, seq in enumerate(seqs):
+            backends[0].plan(batch_of(storage, [seq], [[0]]))
+            backends[0].run(1, site, x[t : t + 1], alone[t : t + 1])
+        assert all(torch.equal(out, alone) for out in results)
+        assert not torch.equal(alone, y)
+
+
+def test_warm_up_compiles_what_serving_calls():
+    """After warm_up() a step finds its kernels: no new signature appears."""
+    from evenflow.serving.kernels.attention_cpu import attend
+    from evenflow.serving.kernels.lora_cpu import add_lora_rows
+    from evenflow.serving.kernels.rope_cpu import rotate_and_write
+
+    storage = make_storage(SHAPE, torch.float32, 16, 20)
+    attention, lora = CPUAttention(storage, *rope_tables(SHAPE, 128), 0.2), CPULoRA(storage)
+    attention.warm_up(), lora.warm_up()
+    before = [len(kernel.signatures) for kernel in (attend, add_lora_rows, rotate_and_write)]
+    assert min(before) > 0
+    adapter = put_adapter(storage, [[2] * 7] * 2, list(range(10, 20)), 0)
+    lora.bind(0, adapter.signature, adapter.pages)
+    batch = batch_of(storage, [Seq(5, 1, 0), Seq(0, 12)], [[0], [1]])
+    attention.plan(batch), lora.plan(batch)
+    attention.run(0, torch.randn(13, SHAPE.q_width + 2 * SHAPE.kv_width))
+    lora.run(0, "o", torch.randn(13, SHAPE.q_width), torch.randn(13, SHAPE.hidden_size))
+    assert [len(kernel.signatures) for kernel in (attend, add_lora_rows, rotate_and_write)] == before
