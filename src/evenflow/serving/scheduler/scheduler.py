@@ -88,18 +88,10 @@ class Scheduler:
         O(running), and O(log clients) for each request that starts. Ask ``take_ended`` afterwards.
         """
         assert self._in_flight is None, "the last step was not committed"
-        draft = Draft(
-            now_s=now_s,
-            limits=self.limits,
-            policy=self.policy,
-            admission=self._admission,
-            residency=self._residency,
-            running=self._running,
-            lives=self._lives,
-        )
-        self._batch_rule.fill(draft)
-        self._waiting_for = draft.waiting_for
-        self._ended += draft.ended
+        draft = self._fill(now_s)
+        while draft.ended and not draft.planned:
+            # What held the memory has just been cut: there is room for others in this very step.
+            draft = self._fill(now_s)
         if not draft.planned:
             return None
         self._num_steps += 1
@@ -208,6 +200,21 @@ class Scheduler:
         assert len(self._running) <= self.limits.max_num_seqs
         for entry in self._running:
             assert entry.num_tokens <= self.limits.max_model_len, f"{entry.request.request_id} was not ended in time"
+
+    def _fill(self, now_s: float) -> Draft:
+        draft = Draft(
+            now_s=now_s,
+            limits=self.limits,
+            policy=self.policy,
+            admission=self._admission,
+            residency=self._residency,
+            running=self._running,
+            lives=self._lives,
+        )
+        self._batch_rule.fill(draft)
+        self._waiting_for = draft.waiting_for
+        self._ended += draft.ended
+        return draft
 
     def _check(self, request: Request) -> None:
         limits, num_prompt = self.limits, request.num_prompt_tokens

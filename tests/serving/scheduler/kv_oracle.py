@@ -1,0 +1,88 @@
+"""An executor that believes nothing: it keeps every KV slot and every adapter page, and reads back what it needs.
+
+The token it produces depends on every token before it as found in the pages, and on the adapter as found in
+its pages. So a page given to two owners, freed too early, or a load that was forgotten changes the output.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+from evenflow.serving.core.plan import NO_ADAPTER_SLOT, SampledToken, StepPlan, StepResult
+from evenflow.serving.core.request import AdapterDigest, Request, RequestId
+from evenflow.serving.memory.page_table import pages_for
+
+NUM_TOKENS = 1000
+
+
+def next_token(adapter: str | None, token_ids: list[int]) -> int:
+    """What a request without any company would produce next."""
+    return zlib.crc32(repr((adapter, token_ids)).encode()) % NUM_TOKENS
+
+
+def alone(adapter: str | None, prompt: list[int], num_tokens: int) -> list[int]:
+    """The whole output of a request without any company."""
+    token_ids = list(prompt)
+    for _ in range(num_tokens):
+        token_ids.append(next_token(adapter, token_ids))
+    return token_ids[len(prompt) :]
+
+
+class KVOracle:
+    """Runs plans over a map of pages."""
+
+    def __init__(self, num_pages: int, page_tokens: int, adapter_pages: Mapping[AdapterDigest, int]) -> None:
+        self._num_pages = num_pages
+        self._page_tokens = page_tokens
+        self._adapter_pages = adapter_pages
+        self._content: dict[int, object] = {}
+        """Page -> list of token ids by slot, or the digest of the adapter whose rows it holds."""
+        self._slots: dict[int, tuple[AdapterDigest, tuple[int, ...]]] = {}
+
+    def run(self, plan: StepPlan, requests: Mapping[RequestId, Request], duration_s: float = 0.0) -> StepResult:
+        """Check the plan against the requests, write what it writes, and answer from what it can read."""
+        assert plan.sequences
+        for load in plan.loads:
+            assert len(load.pages) == self._adapter_pages[load.digest]
+            self._slots[load.slot] = (load.digest, tuple(load.pages))
+            for page in load.pages:
+                self._content[page] = load.digest
+        written: set[int] = set()
+        for sequence in plan.sequences:
+            request = requests[sequence.request_id]
+            known = request.prompt_token_ids + request.output_token_ids
+            stop = sequence.start + len(sequence.token_ids)
+            assert sequence.start == request.num_computed_tokens
+            assert list(sequence.token_ids) == known[sequence.start : stop]
+            assert sequence.token_ids
+            assert (sequence.sample is not None) == (stop == len(known))
+            assert len(sequence.pages) == pages_for(stop, self._page_tokens)
+            assert all(0 <= page < self._num_pages for page in sequence.pages)
+            for position, token_id in enumerate(sequence.token_ids, start=sequence.start):
+                page, slot = sequence.pages[position // self._page_tokens], position % self._page_tokens
+                if not isinstance(self._content.get(page), list):
+                    self._content[page] = [None] * self._page_tokens
+                self._content[page][slot] = token_id
+                written.add(page)
+        tokens = {}
+        for sequence in plan.sequences:
+            stop = sequence.start + len(sequence.token_ids)
+            adapter = self._adapter(sequence.adapter_slot)
+            assert adapter == requests[sequence.request_id].adapter, "rows of another adapter"
+            cached: list[int] = []
+            for page in sequence.pages:
+                content = self._content[page]
+                assert isinstance(content, list), "KV was overwritten by an adapter"
+                cached += content
+            if sequence.sample is not None:
+                tokens[sequence.request_id] = SampledToken(next_token(adapter, cached[:stop]))
+        assert len({s.request_id for s in plan.sequences}) == len(plan.sequences)
+        return StepResult(plan.step, tokens, {}, duration_s)
+
+    def _adapter(self, slot: int) -> AdapterDigest | None:
+        if slot == NO_ADAPTER_SLOT:
+            return None
+        digest, pages = self._slots[slot]
+        assert all(self._content[page] == digest for page in pages), "an adapter was overwritten"
+        return digest

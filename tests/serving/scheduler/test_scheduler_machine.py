@@ -1,0 +1,246 @@
+"""The scheduler under random adds, steps, aborts, pins and unloads, in arenas where nothing ever fits comfortably.
+
+Every output is compared with what the request would have got alone, every charge with what it received.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from kv_oracle import KVOracle, alone
+
+from evenflow.base.errors import AdapterError, PromptTooLong
+from evenflow.fairness.baselines import FCFS
+from evenflow.fairness.cost import Service
+from evenflow.fairness.policy import Policy, Schedulable
+from evenflow.fairness.queue import ClientQueues
+from evenflow.fairness.vtc import VTC
+from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
+from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
+from evenflow.serving.core.sampling import GREEDY
+from evenflow.serving.memory.arena import Arena
+from evenflow.serving.memory.residency import Residency
+from evenflow.serving.scheduler import (
+    ExclusivePrefillRule,
+    KnownPeak,
+    MixedBatchRule,
+    PredictAndPreempt,
+    Scheduler,
+    SchedulerLimits,
+)
+
+ADAPTER_PAGES = {AdapterDigest("x"): 1, AdapterDigest("y"): 2, AdapterDigest("z"): 4}
+RECORDS = {digest: AdapterRecord(digest, AdapterSignature(()), pages, pages * 10) for digest, pages in ADAPTER_PAGES.items()}
+CLIENTS = ("a", "b", "c")
+
+
+class BookedVTC(VTC):
+    """VTC that notes, request by request, what was charged and what was received."""
+
+    def __init__(self, queues: ClientQueues) -> None:
+        super().__init__(queues)
+        self.received: dict[Hashable, Service] = {}
+        self.charged: dict[Hashable, float] = {}
+
+    def charge(self, request: Schedulable, service: Service) -> None:
+        super().charge(request, service)
+        self.received[request.request_id] = self.received.get(request.request_id, Service()) + service
+
+    def settle(self, request: Schedulable) -> None:
+        account = self._accounts[request.request_id]
+        super().settle(request)
+        self.charged[request.request_id] = account.charged
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        policy=st.sampled_from([FCFS, BookedVTC]),
+        is_mixed=st.booleans(),
+        knows_lengths=st.booleans(),
+        num_pages=st.integers(2, 14),
+        page_tokens=st.sampled_from([1, 2, 4]),
+        num_slots=st.sampled_from([1, 2, None]),
+        max_num_seqs=st.integers(1, 6),
+        max_batch_tokens=st.integers(6, 12),
+        decode_steps=st.integers(0, 3),
+    )
+    def start(
+        self,
+        policy: type,
+        is_mixed: bool,
+        knows_lengths: bool,
+        num_pages: int,
+        page_tokens: int,
+        num_slots: int | None,
+        max_num_seqs: int,
+        max_batch_tokens: int,
+        decode_steps: int,
+    ) -> None:
+        self.queues = ClientQueues()
+        self.policy: Policy = policy(self.queues) if policy is BookedVTC else policy()
+        self.arena = Arena(num_pages)
+        self.residency = Residency(self.arena, RECORDS.__getitem__, num_slots=num_slots)
+        self.limits = SchedulerLimits(
+            max_num_seqs=max_num_seqs, max_batch_tokens=max_batch_tokens, max_model_len=24, page_tokens=page_tokens
+        )
+        self.is_mixed = is_mixed
+        self.scheduler = Scheduler(
+            policy=self.policy,
+            queues=self.queues,
+            arena=self.arena,
+            residency=self.residency,
+            limits=self.limits,
+            batch_rule=MixedBatchRule() if is_mixed else ExclusivePrefillRule(max_prefill_tokens=8, decode_steps=decode_steps),
+            admission=KnownPeak() if knows_lengths else PredictAndPreempt(initial_output_tokens=0.0),
+        )
+        self.oracle = KVOracle(num_pages, page_tokens, ADAPTER_PAGES)
+        self.requests: dict[RequestId, Request] = {}
+        self.ended_early: set[RequestId] = set()
+        self.has_pinned = False
+        self.now_s = 0.0
+        self.max_prompt = 0
+
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        adapter=st.sampled_from([None, *sorted(ADAPTER_PAGES)]),
+        num_prompt=st.integers(1, 14),
+        num_output=st.integers(1, 10),
+    )
+    def add(self, client: str, adapter: AdapterDigest | None, num_prompt: int, num_output: int) -> None:
+        request = Request(
+            RequestId(f"r{len(self.requests)}"),
+            ClientId(client),
+            [(7 * i + len(self.requests)) % 50 for i in range(num_prompt)],
+            GREEDY,
+            self.now_s,
+            adapter,
+            max_output_tokens=num_output,
+            known_output_tokens=num_output,
+        )
+        pages = -(-num_prompt // self.limits.page_tokens) + 1 + (ADAPTER_PAGES[adapter] if adapter else 0)
+        if pages > self.arena.num_pages:
+            with pytest.raises(PromptTooLong):
+                self.scheduler.add(request, self.now_s)
+            return
+        assert self.scheduler.add(request, self.now_s).is_accepted
+        self.requests[request.request_id] = request
+
+    @rule(aborted_meanwhile=st.integers(0, 5))
+    def step(self, aborted_meanwhile: int) -> None:
+        self.run_step(aborted_meanwhile)
+
+    def run_step(self, aborted_meanwhile: int) -> bool:
+        plan = self.scheduler.plan(self.now_s)
+        self.note_ended()
+        if plan is None:
+            assert not self.scheduler.has_work, "there is work, and nothing was planned"
+            return False
+        rows = plan.num_tokens
+        if self.is_mixed:
+            assert rows <= self.limits.max_batch_tokens
+        else:
+            assert len(plan.sequences) == 1 or rows <= max(8, self.limits.max_num_seqs)
+            assert len({s.num_tokens > 1 for s in plan.sequences}) == 1 or all(s.start == 0 for s in plan.sequences)
+        assert len(plan.sequences) <= self.limits.max_num_seqs
+        self.scheduler.check_integrity()
+        result = self.oracle.run(plan, self.requests)
+        running = [s.request_id for s in plan.sequences]
+        if aborted_meanwhile < len(running) and aborted_meanwhile >= 3:
+            self.end_early(running[aborted_meanwhile])
+            self.scheduler.check_integrity()
+        finished = {}
+        for request_id in result.tokens:
+            request = self.requests[request_id]
+            if request.num_output_tokens + 1 >= request.max_output_tokens:
+                finished[request_id] = FinishReason.LENGTH
+        self.now_s += 1.0
+        self.scheduler.commit(result, finished, self.now_s)
+        return True
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        alive = [r for r in self.requests if self.scheduler.get(r) is not None]
+        if alive:
+            self.end_early(data.draw(st.sampled_from(alive)))
+
+    def end_early(self, request_id: RequestId) -> None:
+        was_alive = self.scheduler.get(request_id) is not None
+        assert (self.scheduler.abort(request_id, self.now_s) is not None) == was_alive
+        assert self.scheduler.abort(request_id, self.now_s) is None
+        self.ended_early.add(request_id)
+
+    @rule(digest=st.sampled_from(sorted(ADAPTER_PAGES)), what=st.sampled_from(["pin", "unpin", "forget"]))
+    def administer(self, digest: AdapterDigest, what: str) -> None:
+        if what == "pin":
+            try:
+                self.residency.pin(digest)
+                self.has_pinned = True
+            except AdapterError:
+                pass
+        elif what == "unpin":
+            self.residency.unpin(digest)
+        else:
+            self.residency.forget(digest)
+
+    def note_ended(self) -> None:
+        for ended in self.scheduler.take_ended():
+            request = ended.request
+            assert ended.message
+            self.ended_early.add(request.request_id)
+            if request.finish_reason is FinishReason.ERROR:
+                assert self.has_pinned, "ended for lack of memory though nothing was ever pinned"
+            else:
+                assert request.finish_reason is FinishReason.LENGTH
+                adapter_pages = ADAPTER_PAGES[request.adapter] if request.adapter else 0
+                pages = -(-request.num_tokens // self.limits.page_tokens)
+                assert self.has_pinned or pages + adapter_pages > self.arena.num_pages, "cut though it would have fitted"
+
+    @invariant()
+    def everything_agrees(self) -> None:
+        self.scheduler.check_integrity()
+
+    @invariant()
+    def outputs_are_those_of_a_request_alone(self) -> None:
+        for request in self.requests.values():
+            expected = alone(request.adapter, request.prompt_token_ids, request.num_output_tokens)
+            assert request.output_token_ids == expected
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        budget = 400
+        while self.run_step(aborted_meanwhile=0):
+            self.scheduler.check_integrity()
+            budget -= 1
+            assert budget, "it never ends"
+        assert self.scheduler.num_waiting == self.scheduler.num_running == 0
+        assert self.arena.num_owned("request") == 0
+        assert self.arena.num_free == self.arena.num_pages - self.arena.num_owned("adapter")
+        for request in self.requests.values():
+            assert request.finish_reason is not None
+            if request.request_id not in self.ended_early:
+                assert request.finish_reason is FinishReason.LENGTH
+                assert request.num_output_tokens == request.max_output_tokens
+        self.check_charges()
+
+    def check_charges(self) -> None:
+        if not isinstance(self.policy, BookedVTC):
+            return
+        assert not self.policy._accounts, "an account stayed open"
+        for request in self.requests.values():
+            received = self.policy.received.get(request.request_id, Service())
+            assert received.decode_tokens == request.num_output_tokens
+            assert received.recomputed_tokens == request.num_recomputed_tokens
+            if request.num_output_tokens:
+                assert received.prefill_tokens == request.num_prompt_tokens, "the prompt counts once, preempted or not"
+            assert received.prefill_tokens <= request.num_prompt_tokens
+            charged = self.policy.charged.get(request.request_id, 0.0)
+            assert charged == received.prefill_tokens + 2 * received.decode_tokens
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestScheduler = SchedulerMachine.TestCase
