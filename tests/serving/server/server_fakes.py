@@ -291,7 +291,15 @@ class LiveServer:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
-        self._server.run(sockets=[self._socket])
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        await self._server.serve(sockets=[self._socket])
+
+    def call(self, function: Any, *arguments: Any) -> None:
+        """Call something inside the server's loop."""
+        self.loop.call_soon_threadsafe(function, *arguments)
 
     def __enter__(self) -> LiveServer:
         self._thread.start()
