@@ -1,7 +1,7 @@
 """Random models of any size in ordinary folders: for tests, benchmarks and first steps, without a download.
 
 Weights are noise, scaled so that activations keep their size from layer to layer and logits differ
-clearly between tokens. Written with safetensors alone; readable by transformers.
+clearly between tokens. Readable by transformers, written without it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from evenflow.serving.models.config import ModelConfig, load_config
+from evenflow.serving.models.tiny_tokenizer import make_tokenizer
 from evenflow.serving.models.weights import expected_tensors
 
 TINY: Mapping[str, Any] = {
@@ -59,12 +60,17 @@ def make_model(
     num_shards: int = 1,
     **changes: Any,
 ) -> ModelConfig:
-    """Write a random model folder at ``path`` and return its config. ``changes`` are fields of config.json."""
+    """Write a random model folder, with a tokenizer where it fits, and return its config.
+
+    ``changes`` are fields of config.json. A vocabulary below 258 has no room for a tokenizer.
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     raw = {**base, "torch_dtype": str(dtype).removeprefix("torch."), **changes}
     (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
     config = load_config(folder)
+    if config.shape.vocab_size >= 258:
+        make_tokenizer(folder, config.shape.vocab_size)
     tensors = random_tensors(config, seed, dtype)
     if num_shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
