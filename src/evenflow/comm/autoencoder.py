@@ -71,6 +71,10 @@ class AutoEncoder(Compressor):
         assert self.decoder is not None
         return (message.reshape(rows, self.code_width) @ self.decoder.T.to(message.dtype)).to(dtype).view(tuple(shape))
 
+    def replica(self) -> Compressor:
+        # All memory is in the parameters (or the fixed draw), which ranks share.
+        return self
+
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in (self.encoder, self.decoder) if p is not None]
 

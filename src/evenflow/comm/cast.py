@@ -49,6 +49,9 @@ class Cast(Compressor):
             check_finite(message, "fp16")
         return message
 
+    def message_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.wire_dtype or dtype
+
     def decode(self, message: Tensor, shape: Shape, dtype: torch.dtype, context: Context = NO_CONTEXT) -> Tensor:
         return message.to(dtype, copy=True).view(tuple(shape))
 

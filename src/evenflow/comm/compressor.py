@@ -91,7 +91,6 @@ class Compressor(ABC):
 
     def __init__(self) -> None:
         self.synchronise: Callable[[Tensor], Tensor] = _identity
-        """Applied to parameters used while encoding; an attachment puts the sum of their gradients over ranks here."""
 
     @abstractmethod
     def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
@@ -128,6 +127,18 @@ class Compressor(ABC):
         self, width: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> None:
         """Make what depends on the last dimension (trainable parameters), equal on all ranks for equal seeds."""
+
+    def synchronise_with(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``function`` to parameters used while encoding: it sums their gradients over ranks."""
+        self.synchronise = function
+
+    def message_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of the message for a tensor of ``dtype``."""
+        return dtype if self.algebra is Algebra.LINEAR else torch.uint8
+
+    def replica(self) -> Compressor:
+        """Return the same compressor for another rank: shared parameters, a memory of its own."""
+        return get_compressor(self.spec)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters; empty before ``prepare`` and for most compressors."""

@@ -10,7 +10,7 @@ message has the same size.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable
+from collections.abc import Callable, Generator, Hashable
 from typing import Any
 
 import torch
@@ -141,8 +141,18 @@ class ErrorFeedback(Compressor):
     def prepare(
         self, width: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> None:
-        self.inner.synchronise = self.synchronise
         self.inner.prepare(width, seed, dtype, device)
+
+    def synchronise_with(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.inner.synchronise_with(function)
+
+    def message_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.inner.message_dtype(dtype)
+
+    def replica(self) -> Compressor:
+        twin = ErrorFeedback(self.inner.replica())
+        twin.spec = self.spec
+        return twin
 
     def parameters(self) -> list[nn.Parameter]:
         return self.inner.parameters()

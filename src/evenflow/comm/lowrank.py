@@ -59,6 +59,9 @@ class PowerSGD(Compressor):
         count, m, h, r = self.sizes(shape)
         return WirePlan(count * (m + h) * r * (self.wire_dtype or dtype).itemsize, messages=2)
 
+    def message_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.wire_dtype or dtype
+
     def _slot(self, shape: Shape, context: Context) -> Hashable:
         return (context.key, self.sizes(shape))
 
@@ -81,10 +84,9 @@ class PowerSGD(Compressor):
         # QR and products are done in at least fp32; a paper-form wire of fp64 computes in fp64, as there.
         work = self.wire_dtype if self.wire_dtype == torch.float64 else torch.promote_types(x.dtype, torch.float32)
         X = x.reshape(count, m, h).to(work)
-        with torch.no_grad():
-            left = yield self._cast(X @ self._start(x.shape, X.dtype, x.device, context), x.dtype)
-            check_finite(left, self.spec or "powersgd")
-            basis = torch.linalg.qr(left.to(X.dtype)).Q
+        left = yield self._cast(X.detach() @ self._start(x.shape, X.dtype, x.device, context), x.dtype)
+        check_finite(left, self.spec or "powersgd")
+        basis = torch.linalg.qr(left.to(X.dtype)).Q
         right = yield self._cast(X.mT @ basis, x.dtype)
         slot = self._slot(x.shape, context)
         self._right[slot], self._basis[slot] = right.detach().to(X.dtype), basis

@@ -74,6 +74,10 @@ class Subspace(Compressor):
         basis = self._basis(self.free, message.dtype)
         return (message.reshape(rows, basis.shape[1]) @ basis.T).to(dtype).view(tuple(shape))
 
+    def replica(self) -> Compressor:
+        # All memory is in the parameters (or the fixed draw), which ranks share.
+        return self
+
     def parameters(self) -> list[nn.Parameter]:
         return [self.free] if isinstance(self.free, nn.Parameter) else []
 
