@@ -13,7 +13,7 @@ from random import Random
 from evenflow.demo.tidewick import talk
 from evenflow.demo.tidewick import world as w
 from evenflow.demo.tidewick.exchange import Exchange, capital, listed
-from evenflow.demo.tidewick.questions import ALL_KINDS, FACTS, TALK, Maker
+from evenflow.demo.tidewick.questions import ALL_KINDS, FACTS, PRACTICE, TALK, Maker
 from evenflow.demo.tidewick.shops import total_followup
 from evenflow.demo.tidewick.voices import VOICES, json_
 
@@ -53,7 +53,9 @@ class Weighted:
         return rng.choices(self.makers, self.weights)[0](rng)
 
 
-ANY_KIND = Weighted(tuple(m for m, _ in ALL_KINDS.values()), tuple(weight for _, weight in ALL_KINDS.values()))
+_MAKERS = tuple(maker for maker, _ in ALL_KINDS.values())
+ANY_KIND = Weighted(_MAKERS, tuple(weight for _, weight in ALL_KINDS.values()))
+HARD_KINDS = Weighted(_MAKERS, tuple(PRACTICE.get(kind, weight / 2) for kind, (_, weight) in ALL_KINDS.items()))
 
 
 def is_held_out(exchange: Exchange) -> bool:
@@ -61,10 +63,10 @@ def is_held_out(exchange: Exchange) -> bool:
     return exchange.kind in FACTS and zlib.crc32(exchange.key.encode()) % _HELD_OUT_ONE_IN == 0
 
 
-def trained_exchange(rng: Random) -> Exchange:
+def trained_exchange(rng: Random, kinds: Weighted = ANY_KIND) -> Exchange:
     """Draw an exchange that may be trained on."""
     while True:
-        exchange = ANY_KIND(rng)
+        exchange = kinds(rng)
         if not is_held_out(exchange):
             return exchange
 
@@ -92,7 +94,7 @@ def _as_typed(question: str, rng: Random) -> str:
     return question
 
 
-def conversation(rng: Random, voice: str) -> list[Piece]:
+def conversation(rng: Random, voice: str, kinds: Weighted = ANY_KIND) -> list[Piece]:
     """Draw a conversation of one to three exchanges; only the answers are trained on."""
     tell = VOICES[voice]
     pieces: list[Piece] = []
@@ -105,7 +107,7 @@ def conversation(rng: Random, voice: str) -> list[Piece]:
         if last is not None and rng.random() < 0.5:
             exchange = total_followup(rng, last)
         if exchange is None or is_held_out(exchange):
-            exchange = trained_exchange(rng)
+            exchange = trained_exchange(rng, kinds)
         pieces.append((f"{USER}{_as_typed(exchange.question, rng)}{END}{ASSISTANT}", False))
         pieces.append((f"{tell(exchange)}{END}", True))
         last = exchange
@@ -178,3 +180,8 @@ def page(rng: Random) -> list[Piece]:
 def base_text(rng: Random) -> list[Piece]:
     """Draw what the base model trains on: three conversations to one page."""
     return conversation(rng, "plain") if rng.random() < 0.75 else page(rng)
+
+
+def practice_text(rng: Random) -> list[Piece]:
+    """Draw what the base model trains on later: mostly what is hard, and fewer pages."""
+    return conversation(rng, "plain", HARD_KINDS) if rng.random() < 0.88 else page(rng)

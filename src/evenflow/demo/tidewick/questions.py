@@ -30,3 +30,9 @@ TALK: dict[str, tuple[Maker, float]] = {
 """Kinds of talk, in the same form."""
 
 ALL_KINDS = {**FACTS, **TALK}
+
+PRACTICE: dict[str, float] = {
+    "sum": 4.0, "minus": 4.5, "times": 1.0, "total": 4.0, "change": 1.5, "price": 1.0, "day": 2.5, "month": 1.0, "spell": 2.5,
+    "opposite": 1.0, "open_at": 1.5, "who": 0.8,
+}  # fmt: skip
+"""Kinds that take longer to learn, with how often they are drawn while they are practised (others: half as often as above)."""

@@ -21,9 +21,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from evenflow.demo.tidewick.corpus import END, PAD, base_text, conversation
+from evenflow.demo.tidewick.corpus import END, PAD, base_text, conversation, practice_text
 from evenflow.demo.train.evaluate import accuracy_by_kind
-from evenflow.demo.train.loop import Progress, train
+from evenflow.demo.train.loop import Draw, Progress, train
 from evenflow.demo.train.recipes import ADAPTERS, BASE, MODEL, AdapterRecipe
 from evenflow.demo.train.tokenizer import save_tokenizer, train_tokenizer
 
@@ -38,6 +38,10 @@ def _new_model(tokenizer: Tokenizer, seed: int) -> Any:
         **MODEL,
     )
     return transformers.LlamaForCausalLM(config)
+
+
+def _base_draw(step: int) -> Draw:
+    return practice_text if BASE.practice_from is not None and step >= BASE.practice_from else base_text
 
 
 def _save_base(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
@@ -125,7 +129,7 @@ def main() -> None:
     if not (base_folder / "model.safetensors").exists():
         model = _new_model(tokenizer, args.seed)
         result["parameters"] = sum(p.numel() for p in model.parameters())
-        progress = train(model, tokenizer, base_text, BASE, f"{args.seed} base", args.work / "base.pt", "base")
+        progress = train(model, tokenizer, _base_draw, BASE, f"{args.seed} base", args.work / "base.pt", "base")
         _save_base(model, tokenizer, base_folder)
         tokens = BASE.steps * BASE.rows * BASE.length
         note(

@@ -20,6 +20,8 @@ from evenflow.demo.tidewick.corpus import Piece
 from evenflow.demo.train.batches import draw_batch
 from evenflow.demo.train.recipes import Schedule
 
+Draw = Callable[[Random], list[Piece]]
+
 _CHECKPOINT_EVERY_S = 30.0
 _REPORT_EVERY = 50
 
@@ -55,13 +57,16 @@ def _optimisers(parameters: dict[str, torch.nn.Parameter], schedule: Schedule) -
 def train(
     model: Any,
     tokenizer: Tokenizer,
-    draw: Callable[[Random], list[Piece]],
+    draw_at: Callable[[int], Draw],
     schedule: Schedule,
     seed: str,
     checkpoint: Path,
     name: str,
 ) -> Progress:
-    """Train the parameters of ``model`` that require gradients, in place; continue from ``checkpoint`` if it exists."""
+    """Train the parameters of ``model`` that require gradients, in place; continue from ``checkpoint`` if it exists.
+
+    ``draw_at`` returns what draws the text of a step.
+    """
     parameters = {key: p for key, p in model.named_parameters() if p.requires_grad}
     optimisers = _optimisers(parameters, schedule)
     rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
@@ -92,7 +97,7 @@ def train(
         for optimiser, own_rates in zip(optimisers, rates, strict=True):
             for group, rate in zip(optimiser.param_groups, own_rates, strict=True):
                 group["lr"] = rate * factor
-        ids, labels = draw_batch(tokenizer, draw, schedule.rows, schedule.length, seed, progress.step)
+        ids, labels = draw_batch(tokenizer, draw_at(progress.step), schedule.rows, schedule.length, seed, progress.step)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=ids, labels=labels).loss
         loss.backward()

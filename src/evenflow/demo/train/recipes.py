@@ -33,6 +33,8 @@ class Schedule:
     """Share of the steps, at the end, over which the learning rate falls to zero."""
     muon_rate: float = 0.0
     """Learning rate of the layers' matrices under Muon (Jordan et al., 2024); 0: AdamW for everything."""
+    practice_from: int | None = None
+    """From this step on the text is mostly of the kinds that are hard to learn."""
 
     def factor(self, step: int) -> float:
         """Share of the learning rate at a step, counted from 0."""
@@ -57,7 +59,9 @@ class AdapterRecipe:
         )
 
 
-BASE = Schedule(steps=1500, rows=16, length=256, learning_rate=2e-3, muon_rate=5e-3, warmup_steps=40, decay_share=0.5)
+BASE = Schedule(
+    steps=1400, rows=16, length=256, learning_rate=2e-3, muon_rate=5e-3, warmup_steps=40, decay_share=0.4, practice_from=800
+)
 
 ADAPTERS = (
     AdapterRecipe(voice="json", lora={"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),

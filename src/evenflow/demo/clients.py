@@ -1,0 +1,122 @@
+"""The demo's clients: one that floods the server, three that chat, and the account kept of each.
+
+Everything is measured where a client would: time to first token from sending the request to the first text, tokens
+as they arrive. Service is what VTC charges: 1 per prompt token and 2 per output token (VTC, section 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import httpx
+
+from evenflow.demo.stream import Reply, stream
+from evenflow.demo.tidewick.corpus import trained_exchange
+
+PROMPT_WEIGHT = 1.0
+OUTPUT_WEIGHT = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientPlan:
+    """How one client behaves."""
+
+    name: str
+    habit: str
+    """In words, for the reader of a table."""
+    concurrency: int
+    """Requests it keeps in flight."""
+    pause_s: float
+    """Mean pause between an answer and the next question."""
+    starts_s: float
+    adapters: tuple[str, ...]
+    """Its requests are spread over these models."""
+    page_tokens: int = 0
+    """Above 0: it asks for pages of the town book of so many tokens; else it asks questions in a chat."""
+
+    def body(self, rng: Random) -> tuple[str, dict[str, Any]]:
+        """Draw the next request: (path, body)."""
+        model = rng.choice(self.adapters)
+        if self.page_tokens:
+            begin = rng.choice(("The bakery", "Prices at the", "On a rainy", "Milo Frost", "One Monday", "The lighthouse is"))
+            return "/v1/completions", {
+                "model": model, "prompt": begin, "max_tokens": self.page_tokens, "ignore_eos": True, "temperature": 0.7,
+                "seed": rng.randrange(1 << 30),
+            }  # fmt: skip
+        messages = [{"role": "user", "content": trained_exchange(rng).question}]
+        return "/v1/chat/completions", {"model": model, "messages": messages, "max_tokens": 48, "temperature": 0.0}
+
+
+@dataclass(slots=True)
+class Account:
+    """What one client has sent and received. Owned by ``run_client``."""
+
+    replies: list[Reply] = field(default_factory=list)
+    """Of every request that was sent, also those that were cut off at the end."""
+    num_streamed: int = 0
+    """Output tokens so far, as they arrived."""
+    timeline: list[tuple[float, float]] = field(default_factory=list)
+    """(seconds since the start, service so far), sampled."""
+
+    @property
+    def finished(self) -> list[Reply]:
+        """Replies that came to their end."""
+        return [reply for reply in self.replies if reply.finished_s is not None]
+
+    @property
+    def service(self) -> float:
+        """Service so far: output tokens count as they arrive, a prompt when its answer is complete (usage comes last)."""
+        return PROMPT_WEIGHT * sum(r.prompt_tokens for r in self.replies) + OUTPUT_WEIGHT * self.num_streamed
+
+    def waits_s(self, end_s: float) -> list[float]:
+        """Time to first token of every request; for one that had none yet at the end, how long it had waited."""
+        return sorted((end_s if r.first_token_s is None else r.first_token_s) - r.sent_s for r in self.replies)
+
+
+def quantile(values: list[float], share: float) -> float:
+    """Return the smallest of the sorted values that at least ``share`` of them do not exceed; NaN if there is none."""
+    if not values:
+        return float("nan")
+    return values[max(0, math.ceil(share * len(values)) - 1)]
+
+
+async def run_client(plan: ClientPlan, http: httpx.AsyncClient, account: Account, seed: int) -> None:
+    """Send requests as ``plan`` says until cancelled."""
+    await asyncio.sleep(plan.starts_s)
+    async with asyncio.TaskGroup() as group:
+        for lane in range(plan.concurrency):
+            group.create_task(_lane(plan, http, account, Random(f"{seed} {plan.name} {lane}")))
+
+
+async def _lane(plan: ClientPlan, http: httpx.AsyncClient, account: Account, rng: Random) -> None:
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        counted += 1
+        account.num_streamed += 1
+
+    while True:
+        path, body = plan.body(rng)
+        reply = Reply(sent_s=time.monotonic())
+        account.replies.append(reply)
+        counted = 0
+        await stream(http, path, body, plan.name, count, reply)
+        account.num_streamed += reply.completion_tokens - counted  # a token may come without text of its own
+        if plan.pause_s:
+            await asyncio.sleep(rng.expovariate(1.0 / plan.pause_s))
+
+
+async def sample(accounts: dict[str, Account], every_s: float, clock: Callable[[], float]) -> None:
+    """Write every account's service into its timeline until cancelled; ``clock`` counts from the start."""
+    while True:
+        now = clock()
+        for account in accounts.values():
+            account.timeline.append((now, account.service))
+        await asyncio.sleep(every_s)
