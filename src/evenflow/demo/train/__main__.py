@@ -64,9 +64,9 @@ def _train_adapter(
     torch.manual_seed(seed)
     config = peft.LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, bias="none", **recipe.lora)
     model = peft.get_peft_model(_load_base(base), config)
-    draw = partial(conversation, voice=recipe.voice)
+    draw: Draw = partial(conversation, voice=recipe.voice)
     progress = train(
-        model, tokenizer, draw, recipe.schedule, f"{seed} {recipe.voice}", work / f"{recipe.voice}.pt", recipe.voice
+        model, tokenizer, lambda _: draw, recipe.schedule, f"{seed} {recipe.voice}", work / f"{recipe.voice}.pt", recipe.voice
     )
     for name, parameter in model.named_parameters():
         if "lora_" in name:
