@@ -18,6 +18,7 @@ from evenflow.report.plots import Series, colours, small_multiples
 from evenflow.report.tables import Cell
 
 BASE_VOICE = "base"
+_PROMPTS_PER_TABLE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +137,19 @@ def report_page(rounds: Sequence[Round], plans: Sequence[ClientPlan], samples: S
         "The quiet clients alone, enlarged. The better they are served, the more they ask: a person types the next question "
         "when the last one is answered.",
     )
-    headers = ["client", "what it does"]
-    for played in rounds:
-        headers += [f"{played.policy}: requests", "tokens", "share of service", "TTFT p50 (ms)", "TTFT p99 (ms)"]
     habit = {plan.name: plan.habit for plan in plans}
     rows: list[list[Cell]] = []
     for index, name in enumerate(names):
-        row: list[Cell] = [name, habit.get(name, "")]
-        for played in rounds:
-            row += _cells(played.clients[index])
-        rows.append(row)
-    page.table(headers, rows, f"{before.seconds:.0f} seconds under each policy, measured at the clients")
+        for number, played in enumerate(rounds):
+            client = played.clients[index]
+            who = [name, habit.get(name, "")] if number == 0 else ["", ""]
+            waits = [milliseconds(client.ttft_p50_s), milliseconds(client.ttft_p99_s)]
+            rows.append([*who, played.policy, percent(client.share), client.num_requests, client.tokens, *waits])
+    page.table(
+        ["client", "what it does", "policy", "share of service", "requests", "tokens", "TTFT p50 (ms)", "TTFT p99 (ms)"],
+        rows,
+        f"{before.seconds:.0f} seconds under each policy, measured at the clients",
+    )
     page.text(
         "TTFT is the time from sending a request to its first text. A request that was still waiting when the round ended "
         "counts with the time it had waited, so the longest waits are lower bounds. Requests that were cut off: "
@@ -157,8 +160,16 @@ def report_page(rounds: Sequence[Round], plans: Sequence[ClientPlan], samples: S
         "Same prompt, another adapter",
         "Each answer comes from the same base model with another LoRA adapter, chosen by `model` in the request.",
     )
-    voices = list(samples[0].answer_by_voice) if samples else []
-    page.table(["prompt", *voices], [[s.prompt, *(s.answer_by_voice[v] for v in voices)] for s in samples], "greedy, over HTTP")
+    for start in range(0, len(samples), _PROMPTS_PER_TABLE):
+        shown = samples[start : start + _PROMPTS_PER_TABLE]
+        page.table(
+            ["adapter", *(sample.prompt for sample in shown)],
+            [
+                [voice, *(" / ".join(sample.answer_by_voice[voice].splitlines()) for sample in shown)]
+                for voice in shown[0].answer_by_voice
+            ],
+            "greedy decoding, over HTTP",
+        )
     page.section("How it was run")
     page.table(
         ["", *[played.policy for played in rounds]],
