@@ -4,7 +4,7 @@ from evenflow.fairness.cost import CostFunction, Service, WeightedTokens
 from evenflow.fairness.defaults import PolicyDefaults
 from evenflow.fairness.policy import ACCEPT, Policy, Schedulable, Verdict
 from evenflow.fairness.queue import ClientQueues
-from evenflow.fairness.registry import PolicySettings, create_policy, policy_registry
+from evenflow.fairness.registry import PolicySettings, check_policy, create_policy, policy_registry
 from evenflow.fairness.weights import Weights
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Verdict",
     "WeightedTokens",
     "Weights",
+    "check_policy",
     "create_policy",
     "policy_registry",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,6 +27,10 @@ class PolicySettings:
     """For policies that draw random numbers."""
     is_simulation: bool = False
     """True lengths are known; policies that need them are refused elsewhere."""
+    tier_by_client: Mapping[str, str] = field(default_factory=dict)
+    """For policies that share between tiers first; a client not in it is in the tier "" of weight 1."""
+    weight_by_tier: Mapping[str, float] = field(default_factory=dict)
+    """Already a factor of ``weights``."""
 
 
 class PolicyFactory(Protocol):
@@ -61,15 +66,28 @@ def create_policy(
     cost: CostFunction | None = None,
     seed: int = 0,
     is_simulation: bool = False,
+    tier_by_client: Mapping[str, str] | None = None,
+    weight_by_tier: Mapping[str, float] | None = None,
     registry: Registry | None = None,
 ) -> Policy:
     """Build the policy ``NAME[:ARGUMENT]``. Raises RegistryError, listing the known names, for an unknown one."""
     name, colon, argument = spec.partition(":")
     factory: PolicyFactory = (registry or policy_registry()).load(name.strip())
     settings = PolicySettings(
-        queues=queues, weights=weights, cost=cost or WeightedTokens(), seed=seed, is_simulation=is_simulation
+        queues=queues,
+        weights=weights,
+        cost=cost or WeightedTokens(),
+        seed=seed,
+        is_simulation=is_simulation,
+        tier_by_client=tier_by_client or {},
+        weight_by_tier=weight_by_tier or {},
     )
     return factory.from_settings(settings, argument.strip() if colon else None)
+
+
+def check_policy(spec: str, *, is_simulation: bool = False) -> None:
+    """Raise RegistryError if ``create_policy`` would."""
+    create_policy(spec, queues=ClientQueues(), is_simulation=is_simulation)
 
 
 def refuse_argument(name: str, argument: str | None) -> None:

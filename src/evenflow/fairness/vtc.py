@@ -56,7 +56,7 @@ class VTC(PolicyDefaults):
         self._queues = queues
         self._weight_of = weight_lookup(weights)
         self._cost = cost or WeightedTokens()
-        self._level = level or Level()
+        self._level = Level() if level is None else level  # an empty level is false
         self._accounts: dict[Hashable, Account] = {}
 
     @classmethod

@@ -30,7 +30,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+main { max-width: 74rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
 header { border-bottom: 1px solid var(--line); margin-bottom: 1.5rem; padding-bottom: 1rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.6rem 0 .6rem; }
@@ -40,11 +40,12 @@ nav { margin: .8rem 0 0; font-size: .9rem; display: flex; flex-wrap: wrap; gap: 
 a { color: var(--accent); text-decoration: none; }
 a:hover { text-decoration: underline; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
 caption { caption-side: top; text-align: left; color: var(--soft); padding-bottom: .4rem; }
-th, td { padding: .35rem .9rem .35rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { padding: .35rem .8rem .35rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; color: var(--soft); border-bottom-width: 2px; vertical-align: bottom; }
 th.number, td.number { text-align: right; white-space: nowrap; padding-left: .6rem; }
+td:first-child { white-space: nowrap; }
 td pre { margin: 0; }
 tbody tr:hover { background: var(--band); }
 figure { margin: 1.4rem 0; }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 Cell = str | int | float | bool | None
@@ -30,7 +31,7 @@ def format_cell(value: Cell) -> str:
         return f"{value:.1f}"
     if size >= 1 or size == 0:
         return f"{value:.2f}"
-    return f"{value:.3g}"
+    return f"{value:.3g}" if size < 0.9995 else f"{value:.2f}"
 
 
 def table_html(headers: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = "") -> str:
@@ -53,9 +54,9 @@ def table_html(headers: Sequence[str], rows: Sequence[Sequence[Cell]], caption: 
 def table_terminal(headers: Sequence[str], rows: Sequence[Sequence[Cell]], title: str = "") -> Table:
     """The same table for ``rich.console.Console.print``. Raises ValueError for a row of another length."""
     numeric = _numeric_columns(headers, rows)
-    table = Table(title=title or None, title_justify="left")
-    for name, is_number in zip(headers, numeric, strict=True):
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for i, (name, is_number) in enumerate(zip(headers, numeric, strict=True)):
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(format_cell(value).replace("[", "\\[") for value in row))
     return table

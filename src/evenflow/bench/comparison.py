@@ -1,0 +1,97 @@
+"""Policies against each other on one trace: runs, their measures, and the JSON that keeps them."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+from evenflow.bench.clients import ClientShares
+from evenflow.bench.profiles import ServerSettings
+from evenflow.bench.replay import Replay, replay
+from evenflow.bench.trace import Trace
+from evenflow.fairness import CostFunction
+from evenflow.fairness.measures import MEASURES, Fairness, Windows, measure_run
+from evenflow.report.page import write_whole
+from evenflow.serving.engine.simulated import StepTime
+
+
+@dataclass(slots=True)
+class Run:
+    """One policy with one seed, seen through every measure."""
+
+    policy: str
+    seed: int
+    by_measure: dict[str, Fairness]
+    replay: Replay | None
+    """The log, of the first seed only: plots need it, and it is large."""
+
+
+@dataclass(slots=True)
+class Comparison:
+    """All runs on one trace (the first seed's, where seeds make traces)."""
+
+    trace: Trace
+    profile: str
+    server: ServerSettings
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def policies(self) -> list[str]:
+        """In the order in which they were run."""
+        return list(dict.fromkeys(run.policy for run in self.runs))
+
+    def first(self, policy: str) -> Run:
+        """The run of a policy whose log was kept."""
+        return next(run for run in self.runs if run.policy == policy and run.replay is not None)
+
+    def median(self, policy: str, measure: str, name: str) -> float | None:
+        """Median over seeds of one figure; None if a run has none."""
+        values = [getattr(run.by_measure[measure], name) for run in self.runs if run.policy == policy]
+        return None if any(value is None for value in values) else statistics.median(values)
+
+
+def compare(
+    make_trace: Callable[[int], Trace],
+    policies: Sequence[str],
+    profile: str,
+    server: ServerSettings,
+    step_time: StepTime,
+    *,
+    seeds: Sequence[int] = (0,),
+    shares: ClientShares | None = None,
+    cost: CostFunction | None = None,
+    progress: Callable[[str, int, float, float], None] | None = None,
+) -> Comparison:
+    """Run every policy with every seed. ``progress`` is told policy, seed, virtual time and the last arrival's time."""
+    traces = {seed: make_trace(seed) for seed in seeds}
+    comparison = Comparison(traces[seeds[0]], profile, server)
+    for policy in policies:
+        for seed in seeds:
+            trace = traces[seed]
+
+            def tell(time_s: float, policy: str = policy, seed: int = seed, end_s: float = trace.last_arrival_s) -> None:
+                if progress is not None:
+                    progress(policy, seed, time_s, end_s)
+
+            done = replay(trace, policy, server, step_time, shares=shares, cost=cost, seed=seed, progress=tell)
+            windows = Windows(trace.horizon_s)
+            by_measure = {measure: measure_run(done.log, measure, windows) for measure in MEASURES}
+            comparison.runs.append(Run(policy, seed, by_measure, done if seed == seeds[0] else None))
+    return comparison
+
+
+def to_json(comparison: Comparison) -> dict[str, list[dict[str, object]]]:
+    """``{"runs": [...]}``: one flat object per policy, seed and measure, the measure ``paper`` first."""
+    runs = []
+    for run in comparison.runs:
+        for measure in MEASURES:
+            runs.append({"policy": run.policy, "seed": run.seed, **asdict(run.by_measure[measure])})
+    return {"runs": runs}
+
+
+def write_json(comparison: Comparison, path: str | os.PathLike[str]) -> None:
+    """Write ``to_json``. Raises ConfigError with the path and the reason."""
+    write_whole(path, (json.dumps(to_json(comparison), indent=1, allow_nan=False) + "\n").encode())

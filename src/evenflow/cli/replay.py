@@ -1,0 +1,131 @@
+"""``evenflow replay``: a trace or a named workload through one or several policies, on a virtual clock."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evenflow.bench.trace import Trace
+    from evenflow.fairness import CostFunction
+
+DEFAULT_POLICY = "vtc"
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="compare policies on a trace or a workload, on a simulated server",
+        description="Serve a trace with the real scheduler and policies on a virtual clock and measure how fair it was. "
+        "TRACE is a CSV file with the columns arrival_s,client,input_len,output_len[,adapter].",
+        epilog="example: evenflow replay --workload poisson_short_long --policy fcfs,rpm:20,vtc-predict --html compare.html",
+    )
+    parser.add_argument("trace", nargs="?", type=Path, metavar="TRACE", help="CSV file to replay")
+    parser.add_argument("--workload", metavar="NAME", help="a generated workload instead of a file; `list` shows them")
+    parser.add_argument(
+        "--policy", default=DEFAULT_POLICY, metavar="NAME[:ARG],...", help=f"policies to compare ({DEFAULT_POLICY})"
+    )
+    parser.add_argument(
+        "--profile", default="a10g-llama-7b", metavar="NAME|FILE", help="step times and settings (a10g-llama-7b)"
+    )
+    parser.add_argument("--server", default="paper", help="settings of the profile: paper (as published) or chunked (ours)")
+    parser.add_argument("--pool-tokens", type=int, metavar="N", help="another size of the KV pool")
+    parser.add_argument("--factor", type=float, metavar="F", help="multiply step times by F instead of the profile's factor")
+    parser.add_argument("--cost", choices=("tokens", "profiled", "kv"), default="tokens", help="what service costs (tokens)")
+    parser.add_argument("--clients", type=Path, metavar="FILE", help="clients.toml with weights and tiers")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="first seed (0)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds, counted up from the first (1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with tables and plots")
+    parser.add_argument("--png", type=Path, metavar="FOLDER", help="write the plots as PNG files")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no table")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from evenflow.base.errors import ConfigError
+    from evenflow.bench.clients import read_clients
+    from evenflow.bench.comparison import compare, write_json
+    from evenflow.bench.fairness_page import comparison_table, fairness_page, write_pngs
+    from evenflow.bench.profiles import load_profile
+    from evenflow.bench.workload import WORKLOADS, make_workload
+    from evenflow.fairness import check_policy
+    from evenflow.report.tables import table_terminal
+
+    console, errors = Console(), Console(stderr=True)
+    if args.workload == "list":
+        for name, recipe in WORKLOADS.items():
+            if name != "zipf_100k":
+                console.print(f"{name:28s} {recipe(0).description}", highlight=False, markup=False)
+        console.print("zipf_100k                    100,000 clients by Zipf's law, 200,000 requests", highlight=False)
+        return 0
+    if (args.trace is None) == (args.workload is None):
+        raise ConfigError("give a trace file or --workload NAME, one of the two")
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds is {args.seeds}; allowed: 1 or more")
+    policies = [name.strip() for name in args.policy.split(",") if name.strip()]
+    if not policies:
+        raise ConfigError("--policy names no policy")
+    for name in dict.fromkeys(policies):
+        check_policy(name, is_simulation=True)
+    profile = load_profile(args.profile)
+    server = profile.server(args.server, args.pool_tokens)
+    step_time = profile.step_time if args.factor is None else profile.with_factor(args.factor)
+    shares = read_clients(args.clients) if args.clients else None
+    for path in (args.json, args.html):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"cannot write {path}: there is no folder {path.parent}")
+    seeds = range(args.seed, args.seed + args.seeds)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True, disable=args.quiet) as progress:
+        task = progress.add_task("reading", total=None, note="")
+        if args.trace is not None:
+            trace = _read(args.trace, lambda rows: progress.update(task, note=f"{rows:,} rows"))
+            make: Callable[[int], Trace] = lambda seed: trace  # noqa: E731
+        else:
+            make = lambda seed: make_workload(args.workload, seed)  # noqa: E731
+            make(args.seed)  # an unknown name is told before any work
+        names = list(dict.fromkeys(policies))
+        progress.update(task, total=len(names) * len(seeds), note="")
+
+        def tell(policy: str, seed: int, time_s: float, end_s: float) -> None:
+            done = names.index(policy) * len(seeds) + seed - args.seed
+            part = min(time_s / end_s, 1.0) if end_s > 0 else 1.0
+            progress.update(task, description=policy, completed=done + 0.95 * part, note=f"seed {seed}, {time_s:,.0f} s")
+
+        comparison = compare(
+            make, names, profile.name, server, step_time, seeds=seeds, shares=shares, cost=_cost(args.cost), progress=tell
+        )
+    if args.json is not None:
+        write_json(comparison, args.json)
+    if args.html is not None:
+        fairness_page(comparison).write(args.html)
+    if args.png is not None:
+        write_pngs(comparison, args.png)
+    if not args.quiet:
+        for measure in ("paper", "token"):
+            console.print(table_terminal(*comparison_table(comparison, measure, is_brief=True), title=f"measure: {measure}"))
+        for path in (args.json, args.html, args.png):
+            if path is not None:
+                console.print(f"wrote {path}", highlight=False, markup=False)
+    return 0
+
+
+def _read(path: Path, progress: Callable[[int], None]) -> Trace:
+    from evenflow.bench.traces import read_trace
+
+    return read_trace(path, progress)
+
+
+def _cost(name: str) -> CostFunction:
+    from evenflow.fairness.cost import KVBytesTime, ProfiledQuadratic, WeightedTokens
+
+    return {"tokens": WeightedTokens, "profiled": ProfiledQuadratic, "kv": KVBytesTime}[name]()

@@ -1,0 +1,187 @@
+"""The replay's books: every token in the measures exactly once, the same run from the same seed, in both server settings."""
+
+import json
+
+import pytest
+
+from evenflow.base.errors import ConfigError, RegistryError
+from evenflow.bench.arrivals import constant
+from evenflow.bench.clients import read_clients
+from evenflow.bench.comparison import compare, to_json, write_json
+from evenflow.bench.fairness_page import comparison_table, fairness_page, write_pngs
+from evenflow.bench.profiles import StepTimeProfile, load_profile
+from evenflow.bench.replay import replay
+from evenflow.bench.workload import ClientLoad, generate, make_workload, zipf_clients
+from evenflow.fairness import policy_registry
+from evenflow.fairness.cost import ProfiledQuadratic
+from evenflow.fairness.measures import MEASURES, Windows, measure_run
+from evenflow.serving.core.plan import NO_ADAPTER_SLOT, PlannedSequence, StepPlan
+
+PROFILE = load_profile("a10g-llama-7b")
+
+
+def a_trace(seed=0, adapters=0):
+    loads = [ClientLoad(constant(rate, 40.0), (1, 200), (1, 120), num_adapters=adapters) for rate in (0.5, 1.5, 3.0)]
+    return generate("small", loads, seed, is_poisson=True, horizon_s=40.0)
+
+
+@pytest.mark.parametrize("server", ["paper", "chunked"])
+@pytest.mark.parametrize("policy", sorted(policy_registry()))
+def test_every_token_is_measured_once(server, policy):
+    trace = a_trace(adapters=3)
+    done = replay(trace, policy, PROFILE.server(server), PROFILE.step_time)
+    for measure in MEASURES:
+        fairness = measure_run(done.log, measure, Windows(trace.horizon_s))
+        assert fairness.served + fairness.rejected == len(trace)
+        for client, account in fairness.per_client.items():
+            mine = [r for r in done.log.requests if r.client_id == client and not r.is_rejected]
+            assert account.service == pytest.approx(sum(r.input_tokens + 2 * r.output_tokens for r in mine))
+        assert sum(a.share for a in fairness.per_client.values()) == pytest.approx(1)
+    for record in done.log.requests:
+        if not record.is_rejected:
+            assert record.arrival_s <= record.admitted_s < record.first_token_s <= record.finished_s <= done.log.total_s
+            assert record.output_tokens == record.wanted_output_tokens
+
+
+def test_another_cost_is_measured_in_its_own_unit():
+    trace, cost = a_trace(), ProfiledQuadratic()
+    done = replay(trace, "vtc-predict", PROFILE.server("chunked"), PROFILE.step_time, cost=cost)
+    for measure in MEASURES:
+        found = measure_run(done.log, measure, Windows(40.0)).per_client
+        total = sum(cost(r.input_tokens, r.output_tokens) for r in done.log.requests)
+        assert sum(a.service for a in found.values()) == pytest.approx(total)
+        assert sum(a.demand for a in found.values()) == pytest.approx(total)
+
+
+def test_the_same_seed_gives_the_same_run():
+    results = [
+        to_json(
+            compare(
+                a_trace, ["vtc-oracle:0.5", "rpm:5"], PROFILE.name, PROFILE.server("paper"), PROFILE.step_time, seeds=[3, 4]
+            )
+        )
+        for _ in range(2)
+    ]
+    assert results[0] == results[1]
+    runs = results[0]["runs"]
+    assert [(r["policy"], r["seed"], r["measure"]) for r in runs[:3]] == [
+        ("vtc-oracle:0.5", 3, "paper"),
+        ("vtc-oracle:0.5", 3, "token"),
+        ("vtc-oracle:0.5", 4, "paper"),
+    ]
+    assert runs[0]["throughput_tok_s"] != runs[2]["throughput_tok_s"]
+
+
+def test_json_and_page(tmp_path):
+    comparison = compare(a_trace, ["fcfs", "vtc"], PROFILE.name, PROFILE.server("paper"), PROFILE.step_time)
+    write_json(comparison, tmp_path / "out.json")
+    runs = json.loads((tmp_path / "out.json").read_text())["runs"]
+    assert list(runs[0]) == [
+        *("policy", "seed", "measure", "max_diff", "avg_diff", "diff_var", "throughput_tok_s", "total_s", "served", "rejected"),
+        *("jain", "accumulated_diff_max", "bound_2u", "ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "per_client"),
+    ]
+    assert set(runs[0]["per_client"]) == {"0", "1", "2"}
+    assert set(runs[0]["per_client"]["0"]) == {"service", "demand", "share", "ttft_mean_s"}
+    headers, rows = comparison_table(comparison, "paper")
+    assert len(rows) == 2
+    assert rows[0][headers.index("tok/s")] == pytest.approx(runs[0]["throughput_tok_s"])
+    html = fairness_page(comparison).html()
+    assert html.count("<svg") == 6
+    assert "Measure paper" in html
+    assert len(write_pngs(comparison, tmp_path / "png")) == 6
+    with pytest.raises(ConfigError, match="cannot make the folder"):
+        write_pngs(comparison, tmp_path / "out.json")
+
+
+def test_a_page_of_one_policy_and_of_many_clients():
+    make = lambda seed: zipf_clients(seed, num_clients=300, num_requests=300, end_s=60.0)  # noqa: E731
+    comparison = compare(make, ["vtc"], PROFILE.name, PROFILE.server("chunked"), PROFILE.step_time)
+    html = fairness_page(comparison).html()
+    assert html.startswith("<!doctype html>")
+    assert "more</td>" in html
+
+
+def test_adapters_are_loaded_in_our_settings_only():
+    trace = make_workload("adapter_skewed")
+    short = generate("s", [ClientLoad(constant(2.0, 20.0), (8, 8), (8, 8), num_adapters=5)], 1, horizon_s=20.0)
+    assert trace.adapters
+    assert replay(short, "vtc", PROFILE.server("paper"), PROFILE.step_time).num_adapter_loads == 0
+    assert replay(short, "vtc", PROFILE.server("chunked"), PROFILE.step_time).num_adapter_loads == 5
+
+
+def sequence(tokens, start):
+    return PlannedSequence("r", [0] * tokens, start, [0], NO_ADAPTER_SLOT, None)
+
+
+def test_step_times_are_the_published_fit():
+    profile = StepTimeProfile(factor=1.0)
+    decode = StepPlan(1, tuple(sequence(1, 399) for _ in range(10)))
+    assert profile(decode) == pytest.approx(20.3e-3 + 10 * 0.212e-3 + 10 * 399 * 1.58e-6)
+    assert profile(StepPlan(1, (sequence(1000, 0),))) == pytest.approx(35.8e-3 + 0.213)
+    assert profile(StepPlan(1, (sequence(1, 0),))) == pytest.approx(35.8e-3 + 0.213e-3)
+    mixed = StepPlan(1, (sequence(1, 399), sequence(100, 256)))
+    assert profile(mixed) == pytest.approx(35.8e-3 + 0.212e-3 + 399 * 1.58e-6 + 0.0213)
+    assert StepTimeProfile()(mixed) == pytest.approx(1.075 * profile(mixed))
+
+
+def test_profiles_from_files_and_what_is_refused(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        "[step_time]\nfactor = 1.0\n[servers.ours]\npool_tokens = 4096\npage_tokens = 16\nmax_num_seqs = 8\n"
+        "max_batch_tokens = 64\nis_exclusive = false\n"
+    )
+    profile = load_profile(str(path))
+    assert profile.server("ours").pool_tokens == 4096
+    assert replay(a_trace(), "vtc", profile.server("ours"), profile.step_time).log.total_s > 0
+    with pytest.raises(RegistryError, match="known: ours"):
+        profile.server("paper")
+    with pytest.raises(RegistryError, match=r"a10g-llama-7b, or a \.toml"):
+        load_profile("h100")
+    with pytest.raises(ConfigError, match="No such file"):
+        load_profile(str(tmp_path / "none.toml"))
+    for text, message in [
+        ("x = [", r"mine\.toml"),
+        ("", "needs at least one table"),
+        ("[servers.a]\npool_tokens = -1", "pool_tokens is -1"),
+        ("[servers.a]\nwings = 2", "has the fields"),
+        ("[servers.a]\npool_tokens = 100", "missing"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_profile(str(path))
+    with pytest.raises(ConfigError, match="64 and more"):
+        PROFILE.server("paper", 10)
+    assert PROFILE.server("paper", 35_000).max_batch_tokens == 5833
+    with pytest.raises(ConfigError, match="factor is nan"):
+        PROFILE.with_factor(float("nan"))
+
+
+def test_a_request_that_can_never_fit_is_refused():
+    long = generate("long", [ClientLoad(constant(1.0, 3.0), (9000, 9000), (2000, 2000))], 0, horizon_s=3.0)
+    with pytest.raises(ConfigError, match="11000 tokens; the pool holds 10000"):
+        replay(long, "vtc", PROFILE.server("paper"), PROFILE.step_time)
+
+
+def test_clients_file(tmp_path):
+    path = tmp_path / "clients.toml"
+    path.write_text(
+        '[tiers.gold]\nweight = 4\n[clients.0]\nweight = 2\ntier = "gold"\napi_keys = ["sha256:x"]\n[clients.1]\nweight = 0.5\n'
+    )
+    shares = read_clients(path)
+    assert shares.weight_by_client == {"0": 8.0, "1": 0.5}
+    assert shares.tier_by_client == {"0": "gold"}
+    for text, message in [
+        ("[clients.a]\nweight = 0", r"clients\.a\.weight is 0"),
+        ("[clients.a]\nweight = -1", "weight is -1"),
+        ("[clients.a]\nweight = inf", "weight is inf"),
+        ("[clients.a]\nweight = true", "weight is True"),
+        ('[clients.a]\ntier = "x"', "known tiers: none"),
+        ("[tiers.a]\nweight = nan", r"tiers\.a\.weight is nan"),
+        ("clients = 3", "must be tables"),
+        ("[", r"clients\.toml"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_clients(path)
+    with pytest.raises(ConfigError, match="No such file"):
+        read_clients(tmp_path / "none.toml")
