@@ -224,7 +224,7 @@ class Outputs(msgspec.Struct, tag=True, array_like=True):
     stats: EngineStats | None = None
 
 
-class Ready(msgspec.Struct, tag=True):
+class Ready(msgspec.Struct, tag=True, array_like=True):
     """The engine is warm. Sent once."""
 
     max_model_len: int

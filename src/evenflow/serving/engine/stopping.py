@@ -121,6 +121,10 @@ class OutputText:
             return OutputDelta(text + self._rest(), FinishReason.LENGTH)
         return OutputDelta(text)
 
+    def finish(self) -> str:
+        """What was held back, when the request is ended from outside."""
+        return self._rest()
+
     def _text_of(self, token_id: int, *, may_stop: bool) -> str:
         if self._detokenizer is None:
             return ""

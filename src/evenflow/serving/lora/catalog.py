@@ -57,7 +57,7 @@ class Catalog:
         *,
         reserved: Sequence[str] = (),
         max_rank: int | None = None,
-        on_freed: Callable[[AdapterDigest], None] | None = None,
+        on_freed: Callable[[AdapterDigest], object] | None = None,
     ) -> None:
         self._layout = layout
         self._reserved = frozenset(reserved)

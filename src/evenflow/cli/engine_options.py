@@ -1,0 +1,86 @@
+"""The command line's part that every command with an engine shares: flags in, EngineConfig out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from evenflow.base.errors import ConfigError
+from evenflow.base.memory_size import parse_size
+from evenflow.serving.engine.config import DTYPES, EngineConfig
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the engine's flags, with vLLM's spellings as aliases."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--dtype", default="auto", choices=DTYPES, help="auto: bfloat16 where the CPU is fast at it")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--memory", metavar="SIZE", help="arena for KV cache and adapters, e.g. 2GiB; default: half of the free memory"
+    )
+    group.add_argument("--max-num-seqs", type=int, default=16, metavar="N", help="requests that run at once (16)")
+    group.add_argument(
+        "--max-batch-tokens",
+        "--max-num-batched-tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens computed in one step (512)",
+    )
+    group.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt plus output; default: the model's own")
+    group.add_argument("--max-lora-rank", type=int, default=512, metavar="R", help="adapters above it are refused (512)")
+    group.add_argument("--page-tokens", "--block-size", type=int, default=16, metavar="N", help="tokens per KV page (16)")
+    group.add_argument("--policy", default="vtc", metavar="NAME[:ARG]", help="who is served next: vtc, fcfs, ... (vtc)")
+    group.add_argument("--kernels", default="auto", help="auto, cpu or torch")
+    group.add_argument("--threads", type=int, metavar="N", help="compute threads; default: the usable cores")
+    group.add_argument("--cache-dir", type=Path, metavar="DIR", help="where compiled kernels are kept between starts")
+    group.add_argument("--seed", type=int, default=0, help="for requests without a seed (0)")
+    group.add_argument(
+        "--tensor-parallel", "--tensor-parallel-size", "-tp", type=int, default=1, metavar="N", help="ranks (1 in this release)"
+    )
+
+
+def engine_config(args: argparse.Namespace, model: Path, weight_by_client: dict[str, float] | None = None) -> EngineConfig:
+    """EngineConfig from parsed flags. Raises ConfigError."""
+    if args.tensor_parallel != 1:
+        raise ConfigError(f"--tensor-parallel is {args.tensor_parallel}; this release serves on one rank: allowed: 1")
+    return EngineConfig(
+        model=model,
+        dtype=args.dtype,
+        device=args.device,
+        memory_bytes=None if args.memory is None else parse_size(args.memory),
+        max_num_seqs=args.max_num_seqs,
+        max_batch_tokens=args.max_batch_tokens,
+        max_model_len=args.max_model_len,
+        max_lora_rank=args.max_lora_rank,
+        page_tokens=args.page_tokens,
+        policy=args.policy,
+        kernels=args.kernels,
+        num_threads=args.threads,
+        cache_dir=args.cache_dir,
+        seed=args.seed,
+        log_level=args.log_level,
+        weight_by_client=weight_by_client or {},
+    )
+
+
+def parse_adapters(specs: Sequence[str]) -> dict[str, Path]:
+    """Adapters from "name=folder" or vLLM's JSON {"name": ..., "path": ...}. Raises ConfigError."""
+    adapters: dict[str, Path] = {}
+    for spec in specs:
+        if spec.lstrip().startswith("{"):
+            try:
+                entry = json.loads(spec)
+                name, path = entry["name"], entry["path"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f'adapter {spec!r} is not {{"name": NAME, "path": DIR}}: {error}') from None
+        else:
+            name, separator, path = spec.partition("=")
+            if not (separator and name and path):
+                raise ConfigError(f"adapter {spec!r} is not understood; write NAME=DIR")
+        if name in adapters:
+            raise ConfigError(f"adapter name {name!r} is given twice")
+        adapters[name] = Path(path)
+    return adapters

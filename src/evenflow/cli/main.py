@@ -1,0 +1,53 @@
+"""``evenflow``: one command per file of this package; only the chosen one is imported for real work."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from evenflow import __version__
+from evenflow.base.errors import EvenFlowError
+
+LOG_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+COMMANDS = ("serve", "generate")
+"""Modules of this package, each with ``add_parser(subparsers)`` and ``run(args) -> exit status``."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="evenflow",
+        description="One base model, thousands of LoRA adapters, many clients, served fairly.",
+    )
+    parser.add_argument("--version", action="version", version=f"evenflow {__version__}")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default: info to serve, else warning")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"evenflow.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 good, 1 failed, 2 wrong use, 130 interrupted)."""
+    args = build_parser().parse_args(argv)
+    args.log_level = args.log_level or ("info" if args.command == "serve" else "warning")
+    logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT, datefmt="%H:%M:%S")
+    try:
+        return importlib.import_module(f"evenflow.cli.{args.command}").run(args)
+    except EvenFlowError as error:
+        print(f"evenflow {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

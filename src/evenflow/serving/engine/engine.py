@@ -1,0 +1,288 @@
+"""One engine: a scheduler above, an executor below, the text rules between.
+
+``step`` is plan, run, stop rules, commit. The engine is the only place that ends a request because of
+what it said. It knows no HTTP; names of adapters become digests here, and nowhere below.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from evenflow.base.errors import AdapterError, ClientOverLimit, EvenFlowError, InvalidRequest, PromptTooLong, Rejected
+from evenflow.serving.core.plan import StepPlan, StepResult
+from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
+from evenflow.serving.engine.config import EngineConfig
+from evenflow.serving.engine.executor import Executor
+from evenflow.serving.engine.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit
+from evenflow.serving.engine.meters import Meters, collect_stats
+from evenflow.serving.engine.reply import Reply
+from evenflow.serving.engine.text import Tokenizer
+from evenflow.serving.lora.catalog import Catalog, PreparedAdapter
+from evenflow.serving.memory.residency import Residency
+from evenflow.serving.scheduler.scheduler import Scheduler
+
+log = logging.getLogger("evenflow.engine")
+
+
+class Engine:
+    """Owns the replies and the catalog's references; the scheduler owns the requests. One thread."""
+
+    def __init__(
+        self,
+        *,
+        config: EngineConfig,
+        scheduler: Scheduler,
+        residency: Residency,
+        catalog: Catalog,
+        executor: Executor,
+        tokenizer: Tokenizer,
+        weight_by_client: dict[str, float],
+        eos_token_ids: Sequence[int],
+        vocab_size: int,
+        dtype: str,
+        page_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.catalog = catalog
+        self._config = config
+        self._scheduler = scheduler
+        self._residency = residency
+        self._executor = executor
+        self._tokenizer = tokenizer
+        self._weight_by_client = weight_by_client
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._vocab_size = vocab_size
+        self._dtype = dtype
+        self._page_bytes = page_bytes
+        self._clock = clock
+        self._replies: dict[RequestId, Reply] = {}
+        self._meters = Meters()
+        self._pinned: dict[str, AdapterDigest] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """True if a request waits or runs."""
+        return self._scheduler.has_work
+
+    def ready(self) -> Ready:
+        """What the parent is told once."""
+        limits, snapshot = self._scheduler.limits, self._scheduler.snapshot()
+        return Ready(
+            max_model_len=limits.max_model_len,
+            vocab_size=self._vocab_size,
+            dtype=self._dtype,
+            num_pages=snapshot.num_pages,
+            page_tokens=limits.page_tokens,
+            page_bytes=self._page_bytes,
+            policy=self._config.policy,
+            eos_token_ids=list(self._eos_token_ids),
+        )
+
+    def submit(self, message: Submit) -> RequestOutput | None:
+        """Queue a request. Returns the refusal, if it is refused: nothing has happened then."""
+        try:
+            self._submit(message)
+        except Rejected as error:
+            return _refusal(message.request_id, error, retry_after_s=error.retry_after_s)
+        except InvalidRequest as error:
+            return _refusal(message.request_id, error, param=error.param)
+        except AdapterError as error:
+            return _refusal(message.request_id, error, param="model")
+        except EvenFlowError as error:
+            return _refusal(message.request_id, error)
+        return None
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """The client is gone: stop these requests. Unknown ones have ended already."""
+        for request_id in request_ids:
+            request = self._scheduler.abort(RequestId(request_id), self._clock())
+            if request is not None:
+                self._drop(request)
+
+    def step(self) -> list[RequestOutput]:
+        """Compute one step for everybody who runs; what each request gained by it."""
+        started_s = self._clock()
+        plan = self._scheduler.plan(started_s)
+        outputs = self._take_ended()
+        if plan is None:
+            return outputs
+        planned_s = self._clock()
+        result = self._executor.run(plan)
+        ran_s = self._clock()
+        finished: dict[RequestId, FinishReason] = {}
+        gained = self._read(plan, result, finished)
+        self._scheduler.commit(result, finished, ran_s)
+        outputs += self._take_ended()
+        for output in gained:
+            reply = self._replies[RequestId(output.request_id)]
+            if output.finish_reason is not None:
+                output.usage = reply.usage(ran_s)
+                self._drop(reply.request)
+            outputs.append(output)
+        ended_s = self._clock()
+        self._meters.record(
+            scheduling_s=(planned_s - started_s) + (ended_s - ran_s), executing_s=ran_s - planned_s, ended_s=ended_s
+        )
+        return outputs
+
+    def register_adapter(self, name: str, adapter: PreparedAdapter, *, replace: bool = False) -> None:
+        """Serve ``adapter`` under ``name``. Raises AdapterExists, AdapterRejected."""
+        if len(self.catalog) >= self._config.max_adapters:
+            raise AdapterError(f"{len(self.catalog)} adapters are registered; allowed: {self._config.max_adapters}")
+        record, num_pages = adapter.record, self._scheduler.snapshot().num_pages
+        if record.num_pages + 2 > num_pages:
+            raise AdapterError(
+                f"adapter {name!r} needs {record.num_pages} pages and a request two more; the arena has {num_pages}"
+            )
+        self.catalog.register(name, adapter, replace=replace)
+        if name in self._pinned and self._pinned[name] != record.digest:
+            self._residency.unpin(self._pinned.pop(name))
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound."""
+        digest = self.catalog.resolve(name)
+        if self._pinned.pop(name, None) is not None and digest not in self._pinned.values():
+            self._residency.unpin(digest)
+        self.catalog.unregister(name)
+
+    def pin_adapter(self, name: str, is_pinned: bool) -> None:
+        """Load the adapter now and keep it, or let it be evicted again. Raises AdapterNotFound, AdapterError."""
+        digest = self.catalog.resolve(name)
+        if is_pinned:
+            self._residency.pin(digest)
+            self._pinned[name] = digest
+        elif self._pinned.pop(name, None) is not None and digest not in self._pinned.values():
+            self._residency.unpin(digest)
+
+    def set_weights(self, weight_by_client: Mapping[str, float]) -> None:
+        """Replace the weights of clients that differ from 1."""
+        self._weight_by_client.clear()
+        self._weight_by_client.update(weight_by_client)
+
+    def adapters(self, names: set[str] | None = None) -> list[AdapterInfo]:
+        """What is known of the adapters (of those in ``names``), draining ones included."""
+        if names is not None:
+            known = self.catalog.digest_by_name
+            wanted = {known[name]: name for name in names if name in known}
+            return [self._adapter_info(name, digest) for digest, name in wanted.items()]
+        infos = []
+        for digest in self.catalog:
+            for name in self.catalog.names(digest) or (self.catalog.last_name(digest),):
+                infos.append(self._adapter_info(name, digest))
+        return infos
+
+    def stats(self) -> EngineStats:
+        """A snapshot for metrics, limits and reports."""
+        return collect_stats(
+            self._scheduler,
+            self._residency,
+            self.catalog,
+            self._meters,
+            self._config.policy,
+            self._weight_by_client,
+            self._clock(),
+        )
+
+    def close(self) -> None:
+        """Give back what the executor holds."""
+        self._executor.close()
+
+    def _submit(self, message: Submit) -> None:
+        digest = None if message.adapter is None else self.catalog.resolve(message.adapter)
+        request = self._request(message, digest)
+        verdict = self._scheduler.add(request, self._clock())
+        if not verdict.is_accepted:
+            raise ClientOverLimit(verdict.reason or "the policy rejects the request", verdict.retry_after_s)
+        if digest is not None:
+            self.catalog.retain(digest)
+        self._replies[request.request_id] = Reply(request, self._tokenizer, self._eos_token_ids)
+
+    def _request(self, message: Submit, digest: AdapterDigest | None) -> Request:
+        prompt, limit = message.prompt_token_ids, self._scheduler.limits.max_model_len
+        if prompt and not (min(prompt) >= 0 and max(prompt) < self._vocab_size):
+            raise InvalidRequest(
+                f"the prompt has a token id {max(prompt, key=abs)}; allowed: 0 to {self._vocab_size - 1}", "prompt"
+            )
+        room = limit - len(prompt)
+        if room < 1:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} tokens; allowed: at most {limit - 1}, so that one fits behind it", "prompt"
+            )
+        wanted = message.sampling.max_tokens
+        for token_id, _ in message.sampling.logit_bias:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidRequest(f"logit_bias names token {token_id}; allowed: 0 to {self._vocab_size - 1}", "logit_bias")
+        return Request(
+            request_id=RequestId(message.request_id),
+            client_id=ClientId(message.client_id),
+            prompt_token_ids=prompt,
+            sampling=message.sampling,
+            arrival_s=message.arrival_s or self._clock(),
+            adapter=digest,
+            max_output_tokens=room if wanted is None else min(wanted, room),
+        )
+
+    def _read(self, plan: StepPlan, result: StepResult, finished: dict[RequestId, FinishReason]) -> list[RequestOutput]:
+        """Turn tokens into text; note in ``finished`` who is done."""
+        outputs: list[RequestOutput] = []
+        tokens = result.tokens
+        for sequence in plan.sequences:
+            request_id = sequence.request_id
+            reply = self._replies.get(request_id)
+            if reply is None:
+                continue
+            if sequence.prompt_logprobs is not None:
+                reply.add_prompt_logprobs(sequence.start, result.prompt_logprobs[request_id])
+            token = tokens.get(request_id)
+            if token is None or token.error is not None:
+                continue
+            output = reply.push(token)
+            if reply.finish_reason is not None:
+                finished[request_id] = reply.finish_reason
+            outputs.append(output)
+        return outputs
+
+    def _take_ended(self) -> list[RequestOutput]:
+        """Outputs for the requests that the scheduler itself had to end."""
+        outputs = []
+        for ended in self._scheduler.take_ended():
+            request = ended.request
+            reply = self._replies[request.request_id]
+            if request.finish_reason is FinishReason.LENGTH:
+                output = reply.cut()
+                output.usage = reply.usage(self._clock())
+            else:
+                output = RequestOutput(request.request_id, error_type="EvenFlowError", error=ended.message)
+                log.warning("request %s of client %s: %s", request.request_id, request.client_id, ended.message)
+            self._drop(request)
+            outputs.append(output)
+        return outputs
+
+    def _drop(self, request: Request) -> None:
+        self._replies.pop(request.request_id, None)
+        if request.adapter is not None:
+            self.catalog.release(request.adapter)
+
+    def _adapter_info(self, name: str, digest: AdapterDigest) -> AdapterInfo:
+        record, names = self.catalog.record(digest), self.catalog.names(digest)
+        resident = self._residency.is_resident(digest)
+        return AdapterInfo(
+            name=name,
+            digest=digest,
+            rank=record.signature.max_rank,
+            size_bytes=record.size_bytes,
+            num_pages=record.num_pages,
+            state="draining" if not names else "resident" if resident else "host",
+            is_pinned=self._residency.is_pinned(digest),
+            in_flight=self._scheduler.num_in_flight(digest),
+            target_modules=list(self.catalog.target_modules(digest)),
+            num_loads=self._residency.num_loads_of(digest),
+        )
+
+
+def _refusal(request_id: str, error: EvenFlowError, *, param: str | None = None, retry_after_s: float = 0.0) -> RequestOutput:
+    return RequestOutput(
+        request_id, error_type=type(error).__name__, error=str(error), param=param, retry_after_s=retry_after_s
+    )

@@ -1,0 +1,136 @@
+"""The engine process's loop: messages in, steps, messages out. One message per step each way.
+
+All compute happens on the thread that runs this loop; adapter files are read and checked on one loader
+thread beside it, so that a slow disk never delays anybody's next token.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import zmq
+
+from evenflow.base.errors import AdapterRejected, EvenFlowError
+from evenflow.serving.engine.build import build_engine
+from evenflow.serving.engine.config import EngineConfig
+from evenflow.serving.engine.messages import (
+    Abort,
+    Answer,
+    EngineStats,
+    FromEngine,
+    ListAdapters,
+    LoadAdapter,
+    Outputs,
+    PinAdapter,
+    RequestOutput,
+    SetWeights,
+    Shutdown,
+    Submit,
+    UnloadAdapter,
+)
+from evenflow.serving.engine.process import encoder, to_engine_decoder
+from evenflow.serving.lora.catalog import PreparedAdapter
+
+log = logging.getLogger("evenflow.engine")
+
+_IDLE_POLL_MS = 250
+_LOADING_POLL_MS = 2
+
+
+class EngineLoop:
+    """Owns the socket and the engine until the parent says Shutdown or is gone."""
+
+    def __init__(self, config: EngineConfig, socket: zmq.Socket, is_orphan: Callable[[], bool]) -> None:
+        self._socket = socket
+        self._is_orphan = is_orphan
+        self._stats_interval_s = config.stats_interval_s
+        self._engine = build_engine(config)
+        self._loader = ThreadPoolExecutor(1, "adapter-loader")
+        self._loads: list[tuple[LoadAdapter, Future[PreparedAdapter]]] = []
+        self._next_stats_s = 0.0
+        self._is_stopping = False
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        self._send(self._engine.ready())
+        is_quiet = False
+        while not self._is_stopping:
+            outputs = self._receive()
+            self._publish_loads()
+            has_work = self._engine.has_work
+            if has_work:
+                outputs += self._engine.step()
+            # After the last step one more snapshot says that nothing runs any more; then silence.
+            is_due = time.monotonic() >= self._next_stats_s
+            if outputs or (is_due and (has_work or not is_quiet)):
+                self._send(Outputs(outputs, self._snapshot() if is_due else None))
+                is_quiet = is_due and not has_work
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    def _snapshot(self) -> EngineStats:
+        self._next_stats_s = time.monotonic() + self._stats_interval_s
+        return self._engine.stats()
+
+    def _receive(self) -> list[RequestOutput]:
+        """Handle every message that is there; wait for one only if there is nothing else to do."""
+        outputs: list[RequestOutput] = []
+        if not self._engine.has_work:
+            timeout_ms = _LOADING_POLL_MS if self._loads else _IDLE_POLL_MS
+            if not self._socket.poll(timeout_ms) and self._is_orphan():
+                log.error("the process that started this engine is gone; the engine ends")
+                self._is_stopping = True
+        while not self._is_stopping:
+            try:
+                message = to_engine_decoder.decode(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+            if isinstance(message, Submit):
+                refusal = self._engine.submit(message)
+                if refusal is not None:
+                    outputs.append(refusal)
+            elif isinstance(message, Abort):
+                self._engine.abort(message.request_ids)
+            elif isinstance(message, SetWeights):
+                self._engine.set_weights(message.weight_by_client)
+            elif isinstance(message, Shutdown):
+                self._is_stopping = True
+            elif isinstance(message, LoadAdapter):
+                self._loads.append((message, self._loader.submit(self._engine.catalog.prepare, message.path)))
+            else:
+                self._answer(message, self._admin(message))
+        return outputs
+
+    def _admin(self, message: UnloadAdapter | PinAdapter | ListAdapters) -> Callable[[], None]:
+        if isinstance(message, UnloadAdapter):
+            return lambda: self._engine.unload_adapter(message.name)
+        if isinstance(message, PinAdapter):
+            return lambda: self._engine.pin_adapter(message.name, message.is_pinned)
+        return lambda: None
+
+    def _publish_loads(self) -> None:
+        while self._loads and self._loads[0][1].done():
+            message, future = self._loads.pop(0)
+            self._answer(message, partial(self._register, message, future))
+
+    def _register(self, message: LoadAdapter, future: Future[PreparedAdapter]) -> None:
+        self._engine.register_adapter(message.name, future.result(), replace=message.replace)
+
+    def _answer(self, message: LoadAdapter | UnloadAdapter | PinAdapter | ListAdapters, action: Callable[[], None]) -> None:
+        try:
+            action()
+            names = None if isinstance(message, ListAdapters) else {message.name}
+            answer = Answer(message.call_id, self._engine.adapters(names))
+        except EvenFlowError as error:
+            reasons = list(error.reasons) if isinstance(error, AdapterRejected) else []
+            answer = Answer(message.call_id, [], type(error).__name__, str(error), reasons)
+        except OSError as error:
+            answer = Answer(message.call_id, [], "AdapterError", f"reading the adapter failed: {error}")
+        self._next_stats_s = 0.0
+        self._send(answer)
+
+    def _send(self, message: FromEngine) -> None:
+        self._socket.send(encoder.encode(message))

@@ -1,0 +1,66 @@
+"""What one request has said so far and how it is told: tokens in, RequestOutputs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evenflow.fairness.cost import WeightedTokens
+from evenflow.serving.core.plan import SampledToken, TokenLogprobs
+from evenflow.serving.core.request import FinishReason, Request
+from evenflow.serving.engine.messages import Logprobs, RequestOutput, Usage
+from evenflow.serving.engine.text import OutputText, Tokenizer
+
+_PRICE = WeightedTokens()
+
+
+class Reply:
+    """Text side of one request. Reads the request, never changes it."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer, eos_token_ids: Sequence[int]) -> None:
+        self.request = request
+        self.finish_reason: FinishReason | None = None
+        self._tokenizer = tokenizer
+        self._text = OutputText(tokenizer, request.prompt_token_ids, request.sampling, eos_token_ids, request.max_output_tokens)
+        self._prompt_scores: list[TokenLogprobs] = []
+
+    def add_prompt_logprobs(self, start: int, scores: Sequence[TokenLogprobs]) -> None:
+        """Keep the scores of the prompt tokens behind rows ``start`` and following; each is kept once, also if recomputed."""
+        self._prompt_scores += scores[max(0, len(self._prompt_scores) - start) :]
+
+    def push(self, token: SampledToken) -> RequestOutput:
+        """Take the next token; sets ``finish_reason`` if it is the last."""
+        delta = self._text.add(token.token_id)
+        self.finish_reason = delta.finish_reason
+        output = RequestOutput(self.request.request_id, delta.text, [token.token_id])
+        if token.logprobs is not None:
+            output.logprobs.append(self._told(token.logprobs))
+        if self.request.sampling.prompt_logprobs is not None and self._text.num_tokens == 1:
+            output.prompt_logprobs = [None, *map(self._told, self._prompt_scores)]
+        if delta.finish_reason is not None:
+            output.finish_reason, output.stop_reason = delta.finish_reason.value, delta.stop_reason
+        return output
+
+    def cut(self) -> RequestOutput:
+        """The last output of a request that the scheduler had to end early."""
+        self.finish_reason = FinishReason.LENGTH
+        return RequestOutput(self.request.request_id, self._text.finish(), finish_reason=FinishReason.LENGTH.value)
+
+    def usage(self, now_s: float) -> Usage:
+        """What the request took, up to ``now_s``."""
+        request = self.request
+        admitted_s = now_s if request.admitted_s is None else request.admitted_s
+        first_token_s = now_s if request.first_token_s is None else request.first_token_s
+        return Usage(
+            prompt_tokens=request.num_prompt_tokens,
+            completion_tokens=request.num_output_tokens,
+            recomputed_tokens=request.num_recomputed_tokens,
+            queue_s=max(0.0, admitted_s - request.arrival_s),
+            prefill_s=max(0.0, first_token_s - admitted_s),
+            decode_s=max(0.0, now_s - first_token_s),
+            service=_PRICE(request.num_prompt_tokens, request.num_output_tokens),
+        )
+
+    def _told(self, scored: TokenLogprobs) -> Logprobs:
+        text = self._tokenizer.token_text
+        top = [(token_id, text(token_id), logprob) for token_id, logprob in scored.top]
+        return Logprobs(scored.token_id, scored.logprob, text(scored.token_id), top)

@@ -1,0 +1,108 @@
+"""Tensors of one rank: it runs plans and decides nothing.
+
+A worker owns the model, the arena's storage and the backends. It knows no client, no queue and no policy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from evenflow.serving.backends.attention import AttentionBackend
+from evenflow.serving.backends.batch import Batch, build_batch
+from evenflow.serving.backends.lora import LoRABackend
+from evenflow.serving.backends.storage import Storage
+from evenflow.serving.core.adapter import AdapterSignature
+from evenflow.serving.core.plan import PlannedSequence, SampledToken, SampleSpec, StepPlan, StepResult, TokenLogprobs
+from evenflow.serving.core.request import AdapterDigest, RequestId
+from evenflow.serving.core.sampling import GREEDY
+from evenflow.serving.engine.sampler import Sampler, token_logprobs
+from evenflow.serving.models.llama import LlamaForCausalLM
+
+HostImage = Callable[[AdapterDigest], tuple[AdapterSignature, np.ndarray]]
+"""Signature and page-form image (uint8 [num_pages, page_bytes]) of an adapter on the host."""
+
+
+class Worker:
+    """Runs StepPlans on one device. All calls on one thread."""
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        storage: Storage,
+        attention: AttentionBackend,
+        lora: LoRABackend,
+        sampler: Sampler,
+        host_image: HostImage,
+    ) -> None:
+        self._model = model
+        self._storage = storage
+        self._attention = attention
+        self._lora = lora
+        self._sampler = sampler
+        self._host_image = host_image
+        model.bind(attention, lora)
+
+    def warm_up(self, max_batch_tokens: int, max_num_seqs: int) -> None:
+        """Compile every kernel and touch every size of matrix product, on pages that nobody owns yet."""
+        self._attention.warm_up()
+        self._lora.warm_up()
+        layout = self._storage.layout
+        for num_sequences, num_tokens in ((1, max_batch_tokens), (max_num_seqs, 1), (1, 1)):
+            num_pages = min(layout.num_pages_for_tokens(num_tokens), self._storage.num_pages)
+            tokens = [0] * min(num_tokens, num_pages * layout.page_tokens)
+            spec = SampleSpec(GREEDY, tokens, [], 0)
+            # Every sequence may scribble over the same pages: nothing of it is kept.
+            sequences = tuple(
+                PlannedSequence(RequestId(f"warm-{i}"), tokens, 0, range(num_pages), -1, spec) for i in range(num_sequences)
+            )
+            self.run(StepPlan(0, sequences))
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Load adapters, compute the plan's rows, sample."""
+        started_s = time.perf_counter()
+        for load in plan.loads:
+            signature, image = self._host_image(load.digest)
+            self._storage.write_pages(load.pages, torch.from_numpy(image))
+            self._lora.bind(load.slot, signature, load.pages)
+        batch = build_batch(plan, self._storage.layout.page_tokens, self._storage.device)
+        self._attention.plan(batch)
+        self._lora.plan(batch)
+        logits_LV = self._model.logits(self._model.forward(batch))
+        tokens, prompt_logprobs = self._sample(plan, batch, logits_LV)
+        return StepResult(plan.step, tokens, prompt_logprobs, time.perf_counter() - started_s)
+
+    def _sample(
+        self, plan: StepPlan, batch: Batch, logits_LV: torch.Tensor
+    ) -> tuple[dict[RequestId, SampledToken], dict[RequestId, list[TokenLogprobs]]]:
+        rows: list[int] = []
+        specs: list[SampleSpec] = []
+        request_ids: list[RequestId] = []
+        prompt_logprobs: dict[RequestId, list[TokenLogprobs]] = {}
+        row = 0
+        for sequence in plan.sequences:
+            if sequence.prompt_logprobs is not None:
+                first, row = row, row + sequence.num_tokens
+                prompt_logprobs[sequence.request_id] = self._score_prompt(sequence, logits_LV[first:row])
+            elif sequence.sample is not None:
+                row += 1
+            if sequence.sample is not None:
+                rows.append(row - 1)
+                specs.append(sequence.sample)
+                request_ids.append(sequence.request_id)
+        if not rows:
+            return {}, prompt_logprobs
+        chosen_LV = logits_LV if len(rows) == logits_LV.shape[0] else logits_LV[rows]
+        return dict(zip(request_ids, self._sampler(chosen_LV, specs))), prompt_logprobs
+
+    @staticmethod
+    def _score_prompt(sequence: PlannedSequence, logits_TV: torch.Tensor) -> list[TokenLogprobs]:
+        """Log-probabilities of the prompt tokens that follow this chunk's rows."""
+        assert sequence.prompt_logprobs is not None
+        assert sequence.prompt_token_ids is not None
+        following = sequence.prompt_token_ids[sequence.start + 1 : sequence.start + sequence.num_tokens + 1]
+        return token_logprobs(logits_TV[: len(following)], list(following), sequence.prompt_logprobs)
