@@ -53,10 +53,11 @@ class FakeTokenizer:
 class FakeTemplate:
     """<role>content ... and <assistant> at the end."""
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         if messages[0]["role"] == "assistant":
             raise InvalidRequest("a conversation starts with the user", "messages")
         text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        text += "".join(f"<{key}={value}>" for key, value in variables.items())
         return text + ("<assistant>" if add_generation_prompt else "")
 
 

@@ -185,6 +185,15 @@ def test_vllm_extras(client):
     assert extra["prompt_logprobs"][1] == {"105": {"logprob": -0.5, "decoded_token": "i", "rank": 1}}
 
 
+def test_template_variables(client):
+    answer = client.chat.completions.create(
+        model="base",
+        messages=[{"role": "user", "content": "x"}],
+        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+    )
+    assert answer.choices[0].message.content == "[base] <user>x<enable_thinking=False><assistant>"
+
+
 def test_models(client, live):
     models = {model.id: model for model in client.models.list()}
     assert set(models) == {"base", "alias", "a", "b"}

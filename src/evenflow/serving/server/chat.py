@@ -35,7 +35,10 @@ def chat_call(state: ServerState, body: ChatCompletionRequest, client: Client, a
 
     async def read_prompts() -> list[Prompt]:
         generation_prompt = body.add_generation_prompt is not False
-        return [await state.reader.from_messages(body.messages, add_generation_prompt=generation_prompt)]
+        prompt = await state.reader.from_messages(
+            body.messages, add_generation_prompt=generation_prompt, variables=body.chat_template_kwargs
+        )
+        return [prompt]
 
     return Call(
         response_id=new_response_id("chatcmpl"),

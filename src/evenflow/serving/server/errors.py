@@ -17,6 +17,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.InvalidRequest: (400, "invalid_request_error", None),
     errors.AdapterRejected: (400, "invalid_request_error", "adapter_rejected"),
+    errors.AdapterError: (400, "invalid_request_error", "adapter_error"),
     errors.AdapterExists: (400, "invalid_request_error", "adapter_exists"),
     errors.AdapterNotFound: (404, "invalid_request_error", "model_not_found"),
     errors.InvalidKey: (401, "authentication_error", "invalid_api_key"),

@@ -80,7 +80,11 @@ def add_inference_routes(app: FastAPI, state: ServerState) -> None:
         if body.messages is not None:
             if not body.messages:
                 raise InvalidRequest("messages is empty; allowed: one message or more", "messages")
-            text = await state.reader.render(body.messages, add_generation_prompt=body.add_generation_prompt is not False)
+            text = await state.reader.render(
+                body.messages,
+                add_generation_prompt=body.add_generation_prompt is not False,
+                variables=body.chat_template_kwargs,
+            )
             tokens = await state.reader.encode(text, "messages", add_special_tokens=bool(body.add_special_tokens))
         else:
             assert body.prompt is not None

@@ -90,6 +90,9 @@ class Tokenizer(Protocol):
 class ChatTemplate(Protocol):
     """Messages to the text the model was trained to continue."""
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The prompt, special tokens included. Raises InvalidRequest for messages the template refuses."""
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The prompt, special tokens included; ``variables`` are handed to the template.
+
+        Raises InvalidRequest for messages the template refuses.
+        """
         ...

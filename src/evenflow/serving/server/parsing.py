@@ -37,7 +37,6 @@ NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "web_search_options": (None,),
     "chat_template": (None,),
-    "chat_template_kwargs": (None, {}),
     "continue_final_message": (None, False),
     "documents": (None, []),
     "structured_outputs": (None,),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from evenflow.base.errors import InvalidRequest, PromptTooLong
 from evenflow.serving.server.interfaces import ChatTemplate, Tokenizer
@@ -14,6 +16,9 @@ INLINE_CHARACTERS = 4096
 """Up to here tokenising takes less than a few milliseconds and a thread would cost more than it saves."""
 MOST_CHARACTERS_PER_TOKEN = 256
 """No vocabulary in use has longer tokens, so a text longer than this per token of context cannot fit."""
+
+OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
+"""Template variables that chat_template_kwargs may not set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +61,30 @@ class PromptReader:
                 prompts.append(self.from_token_ids(entry, "prompt"))
         return prompts
 
-    async def from_messages(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool) -> Prompt:
+    async def from_messages(
+        self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool, variables: Mapping[str, Any] | None = None
+    ) -> Prompt:
         """Render a conversation with the model's template and tokenise it."""
-        text = await self.render(messages, add_generation_prompt=add_generation_prompt)
+        text = await self.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
         token_ids = await self.encode(text, "messages", add_special_tokens=False)
         return Prompt(self._checked(token_ids, "messages"), text)
 
-    async def render(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool) -> str:
-        """The conversation as the text that the model was trained to continue."""
+    async def render(
+        self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool, variables: Mapping[str, Any] | None = None
+    ) -> str:
+        """The conversation as the text that the model was trained to continue. ``variables``: for the template."""
+        own = sorted(OWN_VARIABLES & (variables or {}).keys())
+        if own:
+            raise InvalidRequest(
+                f"chat_template_kwargs sets {own[0]}, which has a field of its own or is not served", "chat_template_kwargs"
+            )
         if self._template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions", "messages")
         plain = [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-        self._check_characters(sum(len(message["content"]) for message in plain), "messages")
-        return self._template.render(plain, add_generation_prompt=add_generation_prompt)
+        num_characters = sum(len(message["content"]) for message in plain)
+        self._check_characters(num_characters, "messages")
+        render = partial(self._template.render, plain, add_generation_prompt=add_generation_prompt, **(variables or {}))
+        return render() if num_characters <= INLINE_CHARACTERS else await asyncio.to_thread(render)
 
     async def encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of ``text``, however many. Raises PromptTooLong if it can be no prompt at all."""

@@ -94,6 +94,8 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables for the model's chat template, e.g. {"enable_thinking": false}."""
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
@@ -116,6 +118,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     add_special_tokens: bool | None = None
     """Default: true for a prompt, false for messages (their template writes them)."""
     add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
 
 
