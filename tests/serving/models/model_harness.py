@@ -19,7 +19,7 @@ PAGES_PER_SEQUENCE = 8
 class Harness:
     """Runs prompts through a decoder with the torch backends, each sequence in pages of its own."""
 
-    def __init__(self, folder, config, dtype=torch.float32, num_pages=128):
+    def __init__(self, folder, config, dtype=torch.float32, num_pages=512):
         self.config = config
         self.layout = ArenaLayout(config.shape, dtype.itemsize)
         self.storage = Storage(self.layout, num_pages, dtype, torch.device("cpu"))
@@ -43,6 +43,7 @@ class Harness:
         for number, tokens, start, slot in rows:
             used = -(-(start + len(tokens)) // self.layout.page_tokens)
             assert used <= PAGES_PER_SEQUENCE
+            assert (number + 1) * PAGES_PER_SEQUENCE <= self._next_page, "KV would overwrite adapters"
             pages = list(range(number * PAGES_PER_SEQUENCE, number * PAGES_PER_SEQUENCE + used))
             sample = SampleSpec(GREEDY, [], [], 0)
             sequences.append(PlannedSequence(RequestId(str(number)), tokens, start, pages, slot, sample))

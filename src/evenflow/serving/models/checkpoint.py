@@ -67,11 +67,11 @@ class Checkpoint:
             raise ModelError(f"{self._folder} holds neither {_SINGLE} nor {_INDEX}{hint}")
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            assert isinstance(weight_map, dict)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError):
+            assert all(isinstance(name, str) for name in weight_map.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
             raise ModelError(f"{index} is not an index of shards: it has no weight_map") from None
         for name in set(weight_map.values()):
-            if not isinstance(name, str) or Path(name).name != name or not (self._folder / name).is_file():
+            if Path(name).name != name or not (self._folder / name).is_file():
                 raise ModelError(f"{index} names the shard {name!r}, which is no file of the folder")
         self._index = weight_map
         return sorted(set(weight_map.values()))

@@ -1,0 +1,1 @@
+"""Beside this file, so that tests can import ``tolerances``."""

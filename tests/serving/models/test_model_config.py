@@ -1,0 +1,168 @@
+"""config.json, strictly: both spellings, each family's flags, and a refusal that names field and value."""
+
+import json
+
+import pytest
+
+from evenflow.base.errors import ModelError
+from evenflow.serving.models.config import load_config, parse_config
+from evenflow.serving.models.tiny import TINY
+
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+
+
+def parse(generation=None, **changes):
+    return parse_config({**TINY, **changes}, generation)
+
+
+def test_published_and_transformers_5_spellings_mean_the_same():
+    old = parse(rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0}, torch_dtype="bfloat16")
+    raw = {**TINY, "rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}, "dtype": "bfloat16"}
+    del raw["rope_theta"]
+    assert old == parse_config(raw)
+    assert (old.rope.kind, old.rope.theta, old.rope.factor, old.dtype) == ("linear", 5e5, 2.0, "bfloat16")
+
+
+def test_the_benchmark_shape_of_llama_3_8b():
+    config = parse(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        max_position_embeddings=131072,
+        rope_theta=500000.0,
+        rope_scaling={
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        eos_token_id=128009,
+        generation={"eos_token_id": [128001, 128008, 128009], "do_sample": True, "temperature": 0.6, "top_p": 0.9},
+    )
+    assert (config.shape.head_dim, config.shape.q_width, config.shape.kv_width) == (128, 4096, 1024)
+    assert config.eos_token_ids == (128001, 128008, 128009)
+    assert dict(config.sampling_defaults) == {"temperature": 0.6, "top_p": 0.9}
+    assert config.rope.original_max_position == 8192
+    assert config.context_length() == 131072
+
+
+def test_flags_of_the_families():
+    llama, qwen2 = parse(attention_bias=True, mlp_bias=True), parse(**QWEN2)
+    qwen3 = parse(architectures=["Qwen3ForCausalLM"], model_type="qwen3")
+    assert (llama.has_qkv_bias, llama.has_o_bias, llama.has_mlp_bias, llama.has_qk_norm) == (True, True, True, False)
+    assert (qwen2.has_qkv_bias, qwen2.has_o_bias, qwen2.has_mlp_bias, qwen2.has_qk_norm) == (True, False, False, False)
+    assert (qwen3.has_qkv_bias, qwen3.has_o_bias, qwen3.has_mlp_bias, qwen3.has_qk_norm) == (False, False, False, True)
+    assert qwen3.shape.head_dim == 128
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({}, None),
+        ({"sliding_window": 64}, None),
+        ({**MISTRAL, "sliding_window": None}, None),
+        ({**MISTRAL, "sliding_window": 64}, 64),
+        ({**QWEN2, "sliding_window": 64, "use_sliding_window": False}, None),
+        ({**QWEN2, "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2}, None),
+        ({**QWEN2, "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0}, 64),
+        ({**QWEN2, "sliding_window": 64, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, None),
+        (
+            {
+                **QWEN2,
+                "sliding_window": 64,
+                "use_sliding_window": True,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+            64,
+        ),
+    ],
+)
+def test_a_sliding_window_is_kept_by_short_sequences_or_refused(changes, window):
+    config = parse(**changes)
+    assert config.sliding_window == window
+    assert config.context_length() == (window or 512)
+    assert config.context_length(40) == 40
+    if window:
+        with pytest.raises(ModelError, match=r"max_model_len is 65.*sliding_window is 64"):
+            config.context_length(65)
+
+
+def test_the_context_is_never_stretched_silently():
+    with pytest.raises(ModelError, match=r"max_model_len is 513.*512"):
+        parse().context_length(513)
+    with pytest.raises(ModelError, match=r"dynamic"):
+        parse(rope_scaling={"type": "dynamic", "factor": 2.0}).context_length(513)
+    yarn = parse(rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512})
+    assert yarn.context_length() == 512
+    assert yarn.context_length(2048) == 2048
+    with pytest.raises(ModelError, match=r"2049"):
+        yarn.context_length(2049)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, r"architectures is \['GPT2LMHeadModel'\]"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, r"LlamaForSequenceClassification"),
+        ({"model_type": "mixtral"}, r"model_type is 'mixtral'"),
+        ({"model_type": "qwen3"}, r"model_type is 'qwen3' but architectures"),
+        ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config is"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, r"rope_type is 'longrope'"),
+        ({"rope_scaling": {"type": "linear"}}, r"factor is missing"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, r"factor is '2'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 1}}, r"beta_fast is 1"),
+        ({"rope_scaling": [1]}, r"rope_scaling is \[1\]"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, r"per layer type"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0.5"),
+        ({"rope_theta": -1}, r"rope_theta is -1"),
+        ({"num_key_value_heads": 3}, r"num_key_value_heads is 3"),
+        ({"hidden_size": 66}, r"hidden_size is 66"),
+        ({"head_dim": 15}, r"head_dim is 15"),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers is 0"),
+        ({"num_hidden_layers": True}, r"num_hidden_layers is True"),
+        ({"vocab_size": None}, r"vocab_size is missing"),
+        ({"rms_norm_eps": "small"}, r"rms_norm_eps is 'small'"),
+        ({"tie_word_embeddings": "yes"}, r"tie_word_embeddings is 'yes'"),
+        ({"eos_token_id": "<end>"}, r"eos_token_id is '<end>'"),
+        ({"torch_dtype": "float8_e4m3fn"}, r"dtype is 'float8_e4m3fn'"),
+        ({**QWEN2, "layer_types": ["chunked_attention", "full_attention"]}, r"chunked_attention"),
+        ({"final_logit_softcapping": 30.0}, r"final_logit_softcapping is 30.0"),
+        ({"rope_interleaved": True}, r"rope_interleaved is True"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name_and_value(changes, message):
+    with pytest.raises(ModelError, match=message):
+        parse(**changes)
+
+
+def test_unknown_fields_that_transformers_ignores_are_ignored():
+    parse(
+        use_cache=True, pretraining_tp=1, attention_dropout=0.0, initializer_range=0.02, _name_or_path="x", unsloth_fixed=True
+    )
+
+
+def test_a_folder_that_is_no_model_is_said_to_be_none(tmp_path):
+    with pytest.raises(ModelError, match="no such folder"):
+        load_config(tmp_path / "nothing")
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(ModelError, match="it is a file"):
+        load_config(file)
+    with pytest.raises(ModelError, match=r"holds no config\.json$"):
+        load_config(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="it is a LoRA adapter"):
+        load_config(tmp_path)
+    for broken in ("", "{", "[]", "\xff"):
+        (tmp_path / "config.json").write_bytes(broken.encode("latin-1"))
+        with pytest.raises(ModelError, match=r"config\.json"):
+            load_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelError, match="num_attention_heads is missing"):
+        load_config(tmp_path)
