@@ -1,0 +1,68 @@
+"""The page-form image: every row where the layout says, scaled and rounded once, zeros elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from evenflow.base.errors import AdapterRejected
+from evenflow.serving.core.shape import MODULES
+from evenflow.serving.lora.catalog import Catalog
+from evenflow.serving.lora.image import page_image
+from evenflow.serving.lora.peft import read_adapter
+from evenflow.serving.lora.tensors import round_to_bfloat16
+from evenflow.serving.memory.layout import ArenaLayout
+from evenflow.serving.models.config import parse_config
+from evenflow.serving.models.tiny import TINY
+from evenflow.serving.models.tiny_adapter import make_adapter
+
+CONFIG = parse_config(TINY)
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 40), elements=st.floats(allow_nan=False, width=32)))
+def test_rounding_to_bf16_is_to_nearest_even(values):
+    expected = torch.from_numpy(values).bfloat16().view(torch.uint16).numpy()
+    np.testing.assert_array_equal(round_to_bfloat16(values), expected)
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_every_row_is_where_the_layout_says(tmp_path, itemsize):
+    fields = {"rank": 5, "alpha": 3, "rank_pattern": {"down_proj": 33, "k_proj": 1}, "target_modules": MODULES[1:]}
+    adapter = read_adapter(make_adapter(tmp_path, CONFIG, **fields), CONFIG.shape)
+    layout = ArenaLayout(CONFIG.shape, itemsize)
+    placement, image = page_image(adapter, layout)
+    flat, is_row = image.reshape(-1), np.zeros(image.size, bool)
+    dtype = torch.bfloat16 if itemsize == 2 else torch.float32
+    for layer, module in adapter.sites:
+        for part, rows in (("A", adapter.a(layer, module)), ("B", adapter.b_scaled(layer, module))):
+            for offset, row in zip(placement.row_offsets(layer, module, part), rows):
+                end = offset + row.size * itemsize
+                assert torch.equal(torch.from_numpy(flat[offset:end]).view(dtype), torch.tensor(row).to(dtype))
+                assert not is_row[offset:end].any(), "two rows share bytes"
+                is_row[offset:end] = True
+    assert not flat[~is_row].any()
+
+
+def test_a_scale_that_overflows_the_serving_dtype_is_refused(tmp_path):
+    folder = make_adapter(tmp_path, CONFIG, rank=1, alpha=3e38, strength=1e3)
+    with np.errstate(over="ignore"), pytest.raises(AdapterRejected, match="exceeds the serving dtype"):
+        Catalog(ArenaLayout(CONFIG.shape, 2)).prepare(folder)
+
+
+def test_the_reader_runs_without_torch(tmp_path):
+    import subprocess
+    import sys
+
+    folder = make_adapter(tmp_path, CONFIG, rank=2, dtype=torch.bfloat16)
+    program = f"""
+import sys
+from evenflow.serving.lora.catalog import Catalog
+from evenflow.serving.memory.layout import ArenaLayout
+from evenflow.serving.models.config import parse_config
+config = parse_config({dict(TINY)!r})
+Catalog(ArenaLayout(config.shape, 2)).prepare({str(folder)!r})
+assert not {{"torch", "transformers", "peft", "numba"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
