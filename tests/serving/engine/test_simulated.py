@@ -138,15 +138,16 @@ def test_one_aborted_after_ten_tokens_is_charged_for_ten() -> None:
 
 
 def test_a_burst_after_idleness_does_not_starve_the_steady_client() -> None:
-    """B was away and comes back with 150 requests at once. The authors' code lets B catch up first: no better than FCFS."""
+    """B was away and comes back with 150 requests at once. Without a lift (LCF) B catches up first: no better than FCFS."""
     steady = [Job(i / 0.7, "a", 256, 256) for i in range(int(0.7 * 300))]
     burst = [Job(150.0, "b", 256, 256) for _ in range(150)]
     wait_s = {}
-    for policy in ("fcfs", "vtc"):
+    for policy in ("fcfs", "lcf", "vtc"):
         scheduler = a_scheduler(policy, pool_tokens=10_000, is_papers_server=True)
         simulation = simulate(scheduler, requests_of(steady + burst), STEP_TIME)
         wait_s[policy] = mean(waits_of(simulation, "a", after_s=150.0))
     assert wait_s["fcfs"] > 30.0
+    assert wait_s["lcf"] > 30.0
     assert wait_s["vtc"] < 8.0
 
 
