@@ -1,7 +1,7 @@
 """Text to token ids and back, through ``tokenizer.json``, as transformers does it. No torch.
 
-Which special tokens are added follows ``tokenizer_config.json`` (add_bos_token, add_eos_token) where it
-says, else the post-processor of ``tokenizer.json``.
+Which special tokens a text gets is said by the post-processor of ``tokenizer.json`` alone; transformers 5
+reads add_bos_token and add_eos_token of ``tokenizer_config.json`` no more than this file does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers.processors import TemplateProcessing
 
 from evenflow.base.errors import InvalidRequest, ModelError
 from evenflow.serving.engine.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
@@ -49,11 +48,8 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         config = read_tokenizer_config(folder)
-        special = special_tokens_of(config)
         _add_missing_tokens(backend, config, file)
-        if "add_bos_token" in config or "add_eos_token" in config:
-            _set_bos_and_eos(backend, config, special)
-        return cls(backend, special)
+        return cls(backend, special_tokens_of(config))
 
     @property
     def vocab_size(self) -> int:
@@ -151,19 +147,6 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any], f
         backend.add_tokens([tokenizers.AddedToken(entry["content"], **flags)])
         if backend.token_to_id(entry["content"]) != int(key):
             raise ModelError(f"{file} has no token {key}, which tokenizer_config.json declares as {entry['content']!r}")
-
-
-def _set_bos_and_eos(backend: tokenizers.Tokenizer, config: dict[str, Any], special: dict[str, str]) -> None:
-    """Make the post-processor add exactly what add_bos_token and add_eos_token say."""
-    template, used = "$A:0", []
-    for flag, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-        token = special.get(name)
-        token_id = None if token is None else backend.token_to_id(token)
-        if not config.get(flag, False) or token is None or token_id is None:
-            continue
-        template = f"{token}:0 {template}" if name == "bos_token" else f"{template} {token}:0"
-        used.append((token, token_id))
-    backend.post_processor = TemplateProcessing(single=template, pair=f"{template} $B:1", special_tokens=used)
 
 
 def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
