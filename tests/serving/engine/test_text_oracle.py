@@ -18,7 +18,7 @@ TEMPLATES = {
     "whitespace": "  {%- for m in messages %}\n    {{ m['content'] }}\n  {% endfor %}\nend",
     "tojson": "{{ messages | tojson }} {{ messages[0] | tojson(indent=2) }} {{ tools }}",
     "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ flag }}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
     "none": "{{ messages[0].get('name', 'nobody') }}{{ messages[-1].tool_calls is defined }}",
 }
 MESSAGES = [
