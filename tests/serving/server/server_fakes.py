@@ -288,6 +288,7 @@ class LiveServer:
         self._socket.bind(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, timeout=30)
         self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -308,6 +309,7 @@ class LiveServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.http.close()
         self._server.should_exit = True
         self._thread.join(10)
         assert not self._thread.is_alive()

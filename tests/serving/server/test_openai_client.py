@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
 import openai
 import pytest
 from server_fakes import LiveServer
@@ -72,7 +71,7 @@ def test_chat_stream(client):
 
 def test_stream_without_usage_has_none_and_ends_with_done(live):
     body = {"model": "base", "prompt": "q", "stream": True}
-    with httpx.stream("POST", f"{live.url}/v1/completions", json=body) as response:
+    with live.http.stream("POST", "/v1/completions", json=body) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         events = response.read().decode().split("\n\n")
     assert events[-1] == ""

@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, LiveServer, in_process, make_adapter
 
@@ -22,7 +21,7 @@ TEXT = {"model": "base", "prompt": "hi"}
 def post(live: LiveServer, path: str, body: Any) -> Any:
     """One request to the server that all tests share. Bodies: JSON, or raw bytes."""
     content = {"content": body} if isinstance(body, bytes) else {"json": body}
-    return httpx.post(live.url + path, **content)
+    return live.http.post(path, **content)
 
 
 def ask(path: str, body: Any = None, *, method: str = "POST", headers: Any = None, engine: Any = None, **config: Any) -> Any:
@@ -190,7 +189,7 @@ def test_unknown_model_is_404_and_so_is_an_unknown_path(live):
     assert error_of(response)["code"] == "model_not_found"
     assert error_of(post(live, "/v1/nothing", {}))["message"].startswith("there is no POST /v1/nothing")
     assert post(live, "/v1/nothing", {}).status_code == 404
-    assert httpx.get(f"{live.url}/v1/completions").status_code == 405
+    assert live.http.get("/v1/completions").status_code == 405
 
 
 def test_keys_401_403_and_the_order_of_checks(tmp_path):

@@ -59,21 +59,21 @@ def test_a_client_that_goes_is_aborted(server, engine, n, stream, has_begun):
     post(server, "/v1/completions", body, b'"text":"e"' if stream and has_begun else None)
     server.wait_for(lambda: len(engine.aborted) == n)
     assert sorted(engine.aborted) == sorted(submit.request_id for submit in engine.submitted)
-    metrics = httpx.get(f"{server.url}/metrics").text
+    metrics = server.http.get("/metrics").text
     assert f'finished_reason="abort",model_name="base"}} {float(n)}' in metrics
 
 
 def test_a_client_that_goes_while_it_sends_its_body(server, engine):
     with socket.create_connection(("127.0.0.1", server.port)) as line:
         line.sendall(b'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{"model": ')
-    assert httpx.post(f"{server.url}/v1/completions", json=TEXT).status_code == 200
+    assert server.http.post("/v1/completions", json=TEXT).status_code == 200
     assert len(engine.submitted) == 1
 
 
 def test_an_error_in_the_middle_is_an_event_and_the_end(server, engine):
     engine.fail_with = RequestOutput("", error_type="EngineDead", error="the engine ended")
     engine.fail_at = 3
-    with httpx.stream("POST", f"{server.url}/v1/completions", json={**TEXT, "stream": True}) as response:
+    with server.http.stream("POST", "/v1/completions", json={**TEXT, "stream": True}) as response:
         events = response.read().decode().strip().split("\n\n")
     assert response.status_code == 200
     assert len(events) == 4
@@ -93,7 +93,7 @@ def test_one_failing_choice_aborts_the_others(server, engine):
     engine.fail_with = RequestOutput("", error_type="EvenFlowError", error="not finite")
     engine.fail_at = 2
     engine.step_s = 0.01
-    response = httpx.post(f"{server.url}/v1/completions", json={**TEXT, "n": 3})
+    response = server.http.post("/v1/completions", json={**TEXT, "n": 3})
     assert response.status_code == 500
     assert engine.running == set()
 
@@ -108,7 +108,7 @@ def test_silence_is_broken_by_comments_that_clients_ignore(server, engine):
 
 
 def test_a_slow_reader_gets_everything_in_order(server, engine):
-    with httpx.stream("POST", f"{server.url}/v1/completions", json={**TEXT, "prompt": "y" * 100, "stream": True}) as response:
+    with server.http.stream("POST", "/v1/completions", json={**TEXT, "prompt": "y" * 100, "stream": True}) as response:
         text = ""
         for line in response.iter_lines():
             if line.startswith("data: {"):
