@@ -40,6 +40,10 @@ class PolicyDefaults:
         """The request that arrived last; of several, the one admitted last."""
         return max(reversed(running), key=lambda request: request.arrival_s, default=None)
 
+    def displaced(self, head: Schedulable, running: Sequence[Schedulable]) -> Schedulable | None:
+        """Nobody: what runs may finish."""
+        return None
+
     def counters(self) -> Mapping[str, float]:
         """No counters."""
         return {}

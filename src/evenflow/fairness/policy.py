@@ -8,7 +8,8 @@ tensors, no HTTP, and reads no clock of its own: times are arguments. The walk o
     if was_idle: policy.backlogged(client)        VTC lifts the counter here
     while there is room:
         request = policy.pick(now)                None: nobody may start now
-        try to place it; if it does not fit, stop (head-of-line: the bound needs it)
+        try to place it; if it does not fit, ask policy.displaced(request, running): requeue that one and go on,
+            or, with None, stop (head-of-line: the bound needs it)
         queues.remove(request)
         policy.admitted(request, service)         charged before the next pick
         if its client's queue is empty: policy.emptied(client)
@@ -108,6 +109,10 @@ class Policy(Protocol):
 
     def victim(self, running: Sequence[Schedulable]) -> Schedulable | None:
         """Which running request gives its pages back first; None if none may."""
+        ...
+
+    def displaced(self, head: Schedulable, running: Sequence[Schedulable]) -> Schedulable | None:
+        """``head``, just picked, does not fit: which running request must give way to it; None: it waits, as usual."""
         ...
 
     def counters(self) -> Mapping[str, float]:

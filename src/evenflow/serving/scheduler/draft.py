@@ -6,7 +6,7 @@ Pages are found in this order: free ones, those of idle adapters, those of a pre
 from __future__ import annotations
 
 from evenflow.base.errors import AdapterError
-from evenflow.fairness.policy import Policy
+from evenflow.fairness.policy import Policy, Schedulable
 from evenflow.serving.core.plan import PlannedSequence
 from evenflow.serving.core.request import FinishReason, Request, RequestId
 from evenflow.serving.memory.residency import Residency
@@ -85,12 +85,15 @@ class Draft:
         limit = before + max_tokens
         has_begun = False
         while self.num_tokens < limit:
-            if len(self._running) >= self._limits.max_num_seqs:
-                self.waiting_for = "slots"
-                break
             picked = self._policy.pick(self._now_s)
             if picked is None:
                 self.waiting_for = "policy"
+                break
+            if len(self._running) >= self._limits.max_num_seqs:
+                self.waiting_for = "slots"
+                if self._displace(picked):
+                    has_begun = False
+                    continue
                 break
             request = self._lives.get(RequestId(str(picked.request_id)))
             assert request is not None, "the policy picked a request that does not wait"
@@ -107,16 +110,33 @@ class Draft:
                     self._end(request, FinishReason.ERROR, "pinned adapters leave too little memory for this request")
                     continue
                 self.waiting_for = "memory"
+                if self._displace(picked):
+                    has_begun = False
+                    continue
                 break
             if not has_begun:
                 self._admission.begin(self._running.requests())
                 has_begun = True
             if len(self._running) > 0 and not self._admission.fits(request, memory):
                 self.waiting_for = "memory"
+                if self._displace(picked):
+                    has_begun = False
+                    continue
                 break
             entry = self._lives.start(request, self._now_s)
             self._put(entry, entry.num_tokens if whole_prompts else limit - self.num_tokens)
         return self.num_tokens - before
+
+    def _displace(self, head: Schedulable) -> bool:
+        """Preempt whom the policy lets give way to ``head``. True if somebody did, which is progress: one fewer runs."""
+        chosen = self._policy.displaced(head, self._running.requests())
+        if chosen is None:
+            return False
+        victim = self._running.get(RequestId(str(chosen.request_id)))
+        assert victim is not None, "the policy chose a victim that does not run"
+        self._unplan(victim.request)
+        self._lives.preempt(victim)
+        return True
 
     def _put(self, entry: RunningRequest, max_tokens: int) -> None:
         sequence = entry.plan(max_tokens)
