@@ -131,10 +131,10 @@ def _weighted_equal_demand(seed: int) -> Trace:
 
 
 def _adapter_skewed(seed: int) -> Trace:
-    scattered = ClientLoad(constant(1.5, 600.0), (128, 128), (64, 64), num_adapters=400)
-    focused = ClientLoad(constant(1.5, 600.0), (128, 128), (64, 64), num_adapters=1)
-    text = "4 clients, 1.5 requests/s each for 600 s, 128 in, 64 out: client 0 uses 400 adapters, the others one each"
-    return generate("adapter_skewed", [scattered] + [focused] * 3, seed, is_poisson=True, horizon_s=600.0, description=text)
+    scattered = ClientLoad(constant(4.0, 300.0), (128, 128), (64, 64), num_adapters=400)
+    focused = ClientLoad(constant(4.0, 300.0), (128, 128), (64, 64), num_adapters=1)
+    text = "4 clients, 4 requests/s each for 300 s, 128 in, 64 out: client 0 uses 400 adapters, the others one each"
+    return generate("adapter_skewed", [scattered] + [focused] * 3, seed, is_poisson=True, horizon_s=300.0, description=text)
 
 
 _DIST_SHIFT = (

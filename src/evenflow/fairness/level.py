@@ -16,7 +16,7 @@ lifted to V or higher, so its counter says nothing any more and is forgotten: no
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 
 from evenflow.fairness.heap import RisingHeap
@@ -25,7 +25,9 @@ from evenflow.fairness.heap import RisingHeap
 class Level:
     """Counters of competitors. O(log n) amortised per call; forgets the idle without loss."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_forgotten: Callable[[str], None] | None = None) -> None:
+        """``on_forgotten`` is told who is remembered no more."""
+        self._on_forgotten = on_forgotten
         self._counters: dict[str, float] = {}
         self._num_held: dict[str, int] = {}
         self._waiting = RisingHeap(self._order())
@@ -128,6 +130,8 @@ class Level:
         while (idle := self._idle.peek()) is not None and self._counters[idle] <= level:
             self._idle.discard(idle)
             del self._counters[idle]
+            if self._on_forgotten is not None:
+                self._on_forgotten(idle)
         return level
 
     def _retire(self, name: str) -> None:

@@ -54,6 +54,10 @@ class PassThrough:
         """Pass it on."""
         return self._policy.victim(running)
 
+    def displaced(self, head: Schedulable, running: Sequence[Schedulable]) -> Schedulable | None:
+        """Pass it on."""
+        return self._policy.displaced(head, running)
+
     def counters(self) -> Mapping[str, float]:
         """Pass it on."""
         return self._policy.counters()

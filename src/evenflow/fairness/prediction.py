@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from evenflow.base.errors import RegistryError
 from evenflow.fairness.cost import CostFunction, Service
+from evenflow.fairness.level import Level
 from evenflow.fairness.policy import Schedulable
 from evenflow.fairness.queue import ClientQueues
 from evenflow.fairness.registry import PolicySettings
@@ -142,8 +143,9 @@ class PredictedVTC(VTC):
         weights: Weights | None = None,
         cost: CostFunction | None = None,
         predictor: LengthPredictor | None = None,
+        level: Level | None = None,
     ) -> None:
-        super().__init__(queues, weights, cost)
+        super().__init__(queues, weights, cost, level)
         self._predictor: LengthPredictor = predictor or WindowMean()
 
     @classmethod
@@ -165,7 +167,8 @@ class PredictedVTC(VTC):
     def _owed(self, account: Account) -> float:
         """The price of the prediction, until the output exceeds it."""
         output = max(account.output_tokens, account.predicted_output_tokens)
-        return self._cost(account.planned_input_tokens, output, account.planned_cached_tokens)
+        tokens = self._cost(account.planned_input_tokens, output, account.planned_cached_tokens)
+        return tokens + max(account.planned_extra, account.extra)
 
 
 def parse_predictor(argument: str | None) -> LengthPredictor:

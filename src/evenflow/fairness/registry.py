@@ -48,11 +48,16 @@ def policy_registry() -> Registry:
         {
             "drr": "evenflow.fairness.baselines:DRR",
             "fcfs": "evenflow.fairness.baselines:FCFS",
+            "hierarchy": "evenflow.fairness.hierarchy:HierarchicalVTC",
             "lcf": "evenflow.fairness.baselines:LCF",
             "round-robin": "evenflow.fairness.baselines:RoundRobin",
             "rpm": "evenflow.fairness.baselines:RPM",
             "vtc": "evenflow.fairness.vtc:VTC",
+            "vtc-adapter": "evenflow.fairness.adapters:AdapterVTC",
+            "vtc-adapter-client": "evenflow.fairness.adapters:AdapterClientVTC",
+            "vtc-client-adapter": "evenflow.fairness.adapters:ClientAdapterVTC",
             "vtc-oracle": "evenflow.fairness.oracle:OracleVTC",
+            "vtc-preempt": "evenflow.fairness.preempting:PreemptingVTC",
             "vtc-predict": "evenflow.fairness.prediction:PredictedVTC",
         },
     )

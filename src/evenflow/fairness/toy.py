@@ -107,12 +107,7 @@ class ToyServer:
         victim = self.policy.victim(self.running)
         if victim is None:
             return None
-        assert isinstance(victim, ToyRequest)
-        self.running.remove(victim)
-        self._used_tokens -= self._size(victim)
-        self.queues.push_front(victim)
-        self.policy.requeued(victim)
-        return victim
+        return self._requeue(victim)
 
     def check_integrity(self) -> None:
         """Assert the queues' and the policy's books and the memory in use."""
@@ -130,12 +125,24 @@ class ToyServer:
         return request.num_prompt_tokens + request.max_output_tokens
 
     def _fitting(self) -> ToyRequest | None:
-        """The policy's next request, if it fits."""
-        request = self.policy.pick(self.now_s)
-        if request is None or len(self.running) >= self.max_running:
-            return None
-        assert isinstance(request, ToyRequest)
-        return request if self._used_tokens + self._size(request) <= self.memory_tokens else None
+        """The policy's next request, if it fits or somebody gives way to it."""
+        while (request := self.policy.pick(self.now_s)) is not None:
+            assert isinstance(request, ToyRequest)
+            has_slot = len(self.running) < self.max_running
+            if has_slot and self._used_tokens + self._size(request) <= self.memory_tokens:
+                return request
+            if self._size(request) > self.memory_tokens or (victim := self.policy.displaced(request, self.running)) is None:
+                return None
+            self._requeue(victim)
+        return None
+
+    def _requeue(self, victim: Schedulable) -> ToyRequest:
+        assert isinstance(victim, ToyRequest)
+        self.running.remove(victim)
+        self._used_tokens -= self._size(victim)
+        self.queues.push_front(victim)
+        self.policy.requeued(victim)
+        return victim
 
     def _admit(self, request: ToyRequest) -> None:
         is_empty = self.queues.remove(request)

@@ -27,7 +27,8 @@ from evenflow.fairness.weights import Weights, weight_lookup
 class Account:
     """What one admitted request was promised, has received and was charged."""
 
-    client_id: str
+    name: str
+    """Of the competitor that pays: the client, for most policies."""
     weight: float
     """The client's weight when the request was admitted: a refund is worth what the charge was."""
     planned_input_tokens: int
@@ -39,6 +40,10 @@ class Account:
     output_tokens: int = 0
     predicted_output_tokens: int = 0
     """Charged at admission, whether produced or not; 0 without a prediction."""
+    planned_extra: float = 0.0
+    """Due at admission beside the tokens, e.g. for the load of an adapter."""
+    extra: float = 0.0
+    """The same, received."""
     charged: float = 0.0
     """In the cost function's unit, not divided by the weight."""
 
@@ -89,7 +94,7 @@ class VTC(PolicyDefaults):
             return
         account = self._open(request, planned)
         self._accounts[request.request_id] = account
-        self._level.hold(account.client_id)
+        self._level.hold(account.name)
         self._charge(account, self._owed(account))
 
     def charge(self, request: Schedulable, service: Service) -> None:
@@ -105,11 +110,11 @@ class VTC(PolicyDefaults):
         """Bring the charge to the price of what was received."""
         account = self._accounts.pop(request.request_id)
         self._charge(account, self._received(account))
-        self._level.release(account.client_id)
+        self._level.release(account.name)
 
     def requeued(self, request: Schedulable) -> None:
         """The client waits again, with the counter it has."""
-        self._level.rejoin(request.client_id)
+        self._level.rejoin(self._accounts[request.request_id].name)
 
     def victim(self, running: Sequence[Schedulable]) -> Schedulable | None:
         """The newest request of the client with the greatest counter."""
@@ -124,7 +129,7 @@ class VTC(PolicyDefaults):
         """Assert that the level agrees with the queues and with the open accounts."""
         num_held: dict[str, int] = {}
         for account in self._accounts.values():
-            num_held[account.client_id] = num_held.get(account.client_id, 0) + 1
+            num_held[account.name] = num_held.get(account.name, 0) + 1
         self._level.check_integrity(waiting_clients, num_held)
 
     def _open(self, request: Schedulable, planned: Service) -> Account:
@@ -133,18 +138,20 @@ class VTC(PolicyDefaults):
 
     def _owed(self, account: Account) -> float:
         """What a running request should have been charged by now: all of its input and its output so far."""
-        return self._cost(account.planned_input_tokens, account.output_tokens, account.planned_cached_tokens)
+        tokens = self._cost(account.planned_input_tokens, account.output_tokens, account.planned_cached_tokens)
+        return tokens + max(account.planned_extra, account.extra)
 
     def _received(self, account: Account) -> float:
         """The price of what the request has received, at its end."""
         if not (account.input_tokens or account.cached_tokens or account.output_tokens):
-            return 0.0
+            return account.extra
         planned = account.planned_input_tokens + account.planned_cached_tokens
-        return self._cost(min(account.input_tokens, planned), account.output_tokens, account.cached_tokens)
+        tokens = self._cost(min(account.input_tokens, planned), account.output_tokens, account.cached_tokens)
+        return tokens + account.extra
 
     def _charge(self, account: Account, total: float) -> None:
         """Bring what the request was charged to ``total``. The one place where counters change by service."""
         amount = total - account.charged
         if amount != 0.0:
             account.charged = total
-            self._level.add(account.client_id, amount / account.weight)
+            self._level.add(account.name, amount / account.weight)
