@@ -37,8 +37,8 @@ class ClientPlan:
     starts_s: float
     adapters: tuple[str, ...]
     """Its requests are spread over these models."""
-    page_tokens: int = 0
-    """Above 0: it asks for pages of the town book of so many tokens; else it asks questions in a chat."""
+    page_tokens: tuple[int, int] | None = None
+    """It asks for pages of the town book of so many tokens (least, most); None: it asks questions in a chat."""
 
     def body(self, rng: Random) -> tuple[str, dict[str, Any]]:
         """Draw the next request: (path, body)."""
@@ -46,8 +46,8 @@ class ClientPlan:
         if self.page_tokens:
             begin = rng.choice(("The bakery", "Prices at the", "On a rainy", "Milo Frost", "One Monday", "The lighthouse is"))
             return "/v1/completions", {
-                "model": model, "prompt": begin, "max_tokens": self.page_tokens, "ignore_eos": True, "temperature": 0.7,
-                "seed": rng.randrange(1 << 30),
+                "model": model, "prompt": begin, "max_tokens": rng.randint(*self.page_tokens), "ignore_eos": True,
+                "temperature": 0.7, "seed": rng.randrange(1 << 30),
             }  # fmt: skip
         messages = [{"role": "user", "content": trained_exchange(rng).question}]
         return "/v1/chat/completions", {"model": model, "messages": messages, "max_tokens": 48, "temperature": 0.0}

@@ -71,12 +71,12 @@ def client_plans(tenants: list[str], greedy: int) -> list[ClientPlan]:
     plans = [
         ClientPlan(
             name="greedy",
-            habit=f"keeps {greedy} requests of 96 tokens in flight, over {max(1, len(tenants)):,} adapters",
+            habit=f"keeps {greedy} requests of 64 to 128 tokens in flight, over {max(1, len(tenants)):,} adapters",
             concurrency=greedy,
             pause_s=0.0,
             starts_s=0.0,
             adapters=tuple(tenants) or (BASE_VOICE,),
-            page_tokens=96,
+            page_tokens=(64, 128),
         )
     ]
     for name, voices, people, pause_s, others in quiet:

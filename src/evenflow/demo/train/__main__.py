@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/demo-training"), help="folder for checkpoints")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--per-kind", type=int, default=40, help="held-out questions per kind and voice")
+    parser.add_argument("--per-kind", type=int, default=24, help="held-out questions per kind and voice")
     parser.add_argument("--voices", nargs="*", help="train these adapters only")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

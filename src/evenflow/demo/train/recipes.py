@@ -48,14 +48,14 @@ class AdapterRecipe:
 
     voice: str
     lora: dict[str, Any] = field(default_factory=dict)
-    steps: int = 140
+    steps: int = 120
     learning_rate: float = 4e-3
 
     @property
     def schedule(self) -> Schedule:
         """The adapter's training run."""
         return Schedule(
-            steps=self.steps, rows=12, length=256, learning_rate=self.learning_rate, warmup_steps=10, decay_share=0.5
+            steps=self.steps, rows=8, length=256, learning_rate=self.learning_rate, warmup_steps=10, decay_share=0.5
         )
 
 
