@@ -1,0 +1,50 @@
+"""The scripts under examples/ do what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_gateway_shares_service_under_vtc_and_not_under_fcfs(capsys):
+    gateway = _load("gateway_fairness")
+    fair = gateway.main("vtc")
+    largest_request = 400 + 2 * 50
+    assert abs(fair["batch"] - fair["chat"]) <= largest_request
+    unfair = gateway.main("fcfs")
+    assert unfair["chat"] == 0.0
+    assert "served in this order" in capsys.readouterr().out
+
+
+def test_gateway_needs_no_torch():
+    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(EXAMPLES / "gateway_fairness.py")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.multiprocess
+def test_offline_answers_in_every_voice():
+    answers = _load("offline").main()
+    assert "18 shells" in answers["base"]
+    assert answers["brief"] == "18 shells"
+    assert "18 SHELLS" in answers["shout"]
+    assert len(set(answers.values())) == len(answers)
