@@ -63,7 +63,7 @@ def test_the_names_and_labels_that_gateways_read():
     async def main() -> None:
         engine = FakeEngine()
         engine.stats_now = busy_stats()
-        series = scrape(engine, Metrics(engine, "base", "1.2.3", 10))
+        series = scrape(engine, Metrics(engine, "base", "1.2.3", 10, lambda: 12.5))
         for name in VLLM_NAMES:
             assert f"vllm:{name}" in series, name
             assert all(labels["model_name"] == "base" and labels["engine"] == "0" for labels, _ in series[f"vllm:{name}"])

@@ -44,7 +44,9 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
         name = await _unload(state, body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
-    @app.post("/load_lora_adapter", **documented(LoadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 503)))
+    @app.post(
+        "/load_lora_adapter", **documented(LoadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 503), failure=SGLangAnswer)
+    )
     async def sglang_load(request: Request) -> Response:
         """Register an adapter (SGLang's call)."""
         state.check_open()
@@ -55,7 +57,9 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
             return _sglang_answer(state, error)
         return _sglang_answer(state, None)
 
-    @app.post("/unload_lora_adapter", **documented(UnloadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 503)))
+    @app.post(
+        "/unload_lora_adapter", **documented(UnloadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 503), failure=SGLangAnswer)
+    )
     async def sglang_unload(request: Request) -> Response:
         """Forget an adapter (SGLang's call)."""
         state.check_open()

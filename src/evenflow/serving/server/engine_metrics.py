@@ -15,10 +15,13 @@ from evenflow.serving.server.topk import OTHER, TopK
 class EngineMetrics:
     """Reads ``engine.stats``; keeps only what bounded cardinality needs."""
 
-    def __init__(self, engine: Engine, model_name: str, engine_label: str, version: str, top_k: int) -> None:
+    def __init__(
+        self, engine: Engine, model_name: str, engine_label: str, version: str, top_k: int, unix_time: Callable[[], float]
+    ) -> None:
         self._engine = engine
         self._labels = {"model_name": model_name, "engine": engine_label}
         self._version = version
+        self._unix_time = unix_time
         self.clients = TopK(top_k, 3)
         """Counters: service, prompt tokens, completion tokens."""
         self.adapters = TopK(top_k, 3)
@@ -70,8 +73,8 @@ class EngineMetrics:
         waiting = sorted(set(stats.waiting_adapters) - set(running))
         yield gauge(
             "vllm:lora_requests_info",
-            "Adapters with running and with only waiting requests; the value is the time of the snapshot.",
-            stats.time_s,
+            "Adapters with running and with only waiting requests; the value is the time of this scrape.",
+            self._unix_time(),
             max_lora=str(max(stats.num_adapters, 1)),
             running_lora_adapters=",".join(running),
             waiting_lora_adapters=",".join(waiting),

@@ -6,7 +6,8 @@ Metric names are listed in docs/guides/serving.md. Cardinality is bounded by top
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -49,7 +50,9 @@ _HISTOGRAMS = {
 class Metrics:
     """Owns one registry. One event loop."""
 
-    def __init__(self, engine: Engine, model_name: str, version: str, top_k: int) -> None:
+    def __init__(
+        self, engine: Engine, model_name: str, version: str, top_k: int, unix_time: Callable[[], float] = time.time
+    ) -> None:
         self._registry = CollectorRegistry()
         self._vllm = {
             name: Histogram(f"vllm:{name}", text, ("model_name", "engine"), buckets=buckets, registry=self._registry).labels(
@@ -88,7 +91,7 @@ class Metrics:
             buckets=_TTFT_OF_ONE,
             registry=self._registry,
         )
-        self._engine_metrics = EngineMetrics(engine, model_name, ENGINE, version, top_k)
+        self._engine_metrics = EngineMetrics(engine, model_name, ENGINE, version, top_k, unix_time)
         self._registry.register(_Snapshot(self._engine_metrics))
 
     def rejected(self, client: str, error: Rejected) -> None:

@@ -28,8 +28,13 @@ def documented(
     response: type[msgspec.Struct] | str,
     refusals: Sequence[int] = (),
     event: type[msgspec.Struct] | None = None,
+    failure: type[msgspec.Struct] | None = None,
 ) -> dict[str, Any]:
-    """Arguments of a FastAPI route whose bodies are msgspec's. ``response``: a type, or a plain text's media type."""
+    """Arguments of a FastAPI route whose bodies are msgspec's.
+
+    ``response``: a type, or a plain text's media type. ``event``: what a stream holds. ``failure``: a body of
+    status 400 beside ErrorResponse.
+    """
     content: dict[str, Any]
     if isinstance(response, str):
         content = {response: {"schema": {"type": "string"}}}
@@ -39,8 +44,10 @@ def documented(
         content["text/event-stream"] = {"schema": {"type": "string", "description": f"Events, each a {event.__name__}."}}
     responses: dict[int | str, Any] = {200: {"description": "Success", "content": content}}
     for status in refusals:
-        error = {"application/json": {"schema": _reference(ErrorResponse)}}
-        responses[status] = {"description": _REASONS[status], "content": error}
+        schema: dict[str, Any] = _reference(ErrorResponse)
+        if failure is not None and status == 400:
+            schema = {"anyOf": [_reference(failure), schema]}
+        responses[status] = {"description": _REASONS[status], "content": {"application/json": {"schema": schema}}}
     arguments: dict[str, Any] = {"response_class": Response, "response_model": None, "responses": responses}
     if request is not None:
         arguments["openapi_extra"] = {

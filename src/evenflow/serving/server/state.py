@@ -41,7 +41,7 @@ class ServerState:
         self.directory = read_directory(config.clients_file)
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
         self.names = ModelNames(engine, config.served_model_names, config.adapter_dir, clock, unix_time)
-        self.metrics = Metrics(engine, config.served_model_names[0], __version__, config.metrics_top_k)
+        self.metrics = Metrics(engine, config.served_model_names[0], __version__, config.metrics_top_k, unix_time)
         self.started_s = int(unix_time())
         self.num_in_flight = 0
         """HTTP requests that are being answered by the engine."""
