@@ -1,25 +1,60 @@
-"""The small functions of a decoder layer: norms and the gated activation.
+"""The small functions of a decoder layer: norms and the gated activation, fused on the CPU, plain torch elsewhere.
 
 Legend: T rows, H hidden, I intermediate width, C fused qkv width, D head_dim.
 """
 
 from __future__ import annotations
 
+import numba
+import numpy as np
 import torch
 from torch.nn.functional import rms_norm, silu
+
+from evenflow.serving.kernels import pointwise_cpu
+from evenflow.serving.kernels.simd import element_of
+
+_SERIAL_NORM_ELEMENTS, _SERIAL_SILU_ELEMENTS = 65536, 16384
+"""Below so many elements, 50 microseconds of work, a parallel region costs more than it saves."""
+
+
+def _num_threads(num_elements: int, num_serial: int) -> int:
+    return 1 if num_elements < num_serial else min(torch.get_num_threads(), numba.get_num_threads())
+
+
+def _is_fused(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
 
 
 class RMSNorm:
     """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis, computed in fp32."""
 
-    __slots__ = ("_eps", "_shape", "_weight_H")
-
     def __init__(self, weight_H: torch.Tensor, eps: float) -> None:
-        self._weight_H, self._eps, self._shape = weight_H, eps, tuple(weight_H.shape)
+        self._weight_H, self._eps = weight_H.contiguous(), np.float32(eps)
+        self._width = weight_H.shape[0]
+        self._element = element_of(weight_H.dtype.itemsize) if _is_fused(weight_H) else None
+        self._address = weight_H.data_ptr()
 
-    def __call__(self, x_TH: torch.Tensor) -> torch.Tensor:
-        """A new tensor of x's shape and dtype."""
-        return rms_norm(x_TH, self._shape, self._weight_H, self._eps)
+    def __call__(self, x_TH: torch.Tensor, delta_TH: torch.Tensor | None = None) -> torch.Tensor:
+        """Add ``delta_TH`` to ``x_TH`` in place, if given, and return the norm of the sum: a new [T, H].
+
+        Both are contiguous.
+        """
+        if self._element is None:
+            if delta_TH is not None:
+                x_TH.add_(delta_TH)
+            return rms_norm(x_TH, (self._width,), self._weight_H, float(self._eps))
+        assert x_TH.is_contiguous()
+        delta = 0
+        if delta_TH is not None:
+            assert delta_TH.is_contiguous()
+            delta = delta_TH.data_ptr()
+        out_TH = torch.empty_like(x_TH)
+        num_rows, width = x_TH.shape
+        threads = _num_threads(num_rows * width, _SERIAL_NORM_ELEMENTS)
+        pointwise_cpu.add_and_norm(
+            self._element, threads, num_rows, x_TH.data_ptr(), delta, out_TH.data_ptr(), self._address, self._eps, width
+        )
+        return out_TH
 
 
 class HeadNorm:
@@ -28,22 +63,48 @@ class HeadNorm:
     def __init__(
         self, q_weight_D: torch.Tensor, k_weight_D: torch.Tensor, num_heads: int, num_kv_heads: int, eps: float
     ) -> None:
-        self._q_norm, self._k_norm = RMSNorm(q_weight_D, eps), RMSNorm(k_weight_D, eps)
+        self._q_weight_D, self._k_weight_D, self._eps = q_weight_D.contiguous(), k_weight_D.contiguous(), np.float32(eps)
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, q_weight_D.shape[0]
+        self._element = element_of(q_weight_D.dtype.itemsize) if _is_fused(q_weight_D) else None
 
     def __call__(self, qkv_TC: torch.Tensor) -> None:
-        """Overwrites the query and key columns of ``qkv_TC``."""
-        heads_TND = qkv_TC.view(qkv_TC.shape[0], -1, self._head_dim)
-        q_TND = heads_TND[:, : self._num_heads]
-        k_TND = heads_TND[:, self._num_heads : self._num_heads + self._num_kv_heads]
-        q_TND.copy_(self._q_norm(q_TND))
-        k_TND.copy_(self._k_norm(k_TND))
+        """Overwrites the query and key columns of ``qkv_TC`` (contiguous)."""
+        if self._element is None:
+            heads_TND = qkv_TC.view(qkv_TC.shape[0], -1, self._head_dim)
+            last = 0
+            for weight_D, count in ((self._q_weight_D, self._num_heads), (self._k_weight_D, self._num_kv_heads)):
+                part_TND = heads_TND[:, last : last + count]
+                part_TND.copy_(rms_norm(part_TND, (self._head_dim,), weight_D, float(self._eps)))
+                last += count
+            return
+        assert qkv_TC.is_contiguous()
+        pointwise_cpu.norm_heads(
+            self._element,
+            _num_threads(qkv_TC.numel(), _SERIAL_NORM_ELEMENTS),
+            qkv_TC.shape[0],
+            qkv_TC.data_ptr(),
+            qkv_TC.shape[1],
+            self._num_heads,
+            self._num_kv_heads,
+            self._head_dim,
+            self._q_weight_D.data_ptr(),
+            self._k_weight_D.data_ptr(),
+            self._eps,
+        )
 
 
 def silu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up for a fused [gate | up]: a new [T, I]."""
-    gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
-    return silu(gate_TI).mul_(up_TI)
+    """silu(gate) * up for a fused [gate | up] (contiguous): a new [T, I]."""
+    num_rows, width = gate_up_T2I.shape[0], gate_up_T2I.shape[1] // 2
+    if not _is_fused(gate_up_T2I):
+        gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+        return silu(gate_TI).mul_(up_TI)
+    assert gate_up_T2I.is_contiguous()
+    out_TI = torch.empty((num_rows, width), dtype=gate_up_T2I.dtype)
+    element = element_of(gate_up_T2I.dtype.itemsize)
+    threads = _num_threads(num_rows * width, _SERIAL_SILU_ELEMENTS)
+    pointwise_cpu.silu_and_multiply(element, threads, num_rows, gate_up_T2I.data_ptr(), out_TI.data_ptr(), width)
+    return out_TI
 
 
 __all__ = ["HeadNorm", "RMSNorm", "silu_and_multiply"]

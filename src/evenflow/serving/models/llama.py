@@ -34,14 +34,19 @@ class DecoderLayer:
         self._gate_up = ColumnLinear(weights.gate_up, weights.gate_up_bias, index, "gate_up")
         self._down = RowLinear(weights.down, weights.down_bias, index, "down", collective)
 
-    def run(self, hidden_TH: torch.Tensor, attention: AttentionBackend, lora: LoRABackend | None) -> None:
-        """Advance the residual stream ``hidden_TH`` by one layer, in place."""
-        qkv_TC = self._qkv(self._attention_norm(hidden_TH), lora)
+    def run(
+        self, hidden_TH: torch.Tensor, delta_TH: torch.Tensor | None, attention: AttentionBackend, lora: LoRABackend | None
+    ) -> torch.Tensor:
+        """Advance the residual stream ``hidden_TH``, in place, by one layer but for its last addition.
+
+        ``delta_TH``: what the layer before left to be added. Returns what this layer leaves: [T, H].
+        """
+        qkv_TC = self._qkv(self._attention_norm(hidden_TH, delta_TH), lora)
         if self._head_norm is not None:
             self._head_norm(qkv_TC)
-        hidden_TH.add_(self._o(attention.run(self.index, qkv_TC), lora))
-        gate_up_T2I = self._gate_up(self._mlp_norm(hidden_TH), lora)
-        hidden_TH.add_(self._down(silu_and_multiply(gate_up_T2I), lora))
+        delta_TH = self._o(attention.run(self.index, qkv_TC), lora)
+        gate_up_T2I = self._gate_up(self._mlp_norm(hidden_TH, delta_TH), lora)
+        return self._down(silu_and_multiply(gate_up_T2I), lora)
 
 
 class LlamaForCausalLM:
@@ -73,9 +78,12 @@ class LlamaForCausalLM:
         attention, lora = self._attention, self._lora
         assert attention is not None, "bind() comes before forward()"
         hidden_TH = self._embedding(batch.token_ids_T)
+        delta_TH: torch.Tensor | None = None
         for layer in self._layers:
-            layer.run(hidden_TH, attention, lora)
-        return self._norm(hidden_TH.index_select(0, batch.logits_rows))
+            delta_TH = layer.run(hidden_TH, delta_TH, attention, lora)
+        assert delta_TH is not None
+        rows_L = batch.logits_rows
+        return self._norm(hidden_TH.index_select(0, rows_L), delta_TH.index_select(0, rows_L))
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Logits [L, V] of ``batch.logits_rows``."""

@@ -1,0 +1,169 @@
+"""The small functions between a decoder's matrix products, one pass each (numba): norms and the gated activation.
+
+In torch each of them is three to eight operations, and between matrix products that empty every cache an
+operation costs several times what it costs in a loop of its own. Results do not depend on the number of
+threads. Knows addresses and strides. See ``simd`` for ``element``. Legend: T rows, W width, N heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from evenflow.serving.kernels.simd import (
+    add,
+    broadcast,
+    div,
+    exp,
+    fma,
+    itemsize,
+    lane_sum,
+    load,
+    load_one,
+    minimum,
+    mul,
+    store,
+    store_one,
+    sub,
+    zeros,
+)
+
+_ONE = np.float32(1.0)
+_ZERO = np.float32(0.0)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _norm_row(element, x, out, weight, eps, width):
+    """out[W] = x[W] / sqrt(mean(x^2) + eps) * weight[W]; ``out`` may be ``x``."""
+    size = itemsize(element)
+    whole = width - width % 16
+    squares = zeros()
+    for i in range(0, whole, 16):
+        v = load(element, x + size * i)
+        squares = fma(v, v, squares)
+    total = lane_sum(squares)
+    for i in range(whole, width):
+        one = load_one(element, x + size * i)
+        total += one * one
+    scale = np.float32(_ONE / math.sqrt(total / np.float32(width) + eps))
+    scales = broadcast(scale)
+    for i in range(0, whole, 16):
+        store(element, out + size * i, mul(mul(load(element, x + size * i), scales), load(element, weight + size * i)))
+    for i in range(whole, width):
+        store_one(element, out + size * i, load_one(element, x + size * i) * scale * load_one(element, weight + size * i))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _add_row(element, x, y, width):
+    """x[W] += y[W], rounded to the element."""
+    size = itemsize(element)
+    whole = width - width % 16
+    for i in range(0, whole, 16):
+        store(element, x + size * i, add(load(element, x + size * i), load(element, y + size * i)))
+    for i in range(whole, width):
+        store_one(element, x + size * i, load_one(element, x + size * i) + load_one(element, y + size * i))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _gate_row(element, gate, up, out, width):
+    """out[W] = gate / (1 + exp(-gate)) * up."""
+    size = itemsize(element)
+    whole = width - width % 16
+    one, zero = broadcast(_ONE), zeros()
+    for i in range(0, whole, 16):
+        g = load(element, gate + size * i)
+        # exp takes what is not positive: sigmoid(g) = exp(min(g, 0)) / (1 + exp(-|g|)).
+        sigmoid = div(exp(minimum(g, zero)), add(one, exp(minimum(g, sub(zero, g)))))
+        store(element, out + size * i, mul(mul(g, sigmoid), load(element, up + size * i)))
+    for i in range(whole, width):
+        x = load_one(element, gate + size * i)
+        store_one(element, out + size * i, np.float32(x / (_ONE + math.exp(-x))) * load_one(element, up + size * i))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _add_and_norm_rows(element, first, last, x, y, out, weight, eps, width):
+    stride = itemsize(element) * width
+    for t in range(first, last):
+        if y != 0:
+            _add_row(element, x + stride * t, y + stride * t, width)
+        _norm_row(element, x + stride * t, out + stride * t, weight, eps, width)
+
+
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def _add_and_norm_parallel(element, num_threads, num_rows, x, y, out, weight, eps, width):
+    for i in numba.prange(num_threads):
+        first, last = num_rows * i // num_threads, num_rows * (i + 1) // num_threads
+        _add_and_norm_rows(element, first, last, x, y, out, weight, eps, width)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def add_and_norm(element, num_threads, num_rows, x, y, out, weight, eps, width):
+    """Add to the residual stream and normalise what is there.
+
+    Semantics: x[t] += y[t] (unless the address ``y`` is 0);  out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight.
+    x, y and out are [T, W] without gaps, ``eps`` a float32. ``num_threads`` 1 starts no parallel region.
+    """
+    if num_threads == 1:
+        _add_and_norm_rows(element, 0, num_rows, x, y, out, weight, eps, width)
+    else:
+        _add_and_norm_parallel(element, num_threads, num_rows, x, y, out, weight, eps, width)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _norm_heads_rows(element, first, last, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps):
+    size = itemsize(element)
+    for t in range(first, last):
+        row = qkv + size * width * t
+        for head in range(num_heads + num_kv_heads):
+            x = row + size * head_dim * head
+            _norm_row(element, x, x, q_weight if head < num_heads else k_weight, eps, head_dim)
+
+
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def _norm_heads_parallel(
+    element, num_threads, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps
+):
+    for i in numba.prange(num_threads):
+        first, last = num_rows * i // num_threads, num_rows * (i + 1) // num_threads
+        _norm_heads_rows(element, first, last, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def norm_heads(element, num_threads, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps):
+    """Normalise every query head and every key head of a fused qkv, in place.
+
+    Semantics: qkv[t, n] = qkv[t, n] / sqrt(mean(qkv[t, n]^2) + eps) * weight, for the first N_q + N_kv heads of
+    each row [W]; the weight is q_weight [D] or k_weight [D].
+    """
+    if num_threads == 1:
+        _norm_heads_rows(element, 0, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps)
+    else:
+        _norm_heads_parallel(
+            element, num_threads, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps
+        )
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _silu_and_multiply_rows(element, first, last, gate_up, out, width):
+    stride = itemsize(element) * width
+    for t in range(first, last):
+        gate = gate_up + 2 * stride * t
+        _gate_row(element, gate, gate + stride, out + stride * t, width)
+
+
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def _silu_and_multiply_parallel(element, num_threads, num_rows, gate_up, out, width):
+    for i in numba.prange(num_threads):
+        first, last = num_rows * i // num_threads, num_rows * (i + 1) // num_threads
+        _silu_and_multiply_rows(element, first, last, gate_up, out, width)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def silu_and_multiply(element, num_threads, num_rows, gate_up, out, width):
+    """out[t] = silu(gate[t]) * up[t] of rows [gate | up], [T, 2W] to [T, W] without gaps."""
+    if num_threads == 1:
+        _silu_and_multiply_rows(element, 0, num_rows, gate_up, out, width)
+    else:
+        _silu_and_multiply_parallel(element, num_threads, num_rows, gate_up, out, width)
