@@ -437,3 +437,34 @@ def test_importing_the_server_loads_no_torch():
 
     code = "import sys, evenflow.serving.server.app, evenflow.serving.server.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent).returncode == 0
+
+
+def test_long_inputs_do_not_hold_up_the_others():
+    """While a long text is tokenised on a thread, the loop answers."""
+    import threading
+
+    class Slow(FakeTokenizer):
+        def __init__(self) -> None:
+            self.may_end = threading.Event()
+
+        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+            if len(text) > 4096:
+                assert self.may_end.wait(10)
+            return super().encode(text, add_special_tokens=add_special_tokens)
+
+    async def main() -> None:
+        tokenizer = Slow()
+        app = create_app(FakeEngine(), tokenizer, FakeTemplate(), ServerConfig())
+        async with in_process(app) as client:
+            long = asyncio.create_task(client.post("/v1/completions", json={**TEXT, "prompt": "x" * 5000}))
+            counted = asyncio.create_task(client.post("/tokenize", json={"prompt": "x" * 5000, "return_token_strs": True}))
+            assert (await client.post("/v1/completions", json=TEXT)).status_code == 200
+            assert not long.done()
+            assert not counted.done()
+            tokenizer.may_end.set()
+            assert (await long).status_code == 400, "5000 tokens do not fit into 256"
+            assert len((await counted).json()["token_strs"]) == 5001
+            many = await client.post("/detokenize", json={"tokens": [65] * 5000})
+            assert many.json()["prompt"] == "A" * 5000
+
+    asyncio.run(main())

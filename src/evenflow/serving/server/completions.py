@@ -66,7 +66,7 @@ async def completion_answer(state: ServerState, generation: Generation, body: Co
             entries = [*(of_prompt or ()), *entries]
         choice = CompletionChoice(index, text, None, parts[-1].finish_reason, parts[-1].stop_reason)
         if body.logprobs is not None:
-            choice.logprobs = completion_logprobs(entries, _first_token(state, prompt) if body.echo else "")
+            choice.logprobs = completion_logprobs(entries, state.reader.first_token(prompt) if body.echo else "")
         if body.prompt_logprobs is not None and of_prompt is not None:
             choice.prompt_logprobs = prompt_logprobs(of_prompt)
         if body.return_token_ids:
@@ -97,7 +97,7 @@ async def completion_events(state: ServerState, generation: Generation, body: Co
                 choice.text = state.reader.text_of(prompt) + output.text
                 entries = [*(output.prompt_logprobs or ()), *entries]
             if body.logprobs is not None:
-                choice.logprobs = completion_logprobs(entries, _first_token(state, prompt) if body.echo else "", offset)
+                choice.logprobs = completion_logprobs(entries, state.reader.first_token(prompt) if body.echo else "", offset)
                 offsets[index] = offset + sum(len(token) for token in choice.logprobs.tokens)
             if output.stop_reason is not None:
                 choice.stop_reason = output.stop_reason
@@ -111,7 +111,3 @@ async def completion_events(state: ServerState, generation: Generation, body: Co
         chunk.choices, chunk.usage = [], generation.usage()
         yield event(chunk)
     yield DONE
-
-
-def _first_token(state: ServerState, prompt: Prompt) -> str:
-    return state.reader.decode(prompt.token_ids[:1])

@@ -31,7 +31,6 @@ from evenflow.serving.server.schema import (
     DetokenizeRequest,
     SamplingFields,
     TokenizeRequest,
-    check_token_id,
 )
 from evenflow.serving.server.state import ServerState
 from evenflow.serving.server.stream import ClientGone, EventStream, while_connected
@@ -89,7 +88,7 @@ def add_inference_routes(app: FastAPI, state: ServerState) -> None:
         else:
             assert body.prompt is not None
             tokens = await state.reader.encode(body.prompt, "prompt", add_special_tokens=body.add_special_tokens is not False)
-        texts = [state.reader.decode([token]) for token in tokens] if body.return_token_strs else None
+        texts = await state.reader.texts_of_tokens(tokens) if body.return_token_strs else None
         answer = TokenizeResponse(len(tokens), state.engine.info.max_model_len, tokens, texts)
         return json_reply(answer, headers=ignored_fields_header(ignored))
 
@@ -98,9 +97,8 @@ def add_inference_routes(app: FastAPI, state: ServerState) -> None:
         """Text of token ids."""
         state.check_open()
         body, ignored, _ = await read_request(state, request, detokenize_parser)
-        for token in body.tokens:
-            check_token_id(token, state.engine.info.vocab_size, "tokens")
-        return json_reply(DetokenizeResponse(state.reader.decode(body.tokens)), headers=ignored_fields_header(ignored))
+        text = await state.reader.decode(body.tokens, "tokens")
+        return json_reply(DetokenizeResponse(text), headers=ignored_fields_header(ignored))
 
 
 async def _who_and_what(

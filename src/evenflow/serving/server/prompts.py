@@ -10,10 +10,12 @@ from typing import Any
 
 from evenflow.base.errors import InvalidRequest, PromptTooLong
 from evenflow.serving.server.interfaces import ChatTemplate, Tokenizer
-from evenflow.serving.server.schema import ROLES, ChatMessage, check_token_id
+from evenflow.serving.server.schema import ROLES, ChatMessage, check_token_ids
 
 INLINE_CHARACTERS = 4096
 """Up to here tokenising takes less than a few milliseconds and a thread would cost more than it saves."""
+INLINE_TOKENS = 1024
+"""The same for turning tokens into text."""
 MOST_CHARACTERS_PER_TOKEN = 256
 """No vocabulary in use has longer tokens, so a text longer than this per token of context cannot fit."""
 
@@ -47,8 +49,7 @@ class PromptReader:
     def from_token_ids(self, token_ids: list[int], param: str) -> Prompt:
         """Take token ids as they are, once they have been checked."""
         self._checked(token_ids, param)
-        for token_id in token_ids:
-            check_token_id(token_id, self._vocab_size, param)
+        check_token_ids(token_ids, self._vocab_size, param)
         return Prompt(token_ids)
 
     async def from_completion(self, prompt: str | list[str | int | list[int]], *, add_special_tokens: bool) -> list[Prompt]:
@@ -93,13 +94,24 @@ class PromptReader:
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
-        """Text of ``token_ids``."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+    async def decode(self, token_ids: list[int], param: str) -> str:
+        """Text of ``token_ids``, special tokens written out, however many. Raises InvalidRequest for one that is no token."""
+        check_token_ids(token_ids, self._vocab_size, param)
+        if len(token_ids) <= INLINE_TOKENS:
+            return self._decode(token_ids)
+        return await asyncio.to_thread(self._decode, token_ids)
+
+    async def texts_of_tokens(self, token_ids: list[int]) -> list[str]:
+        """Each token's own text."""
+        return await asyncio.to_thread(lambda: [self._decode([token]) for token in token_ids])
+
+    def first_token(self, prompt: Prompt) -> str:
+        """Text of the prompt's first token."""
+        return self._decode(prompt.token_ids[:1])
 
     def text_of(self, prompt: Prompt) -> str:
         """The prompt as text, for echo."""
-        return prompt.text if prompt.text is not None else self.decode(prompt.token_ids)
+        return prompt.text if prompt.text is not None else self._decode(prompt.token_ids)
 
     def check_fits(self, num_prompt_tokens: int, max_tokens: int | None, param: str) -> None:
         """Raise PromptTooLong unless the prompt and the output asked for (at least one token) fit the context."""
@@ -111,6 +123,9 @@ class PromptReader:
                 f"and the model's context holds {self._max_model_len}",
                 param,
             )
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
     def _checked(self, token_ids: list[int], param: str) -> list[int]:
         if not token_ids:

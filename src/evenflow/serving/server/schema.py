@@ -6,6 +6,7 @@ OpenAI's client may send it. Ranges are checked by SamplingParams, which names t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -158,8 +159,7 @@ def sampling_of(
     body: SamplingFields, *, vocab_size: int, max_tokens: int | None, logprobs: int | None, echo: bool = False
 ) -> SamplingParams:
     """SamplingParams for one completion of ``body`` (n is the caller's business). Raises InvalidRequest, naming the field."""
-    for token_id in body.stop_token_ids or ():
-        check_token_id(token_id, vocab_size, "stop_token_ids")
+    check_token_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
     seed = None if body.seed is None else body.seed & MAX_INT64
     prompt_logprobs = logprobs if echo and logprobs is not None else body.prompt_logprobs
     given: dict[str, Any] = {
@@ -191,10 +191,11 @@ def sampling_of(
     )
 
 
-def check_token_id(token_id: int, vocab_size: int, param: str) -> None:
-    """Raise InvalidRequest unless the model has such a token."""
-    if not 0 <= token_id < vocab_size:
-        raise InvalidRequest(f"{param} holds token id {token_id}; allowed: 0 to {vocab_size - 1}", param)
+def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raise InvalidRequest unless the model has all these tokens."""
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        wrong = next(token for token in token_ids if not 0 <= token < vocab_size)
+        raise InvalidRequest(f"{param} holds token id {wrong}; allowed: 0 to {vocab_size - 1}", param)
 
 
 def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
@@ -202,6 +203,6 @@ def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, flo
     for key, value in bias.items():
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise InvalidRequest(f"logit_bias has the key {key[:40]!r}; allowed: token ids", "logit_bias")
-        check_token_id(int(key), vocab_size, "logit_bias")
+        check_token_ids((int(key),), vocab_size, "logit_bias")
         pairs.append((int(key), float(value)))
     return tuple(pairs)
