@@ -1,1 +1,21 @@
-"""Beside this file, so that tests can import ``tolerances``."""
+"""What every test process needs before torch or numba is imported: the thread settings of the engine's process.
+
+Beside this file lies ``tolerances``, which tests can import.
+"""
+
+import os
+
+from evenflow.serving.engine.environment import default_cache_dir
+
+# One compute thread and no spinning: tests run beside each other, and small kernels gain nothing from more.
+for _name, _value in {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "0",
+    "NUMBA_THREADING_LAYER": "omp",
+    # The same folder as the engine's process: each kernel is compiled once per machine.
+    "NUMBA_CACHE_DIR": str(default_cache_dir(os.environ)),
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}.items():
+    os.environ.setdefault(_name, _value)

@@ -105,7 +105,7 @@ def test_a_thousand_adapters_cycle_through_an_arena_that_holds_ten(tiny_model, t
     num_pages = large.engine.catalog.prepare(folder).record.num_pages
     small = EngineHarness(tiny_model, check_every=50, memory_bytes=(10 * num_pages + 2) * page_bytes, max_model_len=32)
     for i in range(1000):
-        make_adapter(folder, config, rank=2, target_modules=("q_proj", "v_proj"), layers=[0], seed=i)
+        make_adapter(folder, config, rank=2, target_modules=("q_proj", "v_proj"), layers=[0], strength=3.0, seed=i)
         adapter = small.engine.catalog.prepare(folder)
         for harness in (small, large):
             harness.engine.register_adapter(f"a{i}", adapter)

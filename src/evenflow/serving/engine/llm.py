@@ -36,6 +36,7 @@ from evenflow.serving.engine.messages import (
 )
 from evenflow.serving.engine.process import EngineConnection, error_from_name
 from evenflow.serving.engine.text import Tokenizer
+from evenflow.serving.models.config import load_config
 
 Prompt = str | Sequence[int]
 
@@ -129,6 +130,7 @@ class LLM:
             seed=seed,
             **options,  # type: ignore[arg-type]
         )
+        load_config(config.model)  # says what is wrong with the folder before a process is started
         self.tokenizer = Tokenizer.from_folder(config.model)
         self._ids = itertools.count()
         self._lock = threading.RLock()
