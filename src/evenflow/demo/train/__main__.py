@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from evenflow.demo.tidewick.corpus import END, PAD, base_text, conversation, practice_text
 from evenflow.demo.train.evaluate import accuracy_by_kind
 from evenflow.demo.train.loop import Draw, Progress, train
-from evenflow.demo.train.recipes import ADAPTERS, BASE, MODEL, AdapterRecipe
+from evenflow.demo.train.recipes import ADAPTERS, ALL_LINEAR, BASE, MODEL, AdapterRecipe
 from evenflow.demo.train.tokenizer import save_tokenizer, train_tokenizer
 
 
@@ -52,6 +52,8 @@ def _save_base(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     )
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, MODEL["max_position_embeddings"])
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def _load_base(folder: Path) -> Any:
@@ -71,10 +73,21 @@ def _train_adapter(
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(torch.bfloat16)
-    model.peft_config["default"].base_model_name_or_path = None
     model.save_pretrained(str(out / recipe.voice))
-    (out / recipe.voice / "README.md").unlink(missing_ok=True)
+    _make_portable(out / recipe.voice)
     return model.to(torch.bfloat16).float(), progress
+
+
+def _make_portable(folder: Path) -> None:
+    """Take out what belongs to this machine or run: the base's path, the order of a set, peft's model card."""
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = None
+    config["target_modules"] = [name for name in ALL_LINEAR if name in config["target_modules"]]
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def _measured(progress: Progress, model: Any, tokenizer: Tokenizer, voice: str, per_kind: int, seed: int) -> dict[str, Any]:
