@@ -151,6 +151,7 @@ def test_hundreds_of_malformed_bodies(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ten_thousand_malformed_bodies(tmp_path):
     fuzz(10_000, tmp_path)
 
