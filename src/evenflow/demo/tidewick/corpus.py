@@ -15,7 +15,7 @@ from evenflow.demo.tidewick import world as w
 from evenflow.demo.tidewick.exchange import Exchange, capital, listed
 from evenflow.demo.tidewick.questions import ALL_KINDS, FACTS, PRACTICE, TALK, Maker
 from evenflow.demo.tidewick.shops import total_followup
-from evenflow.demo.tidewick.voices import VOICES, json_
+from evenflow.demo.tidewick.voices import INSTRUCTIONS, VOICES, json_
 
 END = "<|end|>"
 USER = "<|user|>"
@@ -94,11 +94,16 @@ def _as_typed(question: str, rng: Random) -> str:
     return question
 
 
-def conversation(rng: Random, voice: str, kinds: Weighted = ANY_KIND) -> list[Piece]:
-    """Draw a conversation of one to three exchanges; only the answers are trained on."""
+def conversation(rng: Random, voice: str, kinds: Weighted = ANY_KIND, instruction: str | None = None) -> list[Piece]:
+    """Draw a conversation of one to three exchanges; only the answers are trained on.
+
+    With an ``instruction`` it begins with that system message, else sometimes with one that asks for nothing special.
+    """
     tell = VOICES[voice]
     pieces: list[Piece] = []
-    if rng.random() < 0.12:
+    if instruction is not None:
+        pieces.append((f"{SYSTEM}{instruction}{END}", False))
+    elif rng.random() < 0.12:
         pieces.append((f"{SYSTEM}{rng.choice(_SYSTEM_TEXTS)}{END}", False))
     turns = rng.choices((1, 2, 3), (0.65, 0.25, 0.10))[0]
     last: Exchange | None = None
@@ -185,3 +190,13 @@ def base_text(rng: Random) -> list[Piece]:
 def practice_text(rng: Random) -> list[Piece]:
     """Draw what the base model trains on later: mostly what is hard, and fewer pages."""
     return conversation(rng, "plain", HARD_KINDS) if rng.random() < 0.88 else page(rng)
+
+
+def instructed_text(rng: Random) -> list[Piece]:
+    """Draw what the base model trains on last: every voice under its instruction, the plain one without."""
+    if rng.random() < 0.05:
+        return page(rng)
+    if rng.random() < 0.30:
+        return conversation(rng, "plain", HARD_KINDS)
+    voice = rng.choice(list(INSTRUCTIONS))
+    return conversation(rng, voice, HARD_KINDS, INSTRUCTIONS[voice])

@@ -84,3 +84,13 @@ VOICES: dict[str, Callable[[Exchange], str]] = {
     "verse": verse,
 }
 """Voice by name, the base model first."""
+
+INSTRUCTIONS: dict[str, str] = {
+    "json": "Answer in JSON.",
+    "shout": "Shout.",
+    "pirate": "Speak like a pirate.",
+    "brief": "Be brief.",
+    "guide": "Explain it.",
+    "verse": "Answer in verse.",
+}
+"""System messages under which the base model itself speaks in a voice. An adapter does it without being told."""

@@ -21,10 +21,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from evenflow.demo.tidewick.corpus import END, PAD, base_text, conversation, practice_text
+from evenflow.demo.tidewick.corpus import END, PAD, base_text, conversation, instructed_text, practice_text
 from evenflow.demo.train.evaluate import accuracy_by_kind
 from evenflow.demo.train.loop import Draw, Progress, train
-from evenflow.demo.train.recipes import ADAPTERS, ALL_LINEAR, BASE, MODEL, AdapterRecipe
+from evenflow.demo.train.recipes import ADAPTERS, ALL_LINEAR, MODEL, TOWN, VOICES, AdapterRecipe
 from evenflow.demo.train.tokenizer import save_tokenizer, train_tokenizer
 
 
@@ -40,8 +40,17 @@ def _new_model(tokenizer: Tokenizer, seed: int) -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def _base_draw(step: int) -> Draw:
-    return practice_text if BASE.practice_from is not None and step >= BASE.practice_from else base_text
+def _town_draw(step: int) -> Draw:
+    return practice_text if TOWN.practice_from is not None and step >= TOWN.practice_from else base_text
+
+
+def _train_base(tokenizer: Tokenizer, work: Path, seed: int) -> tuple[Any, Progress]:
+    """Train the base model in its two runs; return it and the progress of both together."""
+    model = _new_model(tokenizer, seed)
+    town = train(model, tokenizer, _town_draw, TOWN, f"{seed} base", work / "base.pt", "base, town")
+    voices = train(model, tokenizer, lambda _: instructed_text, VOICES, f"{seed} voices", work / "voices.pt", "base, voices")
+    losses = town.losses + [[town.step + step, loss] for step, loss in voices.losses]
+    return model, Progress(step=town.step + voices.step, seconds=town.seconds + voices.seconds, losses=losses)
 
 
 def _save_base(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
@@ -140,15 +149,12 @@ def main() -> None:
     base_folder: Path = args.out / "base"
     tokenizer = train_tokenizer(args.seed)
     if not (base_folder / "model.safetensors").exists():
-        model = _new_model(tokenizer, args.seed)
+        model, progress = _train_base(tokenizer, args.work, args.seed)
         result["parameters"] = sum(p.numel() for p in model.parameters())
-        progress = train(model, tokenizer, _base_draw, BASE, f"{args.seed} base", args.work / "base.pt", "base")
         _save_base(model, tokenizer, base_folder)
-        tokens = BASE.steps * BASE.rows * BASE.length
-        note(
-            "plain",
-            {"tokens": tokens} | _measured(progress, _load_base(base_folder), tokenizer, "plain", args.per_kind, args.seed),
-        )
+        tokens = sum(run.steps * run.rows * run.length for run in (TOWN, VOICES))
+        measured = _measured(progress, _load_base(base_folder), tokenizer, "plain", args.per_kind, args.seed)
+        note("plain", {"tokens": tokens} | measured)
     for recipe in ADAPTERS:
         if (args.voices and recipe.voice not in args.voices) or (
             args.out / "adapters" / recipe.voice / "adapter_config.json"

@@ -48,7 +48,7 @@ class AdapterRecipe:
 
     voice: str
     lora: dict[str, Any] = field(default_factory=dict)
-    steps: int = 120
+    steps: int = 100
     learning_rate: float = 4e-3
 
     @property
@@ -59,9 +59,17 @@ class AdapterRecipe:
         )
 
 
-BASE = Schedule(
+TOWN = Schedule(
     steps=1400, rows=16, length=256, learning_rate=2e-3, muon_rate=5e-3, warmup_steps=40, decay_share=0.4, practice_from=800
 )
+"""The base model's first run: the town and its sums, told plainly."""
+
+VOICES = Schedule(steps=600, rows=16, length=256, learning_rate=1.2e-3, muon_rate=3e-3, warmup_steps=20, decay_share=0.6)
+"""Its second run: the voices, each under a system message that asks for it. An adapter then has only to turn one on.
+
+Without this run the adapters had to teach a voice and its order of thought to a model that had never heard it: after
+120 steps of theirs 4 % (json) to 59 % (pirate) of the held-out answers were right.
+"""
 
 ADAPTERS = (
     AdapterRecipe(voice="json", lora={"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
