@@ -7,19 +7,19 @@ Uses the same packed products as the engine, in the same environment.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 import time
 from pathlib import Path
 
+from evenflow.base.openmp import share_openmp
 from evenflow.serving.core.shape import SITES
 from evenflow.serving.models.config import load_config
 
 
 def main(argv: list[str]) -> int:
     """Serve requests from stdin until it closes."""
-    ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+    share_openmp()
     import torch
 
     from evenflow.serving.parallel.matrix import prepare_matmul

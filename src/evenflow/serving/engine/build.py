@@ -9,6 +9,7 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import format_size, free_memory_bytes
+from evenflow.base.openmp import start_numba_threads
 from evenflow.fairness.queue import ClientQueues
 from evenflow.fairness.registry import create_policy
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames, choose
@@ -37,6 +38,7 @@ _SIMULATION_ONLY = ("vtc-oracle",)
 def build_engine(config: EngineConfig) -> Engine:
     """Load the model, lay out the arena, compile the kernels. Raises ModelError or ConfigError."""
     started_s = time.perf_counter()
+    start_numba_threads()
     model_config = load_config(config.model)
     tokenizer = Tokenizer.from_folder(config.model)
     if config.policy.partition(":")[0] in _SIMULATION_ONLY:

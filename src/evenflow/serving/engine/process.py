@@ -27,6 +27,7 @@ import zmq
 
 import evenflow.base.errors as errors
 from evenflow.base.errors import EngineDead, EvenFlowError
+from evenflow.base.openmp import share_openmp
 from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.engine.environment import engine_environment
 from evenflow.serving.engine.messages import Failed, FromEngine, Ready, Shutdown, ToEngine
@@ -142,12 +143,6 @@ class EngineConnection:
         self._context.term()
 
 
-def _share_openmp() -> None:
-    """Load the system's OpenMP before torch, so that torch and numba share one runtime and one pool of threads."""
-    with contextlib.suppress(OSError):
-        ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
-
-
 def _die_with_parent() -> None:
     """Ask the kernel to end this process when its parent ends, however that happens."""
     with contextlib.suppress(OSError, AttributeError):
@@ -167,7 +162,7 @@ def main(folder: Path) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains first, then sends Shutdown
     parent = os.getppid()
     _die_with_parent()
-    _share_openmp()
+    share_openmp()
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.set_hwm(0)
