@@ -24,11 +24,16 @@ class Stopwatch:
 
     clock: Callable[[], float] = time.perf_counter
     seconds_by_part: dict[str, float] = field(default_factory=dict)
+    is_running: bool = True
+    """False: parts cost nothing and are not counted."""
     _inner: list[float] = field(default_factory=list)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Add the time inside to ``name``, less the time of parts inside it."""
+        if not self.is_running:
+            yield
+            return
         start = self.clock()
         self._inner.append(0.0)
         try:
@@ -107,7 +112,11 @@ class TimedCompressor(Compressor):
 
 
 class TimedCollective:
-    """A collective whose operations are a part of a stopwatch."""
+    """A collective whose operations are a part of a stopwatch.
+
+    While the stopwatch runs, every operation is preceded by a barrier, whose time is the part ``waiting``: so slow peers do
+    not count as a slow link.
+    """
 
     def __init__(self, inner: Collective, stopwatch: Stopwatch, part: str) -> None:
         self.inner = inner
@@ -115,19 +124,28 @@ class TimedCollective:
         self.part = part
         self.rank, self.world_size = inner.rank, inner.world_size
 
+    def _wait(self) -> None:
+        if self.stopwatch.is_running:
+            with self.stopwatch.part("waiting"):
+                self.inner.barrier()
+
     def all_reduce(self, x: Tensor) -> Tensor:
+        self._wait()
         with self.stopwatch.part(self.part):
             return self.inner.all_reduce(x)
 
     def all_gather(self, x: Tensor) -> Tensor:
+        self._wait()
         with self.stopwatch.part(self.part):
             return self.inner.all_gather(x)
 
     def all_to_all(self, x: Tensor) -> Tensor:
+        self._wait()
         with self.stopwatch.part(self.part):
             return self.inner.all_to_all(x)
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
+        self._wait()
         with self.stopwatch.part(self.part):
             return self.inner.reduce_scatter(x)
 
@@ -140,5 +158,5 @@ class TimedCollective:
             return self.inner.receive(like, from_rank)
 
     def barrier(self) -> None:
-        with self.stopwatch.part(self.part):
+        with self.stopwatch.part("waiting"):
             self.inner.barrier()

@@ -1,0 +1,312 @@
+"""Pipeline parallelism with compressed boundaries, on torch.distributed.pipelining's own stages and schedules.
+
+``StageModule`` makes a stage of an unmodified model by running its own forward: layers of other stages are passed through, the
+received hidden states enter at the first own layer, and the forward ends after the last one. So masks, positions and
+heads are the model's own business, in every family. Embeddings are looked up on every stage, which costs little and needs
+no second copy of the model's code.
+
+``CompressedPipelineStage`` replaces what a stage sends and receives by encoded messages; schedules do not notice.
+``boundaries`` emulates the same in one process.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from evenflow.base.errors import ConfigError, RegistryError
+from evenflow.comm import Collective, Compressor, Context, GradientRule, Ledger
+from evenflow.comm.exchange import empty_message
+from evenflow.comm.ledger import Kind
+from evenflow.mcbench.attach import Compression
+from evenflow.mcbench.parity import first_tensor
+from evenflow.mcbench.policy import Policy
+from evenflow.mcbench.roles import roles_of
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+
+
+def stage_layers(num_layers: int, num_stages: int) -> list[range]:
+    """Return the layers of each stage, as even as possible. Raises ConfigError if a stage would be empty."""
+    if not 1 <= num_stages <= num_layers:
+        raise ConfigError(f"{num_layers} layers cannot be cut into {num_stages} stages")
+    edges = [round(i * num_layers / num_stages) for i in range(num_stages + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
+
+
+class _StageEnd(Exception):
+    """Ends the model's forward after the last own layer. Carries the hidden states."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+class StageModule(nn.Module):
+    """One pipeline stage of a model. Parameters of other stages are dropped."""
+
+    def __init__(self, model: nn.Module, index: int, num_stages: int, compression: Compression | None = None) -> None:
+        super().__init__()
+        roles = roles_of(model)
+        own = stage_layers(roles.num_layers, num_stages)[index]
+        self.is_first, self.is_last = index == 0, index == num_stages - 1
+        self.compression = compression
+        self._received: Tensor | None = None
+        modules = dict(model.named_modules())
+        for number, name in enumerate(roles.layers):
+            if number not in own:
+                parent, _, child = name.rpartition(".")
+                # Keep what the model asks of a layer besides its output: nothing but the hidden states.
+                modules[parent]._modules[child] = _PassThrough(returns_tuple=_returns_tuple(modules[name]))
+        layers = dict(model.named_modules())
+        if not self.is_first:
+            layers[roles.layers[own[0]]].register_forward_pre_hook(self._enter, with_kwargs=True)
+        if not self.is_last:
+            layers[roles.layers[own[-1]]].register_forward_hook(self._leave)
+        self.model = model
+
+    def _enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        assert self._received is not None
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": self._received}
+        return (self._received, *args[1:]), kwargs
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        raise _StageEnd(output[0] if isinstance(output, tuple) else output)
+
+    def forward(self, x: Tensor, **inputs: Tensor) -> Tensor:
+        """Return hidden states, or logits on the last stage. ``x`` is ignored on the first stage."""
+        if self.compression is not None:
+            self.compression.switch(self.training)
+        self._received = x
+        try:
+            return first_tensor(self.model.forward(**inputs))
+        except _StageEnd as end:
+            return end.hidden
+        finally:
+            self._received = None
+
+
+class _PassThrough(nn.Module):
+    """Stands for a layer of another stage."""
+
+    def __init__(self, returns_tuple: bool) -> None:
+        super().__init__()
+        self.returns_tuple = returns_tuple
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states,) if self.returns_tuple else hidden_states
+
+
+def _returns_tuple(layer: nn.Module) -> bool:
+    # Layers of the supported families return the hidden states alone; T5 blocks return a tuple with biases.
+    if type(layer).__name__.startswith("T5"):
+        raise ConfigError("T5 shares its position bias between layers and cannot be cut into pipeline stages")
+    return False
+
+
+class CompressedPipelineStage(PipelineStage):
+    """A pipeline stage whose activations and gradients travel encoded.
+
+    ``begin`` must be called before each schedule step: it seeds shared randomness and names the batch for memories.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        index: int,
+        num_stages: int,
+        group: dist.ProcessGroup,
+        hidden: Tensor,
+        output: Tensor,
+        policy: Policy,
+        ledger: Ledger,
+        num_microbatches: int,
+    ) -> None:
+        device = torch.device("cpu")
+        super().__init__(module, index, num_stages, device, input_args=(hidden,), output_args=(output,), group=group)
+        self.policy, self.ledger = policy, ledger
+        self.num_microbatches = num_microbatches
+        self.forward_compressor, _ = policy.rule("pp.forward").make()
+        self.backward_compressor, _ = policy.rule("pp.backward").make()
+        for site, compressor in (("pp.forward", self.forward_compressor), ("pp.backward", self.backward_compressor)):
+            refuse_learned(site, compressor)
+        self._dense, _ = Policy().rule("pp.forward").make()
+        self._forward_messages: dict[int, list[Tensor]] = {}
+        self._backward_messages: dict[int, list[Tensor]] = {}
+        self._number, self._batch, self._is_active = 0, (), True
+
+    def begin(self, number: int, batch: Hashable, is_active: bool) -> None:
+        """Name the step that follows: a running number and a batch, equal on all ranks."""
+        self._number, self._batch, self._is_active = number, batch, is_active  # type: ignore[assignment]
+
+    def _compressor(self, is_forward: bool) -> Compressor:
+        if not self._is_active:
+            return self._dense
+        return self.forward_compressor if is_forward else self.backward_compressor
+
+    def _context(self, chunk: int, part: int) -> Context:
+        return Context((self._batch, chunk, part), self._number * self.num_microbatches + chunk)
+
+    def _encode(self, ops: list[dist.P2POp], chunk: int, is_forward: bool) -> list[dist.P2POp]:
+        compressor, site = self._compressor(is_forward), "pp.forward" if is_forward else "pp.backward"
+        for part, op in enumerate(ops):
+            self.ledger.plan(site, compressor.plan(op.tensor.shape, op.tensor.dtype).payload_bytes)
+            op.tensor = compressor.encode(op.tensor.detach(), self._context(chunk, part)).contiguous()
+            self.ledger.count(site, Kind.SEND, op.tensor.numel() * op.tensor.element_size(), 2)
+        return ops
+
+    def _expect(self, ops: list[dist.P2POp], is_forward: bool) -> list[Tensor]:
+        compressor = self._compressor(is_forward)
+        for op in ops:
+            op.tensor = empty_message(compressor, op.tensor.shape, op.tensor.dtype)
+        return [op.tensor for op in ops]
+
+    def _decode(self, infos: Sequence[Any], messages: list[Tensor], chunk: int, is_forward: bool) -> None:
+        compressor = self._compressor(is_forward)
+        buffers = [info for info in infos if not info.is_root_arg and info.buffer is not None]
+        for part, (info, message) in enumerate(zip(buffers, messages, strict=True)):
+            shape, dtype = info.buffer.shape, info.buffer.dtype
+            info.buffer = compressor.decode(message, shape, dtype, self._context(chunk, part)).detach()
+
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._encode(super().get_fwd_send_ops(fwd_chunk_id), fwd_chunk_id, True)
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        return self._encode(super().get_bwd_send_ops(bwd_chunk_id), bwd_chunk_id, False)
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        ops = super().get_fwd_recv_ops(fwd_chunk_id)
+        self._forward_messages[fwd_chunk_id] = self._expect(ops, True)
+        return ops
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        ops = super().get_bwd_recv_ops(bwd_chunk_id)
+        self._backward_messages[bwd_chunk_id] = self._expect(ops, False)
+        return ops
+
+    def _retrieve_recv_activations(self, fwd_chunk_id: int) -> Any:
+        messages = self._forward_messages.pop(fwd_chunk_id, [])
+        self._decode(self.args_recv_info[fwd_chunk_id], messages, fwd_chunk_id, True)
+        return super()._retrieve_recv_activations(fwd_chunk_id)
+
+    def _retrieve_recv_grads(self, bwd_chunk_id: int) -> Any:
+        messages = self._backward_messages.pop(bwd_chunk_id, [])
+        self._decode(self.grad_recv_info[bwd_chunk_id], messages, bwd_chunk_id, False)
+        return super()._retrieve_recv_grads(bwd_chunk_id)
+
+
+def refuse_learned(site: str, compressor: Compressor) -> None:
+    """Raise ConfigError for a learned compressor where sender and receiver would train different copies."""
+    if compressor.spec.removeprefix("ef(").startswith(("ae", "subspace-learned", "paper:A")):
+        raise ConfigError(
+            f"{site}={compressor.spec}: learned compressors are emulated at pipeline boundaries only; use --emulate"
+        )
+
+
+def make_schedule(name: str, stage: CompressedPipelineStage, loss: Any) -> Any:
+    """Return a schedule of torch.distributed.pipelining: gpipe or 1f1b. Raises RegistryError."""
+    if name not in SCHEDULES:
+        raise RegistryError(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}")
+    return SCHEDULES[name](stage, stage.num_microbatches, loss_fn=loss)
+
+
+def reduce_tied_gradients(stage: StageModule, tied: Sequence[str], group: Collective) -> None:
+    """Sum over stages the gradients of weights that the embedding and the head share (Megatron does the same)."""
+    parameters = dict(stage.model.named_parameters())
+    for name in tied:
+        parameter = parameters[name]
+        grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        parameter.grad = group.all_reduce(grad)
+
+
+def tied_parameters(model: nn.Module) -> list[str]:
+    """Return the names of parameters that are used under two names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [several[0] for several in names.values() if len(several) > 1]
+
+
+class _Boundary(torch.autograd.Function):
+    """Encode and decode forward with one compressor, the gradient backward with another, micro-batch by micro-batch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, boundary: Boundary) -> Tensor:  # type: ignore[override]
+        ctx.boundary = boundary
+        boundary.number += 1
+        ctx.number = boundary.number
+        return boundary.pass_through(x, "pp.forward", ctx.number)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.boundary.pass_through(grad, "pp.backward", ctx.number), None
+
+
+class Boundary:
+    """One emulated pipeline boundary: what the next stage would receive."""
+
+    def __init__(self, policy: Policy, ledger: Ledger, index: int, num_microbatches: int) -> None:
+        self.ledger, self.index, self.num_microbatches = ledger, index, num_microbatches
+        made = {site: (policy.rule(site).make()[0], policy.rule(site).make()[0]) for site in ("pp.forward", "pp.backward")}
+        # Sender and receiver keep memories of their own. Parameters are shared, as one process trains them.
+        self.compressors = {
+            site: (sender, receiver if sender.gradient is not GradientRule.AUTOGRAD else sender)
+            for site, (sender, receiver) in made.items()
+        }
+        self.compressor = self.compressors["pp.forward"][0]
+        self.is_active = True
+        self.number = 0
+        self.batch: Hashable = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the hidden states of the next stage."""
+        if self.is_active and self.compressor.parameters():
+            self.number += 1
+            return self.pass_through(x, "pp.forward", self.number)
+        return _Boundary.apply(x, self)
+
+    def pass_through(self, x: Tensor, site: str, number: int) -> Tensor:
+        """Encode and decode every micro-batch; note its bytes."""
+        if not self.is_active:
+            size = x.numel() * x.element_size()
+            self.ledger.plan(site, size)
+            self.ledger.count(site, Kind.SEND, size, 2)
+            return x.clone()
+        sender, receiver = self.compressors[site]
+        parts = []
+        for chunk, part in enumerate(x.chunk(min(self.num_microbatches, x.shape[0]))):
+            context = Context((self.batch, self.index, chunk), number * self.num_microbatches + chunk)
+            message = sender.encode(part, context)
+            self.ledger.plan(site, sender.plan(part.shape, part.dtype).payload_bytes)
+            self.ledger.count(site, Kind.SEND, message.numel() * message.element_size(), 2)
+            parts.append(receiver.decode(message, part.shape, part.dtype, context))
+        return torch.cat(parts)
+
+
+def emulate_boundaries(model: nn.Module, num_stages: int, compression: Compression, num_microbatches: int) -> list[Boundary]:
+    """Put emulated boundaries between the layers of ``num_stages`` stages of a model in one process."""
+    roles = roles_of(model)
+    modules = dict(model.named_modules())
+    made = []
+    for index, own in enumerate(stage_layers(roles.num_layers, num_stages)[:-1]):
+        boundary = Boundary(compression.policy, compression.ledger, index, num_microbatches)
+        config: Any = model.config
+        width = getattr(config, "hidden_size", None) or config.d_model
+        compression.add(boundary, width, 10_000 + index, next(model.parameters()))
+
+        def hook(module: nn.Module, args: Any, output: Any, boundary: Boundary = boundary) -> Any:
+            if isinstance(output, tuple):
+                return (boundary(output[0]), *output[1:])
+            return boundary(output)
+
+        modules[roles.layers[own[-1]]].register_forward_hook(hook)
+        made.append(boundary)
+    return made

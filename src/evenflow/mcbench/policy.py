@@ -1,0 +1,111 @@
+"""What is compressed where: the rules of a run, read from text and checked before anything starts.
+
+``none``, or rules separated by ``;``: ``site=compressor[/transport]``. Sites are tp, sp and pp, each with ``.forward`` or
+``.backward``; without a direction both are meant. Layers: ``all``, ``none``, ``first-half``, ``last-half``, or a 1-based range
+``13-24``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from evenflow.base.errors import ConfigError, RegistryError
+from evenflow.comm import Compressor, GradientRule, Transport, get_compressor, get_transport
+
+SITES = ("tp.forward", "tp.backward", "sp.forward", "sp.backward", "pp.forward", "pp.backward")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A compressor's spec and, if named, the transport that carries its messages."""
+
+    spec: str
+    transport: str | None = None
+
+    def make(self) -> tuple[Compressor, Transport]:
+        """Return a fresh compressor and its transport. Raises RegistryError or ConfigError."""
+        compressor = get_compressor(self.spec)
+        return compressor, get_transport(self.transport, compressor)
+
+
+DENSE = Rule("none")
+
+
+def parse_rules(text: str) -> dict[str, Rule]:
+    """Return a rule for each named site. Raises ConfigError or RegistryError naming what is allowed."""
+    rules: dict[str, Rule] = {}
+    if text.strip() in ("", "none"):
+        return rules
+    for part in filter(None, (piece.strip() for piece in text.split(";"))):
+        site, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not value:
+            raise ConfigError(f"rule {part!r}; allowed: site=compressor[/transport], sites {', '.join(SITES)}")
+        sites = [name for name in SITES if site in (name, name.split(".")[0])]
+        if not sites:
+            raise RegistryError(f"unknown site {site!r}; known: tp, sp, pp, {', '.join(SITES)}")
+        spec, slash, transport = value.rpartition("/")
+        rule = Rule(spec.strip(), transport.strip()) if slash else Rule(value)
+        rule.make()
+        for name in sites:
+            if name in rules:
+                raise ConfigError(f"two rules for {name}: {rules[name].spec} and {rule.spec}")
+            if not name.startswith("tp") and rule.transport is not None:
+                raise ConfigError(f"{part}: {name} has a transport of its own; allowed: {name}={rule.spec}")
+            if name != "tp.forward" and rule.spec.startswith("caat"):
+                raise ConfigError(f"{part}: partial channels have no meaning at {name}")
+            rules[name] = rule
+    return rules
+
+
+def select_layers(text: str, num_layers: int) -> frozenset[int]:
+    """Return 0-based layer numbers. Raises ConfigError."""
+    half = num_layers // 2
+    named: Mapping[str, range] = {
+        "all": range(num_layers),
+        "none": range(0),
+        "first-half": range(half),
+        "last-half": range(half, num_layers),
+    }
+    if text in named:
+        return frozenset(named[text])
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    if not match:
+        raise ConfigError(f"layers {text!r}; allowed: all, none, first-half, last-half, or 1-based like 13-24")
+    first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+    if not 1 <= first <= last <= num_layers:
+        raise ConfigError(f"layers {text!r}: the model has layers 1 to {num_layers}")
+    return frozenset(range(first - 1, last))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """All choices of compression of one run."""
+
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    layers: str = "all"
+    modules: str = ".*"
+    """Regular expression; only sites whose module name it matches are compressed."""
+    warmup_steps: int = 0
+    """Dense for so many optimiser steps."""
+    active_at_eval: bool = True
+    gradient: GradientRule | None = None
+    """None: each compressor's own rule."""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.modules)
+        except re.error as error:
+            raise ConfigError(f"module pattern {self.modules!r}: {error}") from None
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warm-up of {self.warmup_steps} steps; allowed: 0 or more")
+
+    @staticmethod
+    def parse(spec: str, layers: str = "all", modules: str = ".*", **options: object) -> Policy:
+        """Make a policy from a SPEC."""
+        return Policy(parse_rules(spec), layers, modules, **options)  # type: ignore[arg-type]
+
+    def rule(self, site: str, is_chosen: bool = True) -> Rule:
+        """Return the rule of a site, dense if there is none or the module is not chosen."""
+        return self.rules.get(site, DENSE) if is_chosen else DENSE

@@ -1,0 +1,307 @@
+"""What one rank does in a run: build, check parity, train every seed, evaluate, measure.
+
+The same functions serve a single process, virtual ranks and real ranks. Partial results are handed to ``emit`` as soon
+as they exist, so that a run that breaks keeps what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from evenflow.base.errors import ConfigError, ModelError
+from evenflow.comm import Ledger, TorchCollective
+from evenflow.comm.links import Link
+from evenflow.comm.stopwatch import Stopwatch
+from evenflow.mcbench.attach import GroupWiring, VirtualWiring, attach, compression_of
+from evenflow.mcbench.config import RunConfig
+from evenflow.mcbench.measure import measure
+from evenflow.mcbench.metrics import loss_of, scores
+from evenflow.mcbench.models import MODELS, load_model, make_model
+from evenflow.mcbench.parity import TOLERANCE, check_parity, first_tensor, gathered
+from evenflow.mcbench.pipeline import (
+    CompressedPipelineStage,
+    StageModule,
+    emulate_boundaries,
+    make_schedule,
+    reduce_tied_gradients,
+    tied_parameters,
+)
+from evenflow.mcbench.policy import Policy
+from evenflow.mcbench.tasks import Task, load_task
+from evenflow.mcbench.trainer import Schedule, batches, evaluate, train
+
+Emit = Callable[[str, Any], None]
+"""Takes partial results: what it is, and its value."""
+
+
+def build_model(config: RunConfig, task: Task, seed: int) -> nn.Module:
+    """Return the run's model before it is split. Equal on all ranks for equal seeds."""
+    name = config.model or task.default_model
+    if name in MODELS:
+        return make_model(
+            name,
+            seed,
+            num_labels=task.num_labels,
+            vocab_size=task.vocab_size,
+            max_length=max(task.length, 16),
+            **config.sizes(),
+        )
+    torch.manual_seed(seed)
+    return load_model(name, task.kind, task.num_labels)
+
+
+def task_of(config: RunConfig) -> Task:
+    """Load the run's task."""
+    folder = config.model if config.model and config.model not in MODELS else None
+    return load_task(config.task, config.data_root or None, folder)
+
+
+def run_virtual(config: RunConfig, emit: Emit) -> None:
+    """Train all seeds in this process, with virtual ranks if the run has any."""
+    task, schedule = task_of(config), config.training()
+    index = torch.arange(2)
+    inputs, _ = task.train.batch(index)
+    if config.tp > 1:
+        dense = Policy.parse("none", config.layers, config.modules)
+        parity = check_parity(build_model(config, task, 0), lambda m: attach(m, dense, VirtualWiring(config.tp)), inputs)
+        emit("parity", {"output_error": parity.output_error, "gradient_error": parity.gradient_error})
+    for seed in range(config.seeds):
+        model = build_model(config, task, seed)
+        attach(model, config.policy(), VirtualWiring(config.tp))
+        compression = compression_of(model)
+        if config.pp > 1:
+            emulate_boundaries(model, config.pp, compression, config.microbatches)
+        last_loss = train(model, task, schedule, seed, compression.advance)
+        sites = {
+            site: {"planned": entry.planned / schedule.num_steps, "counted": entry.counted / schedule.num_steps}
+            for site, entry in sorted(compression.ledger.by_site.items())
+            if entry.counted
+        }
+        compression.ledger.check_integrity()
+        result = evaluate_both(partial(evaluate, model, task), compression)
+        emit("seed", {"seed": seed, "scores": result, "train_loss": last_loss})
+        emit("bytes_per_step", sites)
+
+
+def evaluate_both(test: Callable[[], dict[str, float]], compression: Any) -> dict[str, dict[str, float]]:
+    """Return the scores with compression on and off at evaluation."""
+    result = {}
+    for name, on in (("compressed", True), ("dense", False)):
+        compression.is_forced = on
+        result[name] = test()
+    compression.is_forced = None
+    return result
+
+
+@dataclass
+class Place:
+    """Where this rank stands in the mesh."""
+
+    mesh: DeviceMesh
+    tp: TorchCollective
+    pp: TorchCollective
+
+    @staticmethod
+    def of(config: RunConfig) -> Place:
+        """Return this rank's place; the default group must exist. Raises ConfigError for another world size."""
+        if dist.get_world_size() != config.world_size:
+            raise ConfigError(f"{dist.get_world_size()} ranks were started; tp x pp = {config.tp} x {config.pp}")
+        mesh = init_device_mesh("cpu", (config.pp, config.tp), mesh_dim_names=("pp", "tp"))
+        return Place(mesh, TorchCollective(mesh["tp"].get_group()), TorchCollective(mesh["pp"].get_group()))
+
+
+def run_rank(config: RunConfig, emit: Emit, link: Link) -> None:
+    """Train and measure as one rank of an initialised default group. ``link`` shapes tensor parallelism by token bucket."""
+    task, schedule, place = task_of(config), config.training(), Place.of(config)
+    inputs, _ = task.train.batch(torch.arange(2))
+    if config.tp > 1:
+        dense = Policy.parse("none", config.layers, config.modules)
+        model = build_model(config, task, 0)
+        parity = check_parity(model, lambda m: attach(m, dense, GroupWiring(place.tp)), inputs, place.tp)
+        emit("parity", {"output_error": parity.output_error, "gradient_error": parity.gradient_error})
+    if config.pp > 1:
+        emit("pipeline_parity", check_pipeline_parity(config, task, place))
+    for seed in range(config.seeds):
+        trainee = Trainee(config, task, schedule, place, seed, link)
+        for number, index in batches(task.train, schedule, seed):
+            trainee.step(number, index)
+        result = evaluate_both(trainee.evaluate, trainee.compression)
+        emit("seed", {"seed": seed, "scores": result, "train_loss": trainee.last_loss})
+    trainee = Trainee(config, task, schedule, place, 0, link)
+    index = torch.arange(min(schedule.batch_size, len(task.train)))
+    if config.timed_steps:
+        measured = measure(lambda: trainee.step(0, index), trainee.stopwatch, trainee.ledger, config.timed_steps)
+        measured["bytes_per_step"] = busiest_rank(measured["bytes_per_step"])
+        emit("measured", measured)
+
+
+def busiest_rank(own: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return, for each site, the numbers of the rank that sends most there; sites where nothing is sent are left out."""
+    everybody: list[dict[str, dict[str, float]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everybody, own)
+    busiest: dict[str, dict[str, float]] = {}
+    for one in everybody:
+        for site, numbers in one.items():
+            if numbers["counted"] > busiest.get(site, {"counted": 0.0})["counted"]:
+                busiest[site] = numbers
+    return busiest
+
+
+def check_pipeline_parity(config: RunConfig, task: Task, place: Place) -> dict[str, float]:
+    """Compare one uncompressed pipelined batch with the single model: loss and every gradient. Raises ModelError."""
+    schedule = config.training()
+    dense = replace(config, compress="none", gradient="")
+    trainee = Trainee(dense, task, schedule, place, 0, Link.parse("unlimited"))
+    index = torch.arange(min(schedule.batch_size, len(task.train)))
+    inputs, labels = task.train.batch(index)
+    trainee.module.train()
+    trainee._pipelined(inputs, labels, 0, is_training=True)
+    single = build_model(config, task, 0).train()
+    loss = loss_of(task, first_tensor(single(**inputs)), labels)
+    loss.backward()
+    expected = {name: p.grad for name, p in single.named_parameters() if p.grad is not None}
+    largest = max(float(grad.abs().max()) for grad in expected.values())
+    worst = abs(trainee.last_loss - float(loss.detach())) / abs(float(loss.detach())) if place.pp.rank == config.pp - 1 else 0.0
+    assert isinstance(trainee.module, StageModule)
+    for name, parameter in trainee.module.model.named_parameters():
+        if parameter.grad is None or name not in expected:
+            continue
+        whole = gathered(parameter.grad, expected[name].shape, place.tp)
+        worst = max(worst, float((whole - expected[name]).abs().max()) / largest)
+    error = torch.tensor([worst])
+    dist.all_reduce(error, op=dist.ReduceOp.MAX)
+    if float(error) > TOLERANCE:
+        raise ModelError(
+            f"parity: the uncompressed pipeline differs from the single model by {float(error):.1e}; allowed: {TOLERANCE:.0e}"
+        )
+    return {"error": float(error)}
+
+
+class Trainee:
+    """One rank's model with its optimiser, pipelined or not."""
+
+    def __init__(self, config: RunConfig, task: Task, schedule: Schedule, place: Place, seed: int, link: Link) -> None:
+        self.config, self.task, self.schedule, self.place = config, task, schedule, place
+        self.stopwatch, self.ledger = Stopwatch(is_running=False), Ledger()
+        model = build_model(config, task, seed)
+        self.tied = tied_parameters(model) if config.pp > 1 else []
+        attach(model, config.policy(), GroupWiring(place.tp, link, self.stopwatch), self.ledger, self.stopwatch)
+        self.compression = compression_of(model)
+        self.number = 0
+        self.last_loss = 0.0
+        self.stages: dict[int, tuple[CompressedPipelineStage, Any]] = {}
+        self.module: nn.Module = model
+        if config.pp > 1:
+            self.module = StageModule(model, place.pp.rank, config.pp, self.compression)
+        self.optimizer = torch.optim.AdamW(
+            self.module.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+
+    def step(self, batch: int, index: Tensor) -> None:
+        """Train on one batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(self.number)
+        self.module.train()
+        inputs, labels = self.task.train.batch(index)
+        if self.config.pp > 1:
+            self._pipelined(inputs, labels, batch, is_training=True)
+        else:
+            with self.stopwatch.part("forward"):
+                loss = loss_of(self.task, first_tensor(self.module(**inputs)), labels)
+            with self.stopwatch.part("backward"):
+                loss.backward()
+            self.last_loss = float(loss.detach())
+        with self.stopwatch.part("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.number += 1
+        self.compression.advance()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return the scores over the test split; on ranks without logits, an empty dictionary."""
+        if self.config.pp == 1:
+            return evaluate(self.module, self.task)
+        self.module.eval()
+        size = self.schedule.batch_size
+        logits = []
+        count = len(self.task.test)
+        for start in range(0, count, size):
+            # The last batch is filled up from the front: pipelines want equal shapes.
+            index = torch.arange(start, start + size) % count
+            inputs, labels = self.task.test.batch(index)
+            output = self._pipelined(inputs, labels, -1 - start, is_training=False)
+            if output is not None:
+                logits.append(output)
+        if not logits:
+            return {}
+        return scores(self.task, torch.cat(logits)[:count], self.task.test.labels)
+
+    def _pipelined(self, inputs: dict[str, Tensor], labels: Tensor, batch: int, is_training: bool) -> Tensor | None:
+        stage, schedule = self._stage(inputs, labels)
+        self.compression.switch(is_training)
+        stage.begin(self.number, batch, self.compression.is_on)
+        main = next(iter(inputs.values()))
+        run = schedule.step if is_training else schedule.eval
+        arguments = (main,) if stage.is_first else ()
+        losses: list[Tensor] = []
+        target = {"target": labels, "losses": losses} if stage.is_last else {}
+        with self.stopwatch.part("pipeline"):
+            output = run(*arguments, **inputs, **target)
+        if is_training:
+            if losses:
+                self.last_loss = float(torch.stack(losses).mean())
+            reduce_tied_gradients(self.module, self.tied, self.place.pp)  # type: ignore[arg-type]
+        return output.detach() if stage.is_last else None
+
+    def _stage(self, inputs: dict[str, Tensor], labels: Tensor) -> tuple[CompressedPipelineStage, Any]:
+        size = len(labels)
+        if size not in self.stages:
+            if size % self.config.microbatches:
+                raise ConfigError(f"batch of {size} cannot be cut into {self.config.microbatches} micro-batches")
+            part = {name: value[: size // self.config.microbatches] for name, value in inputs.items()}
+            hidden, output = self._shapes(part)
+            stage = CompressedPipelineStage(
+                self.module,
+                self.place.pp.rank,
+                self.config.pp,
+                self.place.mesh["pp"].get_group(),
+                hidden,
+                output,
+                self.config.policy(),
+                self.ledger,
+                self.config.microbatches,
+            )
+            schedule = make_schedule(self.config.schedule, stage, lambda y, target: loss_of(self.task, y, target))
+            self.stages[size] = (stage, schedule)
+        return self.stages[size]
+
+    def _shapes(self, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return examples of what this stage takes and gives, for one micro-batch."""
+        single = build_model(self.config, self.task, 0)
+        with torch.no_grad():
+            logits = first_tensor(single(**part))
+            states = single(**part, output_hidden_states=True).hidden_states[0]
+        module = self.module
+        assert isinstance(module, StageModule)
+        main = next(iter(part.values()))
+        hidden = torch.empty_like(states).requires_grad_()
+        given = main if module.is_first else hidden
+        return given, (logits.requires_grad_() if module.is_last else torch.empty_like(states).requires_grad_())
+
+
+def init_group(rank: int, world_size: int, rendezvous: Path) -> None:
+    """Join the default gloo group through a file."""
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
+
+
+__all__ = ["Trainee", "build_model", "init_group", "run_rank", "run_virtual", "task_of"]
