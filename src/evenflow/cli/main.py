@@ -24,7 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="One base model, thousands of LoRA adapters, many clients, served fairly.",
     )
     parser.add_argument("--version", action="version", version=f"evenflow {__version__}")
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default: info to serve, else warning")
+    parser.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), help="default: info to serve, else warning"
+    )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"evenflow.cli.{name}").add_parser(subparsers)
