@@ -1,0 +1,139 @@
+"""``evenflow profile``: measure a model on this machine and fit the cost of a request and the time of a step."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evenflow.serving.engine.llm import LLM
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Describe the command."""
+    parser = subparsers.add_parser(
+        "profile",
+        help="measure a model here: cost of a request, time of a step, with the errors of the fits",
+        description="Serve equal requests of several shapes with the model on this machine, fit VTC's quadratic cost function "
+        "and a step-time profile to the times, and print both with their errors.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--inputs", default="16,64,192", metavar="N,...", help="prompt lengths (16,64,192)")
+    parser.add_argument("--outputs", default="8,32,64", metavar="N,...", help="output lengths (8,32,64)")
+    parser.add_argument("--max-num-seqs", type=int, default=16, metavar="N", help="size of a full batch (16)")
+    parser.add_argument("--max-batch-tokens", type=int, default=512, metavar="N", help="tokens computed in one step (512)")
+    parser.add_argument("--memory", metavar="SIZE", help="arena, e.g. 2GiB; default: half of the free memory")
+    parser.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measurements of each shape, the median counts (3)")
+    parser.add_argument("--output", type=Path, metavar="FILE.toml", help="write a profile for `evenflow replay --profile`")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from evenflow.base.errors import ConfigError
+    from evenflow.bench.profiles import ServerSettings
+    from evenflow.bench.profiling import fit_cost, fit_steps, measure, profile_toml
+    from evenflow.report.page import write_whole
+    from evenflow.report.tables import table_terminal
+    from evenflow.serving.engine.llm import LLM
+
+    inputs, outputs = _lengths("--inputs", args.inputs), _lengths("--outputs", args.outputs)
+    if len(inputs) < 2 or len(outputs) < 3:
+        raise ConfigError("the fit needs at least two --inputs and three --outputs")
+    if args.repeats < 1:
+        raise ConfigError(f"--repeats is {args.repeats}; allowed: 1 or more")
+    if args.output is not None and args.output.suffix != ".toml":
+        raise ConfigError(f"--output is {args.output}; allowed: a name that ends in .toml")
+    console = Console()
+    options = {"dtype": args.dtype, "memory": args.memory, "max_num_seqs": args.max_num_seqs, "policy": "fcfs"}
+    with LLM(args.model, max_batch_tokens=args.max_batch_tokens, **options) as llm:
+        longest = max(inputs) + max(outputs)
+        if longest > llm.info.max_model_len:
+            raise ConfigError(f"the longest shape has {longest} tokens; the model's context is {llm.info.max_model_len}")
+        batches = sorted({1, max(1, args.max_num_seqs // 4), args.max_num_seqs})
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("measuring", total=None)
+            points = measure(
+                TimedLLM(llm),
+                batches,
+                inputs,
+                outputs,
+                repeats=args.repeats,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        info = llm.info
+    cost, cost_fit = fit_cost(points)
+    steps, steps_fit = fit_steps(points)
+    rows = [[p.num_requests, p.input_tokens, p.output_tokens, 1e3 * p.prefill_s, 1e3 * p.decode_s] for p in points]
+    console.print(table_terminal(["batch", "input", "output", "prefill ms", "decode ms"], rows, title="measured, per request"))
+    fitted = (
+        f"h(x, y) = {cost.input_ms:.4g} x + {cost.output_ms:.4g} y + {cost.product_ms:.4g} x y + "
+        f"{cost.output_squared_ms:.4g} y^2 + {cost.constant_ms:.4g} ms"
+    )
+    error = f"RMSE {cost_fit.rmse_ms:.2f} ms, worst {100 * cost_fit.worst_relative:.0f} % over {cost_fit.num_points} shapes"
+    console.print(f"cost of a request at a full batch: {fitted}\n  fit: {error}", highlight=False, markup=False)
+    step_error = f"RMSE {steps_fit.rmse_ms:.2f} ms, worst {100 * steps_fit.worst_relative:.0f} %"
+    console.print(
+        f"decode step: {1e3 * steps.decode_base_s:.3g} ms + {1e3 * steps.decode_sequence_s:.3g} ms x sequences + "
+        f"{1e6 * steps.context_token_s:.3g} us x context tokens\n  fit: {step_error}\n"
+        f"prefill: {1e3 * steps.prefill_base_s:.3g} ms + {1e3 * steps.prefill_token_s:.3g} ms x tokens",
+        highlight=False,
+        markup=False,
+    )
+    if args.output is not None:
+        server = ServerSettings(
+            name="chunked",
+            pool_tokens=info.num_pages * info.page_tokens,
+            page_tokens=info.page_tokens,
+            max_num_seqs=args.max_num_seqs,
+            max_batch_tokens=args.max_batch_tokens,
+            is_exclusive=False,
+        )
+        comment = f"measured by evenflow profile: {args.model.name}, {info.dtype}\ncost fit: {error}\nstep fit: {step_error}"
+        write_whole(args.output, profile_toml(steps, server, cost, comment).encode())
+        console.print(
+            f"wrote {args.output}; use it with: evenflow replay --profile {args.output} --server chunked", markup=False
+        )
+    return 0
+
+
+class TimedLLM:
+    """An engine that serves equal requests of random tokens and says how long they took."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._next_token = 1
+
+    def run(self, num_requests: int, input_tokens: int, output_tokens: int) -> tuple[float, float]:
+        """Mean (prefill, decode) seconds of a request."""
+        from evenflow import SamplingParams
+
+        prompts = [self._prompt(input_tokens) for _ in range(num_requests)]
+        sampling = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
+        usages = [generation.usage for generation in self._llm.generate(prompts, sampling)]
+        assert all(usage is not None for usage in usages)
+        prefill_s = sum(usage.prefill_s for usage in usages if usage is not None) / num_requests
+        decode_s = sum(usage.decode_s for usage in usages if usage is not None) / num_requests
+        return prefill_s, decode_s
+
+    def _prompt(self, num_tokens: int) -> list[int]:
+        first, self._next_token = self._next_token, self._next_token + 1
+        vocab = self._llm.info.vocab_size
+        return [(first * 7919 + i * 104729) % vocab for i in range(num_tokens)]
+
+
+def _lengths(name: str, text: str) -> list[int]:
+    from evenflow.base.errors import ConfigError
+
+    try:
+        lengths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        lengths = [0]
+    if lengths[0] < 1:
+        raise ConfigError(f"{name} is {text!r}; allowed: whole numbers from 1, separated by commas")
+    return lengths
