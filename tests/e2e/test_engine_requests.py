@@ -126,3 +126,27 @@ def test_stats_tell_who_had_what(engine):
     assert after.clients["bob"].service == 2 + 2 * 2
     assert after.num_running == after.num_waiting == 0
     assert after.tokens_per_s > 0
+
+
+def test_an_engine_that_may_start_nobody_says_so_and_goes_on_later(tiny_model, monkeypatch):
+    harness = EngineHarness(tiny_model)
+    request = harness.submit([1, 2, 3], max_tokens=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.scheduler.policy, "pick", lambda now_s: None)
+        harness.step()
+        assert harness.engine.is_stalled
+        assert harness.engine.has_work
+    harness.run()
+    assert not harness.engine.is_stalled
+    assert len(harness.answers[request].token_ids) == 2
+
+
+def test_a_request_that_breaks_the_engines_own_code_is_refused_alone(tiny_model, monkeypatch):
+    harness = EngineHarness(tiny_model)
+    expected = harness.generate(([1, 2, 3], None))
+    with monkeypatch.context() as patch:
+        patch.setattr("evenflow.serving.engine.engine.Reply", None)
+        broken = harness.submit([1, 2, 3])
+    assert "could not be queued" in harness.answers[broken].last.error
+    assert harness.generate(([1, 2, 3], None)) == expected
+    harness.assert_nothing_leaked()

@@ -60,6 +60,8 @@ class Engine:
         self._replies: dict[RequestId, Reply] = {}
         self._meters = Meters()
         self._pinned: dict[str, AdapterDigest] = {}
+        self.is_stalled = False
+        """True if the last step had nothing to compute although requests wait: the policy lets nobody start now."""
 
     @property
     def has_work(self) -> bool:
@@ -92,6 +94,9 @@ class Engine:
             return _refusal(message.request_id, error, param="model")
         except EvenFlowError as error:
             return _refusal(message.request_id, error)
+        except Exception:  # one bad request never ends the loop
+            log.exception("request %s of client %s could not be queued", message.request_id, message.client_id)
+            return _refusal(message.request_id, EvenFlowError("the request could not be queued; the server's log says why"))
         return None
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -106,6 +111,7 @@ class Engine:
         started_s = self._clock()
         plan = self._scheduler.plan(started_s)
         outputs = self._take_ended()
+        self.is_stalled = plan is None
         if plan is None:
             return outputs
         planned_s = self._clock()
@@ -192,12 +198,13 @@ class Engine:
     def _submit(self, message: Submit) -> None:
         digest = None if message.adapter is None else self.catalog.resolve(message.adapter)
         request = self._request(message, digest)
+        reply = Reply(request, self._tokenizer, self._eos_token_ids)
         verdict = self._scheduler.add(request, self._clock())
         if not verdict.is_accepted:
             raise ClientOverLimit(verdict.reason or "the policy rejects the request", verdict.retry_after_s)
         if digest is not None:
             self.catalog.retain(digest)
-        self._replies[request.request_id] = Reply(request, self._tokenizer, self._eos_token_ids)
+        self._replies[request.request_id] = reply
 
     def _request(self, message: Submit, digest: AdapterDigest | None) -> Request:
         prompt, limit = message.prompt_token_ids, self._scheduler.limits.max_model_len

@@ -78,8 +78,8 @@ class EngineLoop:
     def _receive(self) -> list[RequestOutput]:
         """Handle every message that is there; wait for one only if there is nothing else to do."""
         outputs: list[RequestOutput] = []
-        if not self._engine.has_work:
-            timeout_ms = _LOADING_POLL_MS if self._loads else _IDLE_POLL_MS
+        if not self._engine.has_work or self._engine.is_stalled:
+            timeout_ms = _LOADING_POLL_MS if self._loads or self._engine.has_work else _IDLE_POLL_MS
             if not self._socket.poll(timeout_ms) and self._is_orphan():
                 log.error("the process that started this engine is gone; the engine ends")
                 self._is_stopping = True
