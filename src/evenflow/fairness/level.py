@@ -47,8 +47,9 @@ class Level:
 
     def join(self, name: str) -> None:
         """It had nothing waiting and now has: lift it and let it compete."""
-        level = self._advance()
+        # Out of the idle first: whoever comes back is not to be forgotten on the way, nor what hangs below it in a tree.
         self._idle.discard(name)
+        level = self._advance()
         if name not in self._counters or self._counters[name] < level:
             self._counters[name] = level
         self._waiting.add(name)

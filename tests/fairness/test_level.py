@@ -1,0 +1,21 @@
+"""The lift of whoever comes back, where something hangs below it."""
+
+from __future__ import annotations
+
+from evenflow.fairness.hierarchy import Tree
+
+
+def test_a_branch_that_comes_back_just_as_it_could_be_forgotten_keeps_what_waits_below_it() -> None:
+    tree = Tree(2, lambda name: (name[0], name), lambda path: 1.0)
+    tree.join("x1")
+    tree.hold("x1")
+    tree.leave("x1")
+    tree.join("z1")
+    tree.add("x1", 50.0)
+    tree.release("x1")
+    tree.check_integrity({"z1"}, {})
+    assert tree.counters["x1"] == 50.0, "ahead of the virtual time: remembered"
+    tree.hold("z1")
+    tree.add("z1", 60.0)
+    tree.join("x1")
+    tree.check_integrity({"x1", "z1"}, {"z1": 1})
