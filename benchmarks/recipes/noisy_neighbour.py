@@ -2,8 +2,8 @@
 
     python benchmarks/recipes/noisy_neighbour.py --json benchmarks/results/noisy_neighbour--MACHINE.json
 
-One client queues 64 requests (64 + 48 tokens); a quarter of a second later a quiet client sends one. The 135 M
-random model, bf16. With 16 slots the quiet request has to wait for a slot that frees; with 80 there is room at once.
+One client queues 64 requests (64 + 48 tokens); four steps later, when 16 slots are full, a quiet client sends one.
+The 135 M random model, bf16. With 16 slots the quiet request waits for a slot that frees; with 80 there is room at once.
 One engine message is one step, so steps are counted where they arrive. Policies run in turn: A B A B.
 """
 
@@ -23,7 +23,7 @@ from evenflow.serving.engine.messages import Outputs, Submit
 from evenflow.serving.engine.process import EngineConnection
 from evenflow.serving.models.tiny import LLAMA_135M, make_model
 
-QUEUED, PROMPT_TOKENS, OUTPUT_TOKENS, HEAD_START_S = 64, 64, 48, 0.25
+QUEUED, PROMPT_TOKENS, OUTPUT_TOKENS, HEAD_START_STEPS = 64, 64, 48, 4
 SLOTS = (16, 80)
 
 
@@ -47,18 +47,19 @@ class Scenario:
         for i in range(QUEUED):
             waiting.add(f"greedy-{self._rounds}-{i}")
             self._connection.send(Submit(f"greedy-{self._rounds}-{i}", "greedy", prompts[i], sampling))
-        sent_s = time.monotonic() + HEAD_START_S
+        sent_s, steps_before = 0.0, 0
         quiet = f"quiet-{self._rounds}"
         is_sent, first_token_s = False, None
         steps, steps_after_slot, has_slot = 0, 0, False
         while waiting:
-            if not is_sent and time.monotonic() >= sent_s:
+            if not is_sent and steps_before >= HEAD_START_STEPS:
                 is_sent, sent_s = True, time.monotonic()
                 waiting.add(quiet)
                 self._connection.send(Submit(quiet, "quiet", prompts[QUEUED], sampling))
             message = self._connection.receive(0.005)
             if not isinstance(message, Outputs) or not message.outputs:
                 continue
+            steps_before += 1
             if is_sent and first_token_s is None:
                 steps += 1
                 steps_after_slot += has_slot
@@ -113,7 +114,7 @@ def main() -> None:
         "queued": QUEUED,
         "prompt_tokens": PROMPT_TOKENS,
         "output_tokens": OUTPUT_TOKENS,
-        "head_start_s": HEAD_START_S,
+        "head_start_steps": HEAD_START_STEPS,
     }
     write_result(args.json, "noisy_neighbour", parameters, results)
 
