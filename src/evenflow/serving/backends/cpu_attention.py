@@ -37,6 +37,7 @@ class CPUAttention:
     """AttentionBackend for bf16 and fp32 on the CPU. Legend: see ``AttentionBackend``; P positions, E = head_dim / 2.
 
     ``num_threads``: how many parts the row kernel's work is cut into; None: as many as torch and numba both use.
+    ``max_rows_by_row``: see MAX_ROWS_BY_ROW.
     Raises ConfigError for another dtype and for a head_dim that is not a multiple of 16.
     """
 
@@ -47,6 +48,7 @@ class CPUAttention:
         sin_PE: torch.Tensor,
         sm_scale: float,
         num_threads: int | None = None,
+        max_rows_by_row: int = MAX_ROWS_BY_ROW,
     ) -> None:
         shape = storage.layout.shape
         if storage.dtype not in (torch.bfloat16, torch.float32) or shape.head_dim % 16:
@@ -54,6 +56,7 @@ class CPUAttention:
         self._storage = storage
         self._cos_PE = cos_PE.to(torch.float32).contiguous()
         self._sin_PE = sin_PE.to(torch.float32).contiguous()
+        self._max_rows_by_row = max_rows_by_row
         self._sm_scale = np.float32(sm_scale)
         self._element = element_of(storage.layout.itemsize)
         self._num_threads = num_threads or min(torch.get_num_threads(), numba.get_num_threads())
@@ -81,10 +84,10 @@ class CPUAttention:
         self._pages = np.ascontiguousarray(batch.pages)  # kept: the kernel reads it through its address
         num_rows = np.diff(batch.row_starts)
         sequence_of_row = np.repeat(np.arange(len(num_rows)), num_rows)
-        rows = np.flatnonzero(num_rows[sequence_of_row] <= MAX_ROWS_BY_ROW)
+        rows = np.flatnonzero(num_rows[sequence_of_row] <= self._max_rows_by_row)
         self._divide(rows, self._pages.ctypes.data + self._pages.strides[0] * sequence_of_row[rows], self._positions[rows] + 1)
         self._chunks = []
-        for s in np.flatnonzero(num_rows > MAX_ROWS_BY_ROW):
+        for s in np.flatnonzero(num_rows > self._max_rows_by_row):
             context = int(batch.context_lens[s])
             first, last = int(batch.row_starts[s]), int(batch.row_starts[s + 1])
             start = context - (last - first)

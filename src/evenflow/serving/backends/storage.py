@@ -5,6 +5,8 @@ It knows pages and bytes (from the layout), not who owns them: that is the Arena
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +31,7 @@ class Storage:
         self.dtype = dtype
         self.device = device
         size = num_pages * layout.page_bytes
-        raw = torch.zeros(size + LINE_BYTES, dtype=torch.uint8, device=device)
+        raw = _zeros(size + LINE_BYTES, device)
         shift = -raw.data_ptr() % LINE_BYTES
         self.bytes = raw[shift : shift + size]
         """uint8 [num_pages * page_bytes]"""
@@ -64,6 +66,16 @@ class Storage:
         """A copy of the bytes of ``pages``: uint8 [len(pages), page_bytes]."""
         index = torch.as_tensor(list(pages), dtype=torch.int64, device=self.device)
         return self._words.index_select(0, index).view(torch.uint8)
+
+
+def _zeros(num_bytes: int, device: torch.device) -> torch.Tensor:
+    """Zeroed bytes; on Linux in huge pages where the system grants them, since an arena is read all over the place."""
+    if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _runs(pages: Sequence[int]) -> list[tuple[int, int]]:

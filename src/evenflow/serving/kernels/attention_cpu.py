@@ -3,7 +3,8 @@
 Memory wants several streams: of a block of 16 tokens, tokens j, j + 4, j + 8 and j + 12 are read together,
 all heads inside, so that K (and then V) is walked as four contiguous runs. Each block ends in one step of
 online softmax per head, over its 16 scores. Scores of a block are kept in the order they are computed
-(4 j + i for token j + 4 i), which softmax does not mind. The last, partial block touches its valid
+(4 j + i for token j + 4 i), which softmax does not mind. A block asks for the next one's K and V as it goes: pages lie
+anywhere, and no hardware guesses where. The last, partial block touches its valid
 tokens only: what lies behind them may be NaN.
 
 The result of a row depends on nothing but that row's q, K and V: not on threads, nor on other rows.
@@ -29,6 +30,7 @@ from evenflow.serving.kernels.simd import (
     load_i64,
     load_one_f32,
     mul,
+    prefetch,
     store,
     store_f32,
     store_lane_sums,
@@ -156,12 +158,24 @@ def _soften(scores, largest, total, out, dim):
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _scores_of_four(element, q, k, token_stride, scores, first_head, last_head, group, dim):
-    """Scores of four tokens for the query heads of key heads [first_head, last_head)."""
+def _ask_ahead(start, width, stride):
+    """Ask for ``width`` bytes of each of four tokens."""
+    for i in range(0, width, 64):
+        prefetch(start + i)
+        prefetch(start + stride + i)
+        prefetch(start + 2 * stride + i)
+        prefetch(start + 3 * stride + i)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _scores_of_four(element, q, k, token_stride, scores, first_head, last_head, group, dim, ahead):
+    """Scores of four tokens for the query heads of key heads [first_head, last_head); ``ahead``: bytes to the next block or 0."""
     size = itemsize(element)
     for head in range(first_head, last_head):
         n = head * group
         k_head = k + size * dim * head
+        if ahead != 0:
+            _ask_ahead(k_head + ahead, size * dim, token_stride)
         pairs = group - group % 2
         for g in range(0, pairs, 2):
             _scores_2_heads(element, q + 4 * dim * (n + g), k_head, token_stride, scores + 64 * (n + g), dim)
@@ -171,12 +185,14 @@ def _scores_of_four(element, q, k, token_stride, scores, first_head, last_head, 
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _mix_of_four(element, out, v, token_stride, weights, first_head, last_head, group, dim):
-    """Add four tokens' V to the outputs of the query heads of value heads [first_head, last_head)."""
+def _mix_of_four(element, out, v, token_stride, weights, first_head, last_head, group, dim, ahead):
+    """Add four tokens' V to the outputs of the query heads of value heads [first_head, last_head). ``ahead``: as above."""
     size = itemsize(element)
     for head in range(first_head, last_head):
         n = head * group
         v_head = v + size * dim * head
+        if ahead != 0:
+            _ask_ahead(v_head + ahead, size * dim, token_stride)
         pairs = group - group % 2
         for g in range(0, pairs, 2):
             _mix_2_heads(element, out + 4 * dim * (n + g), v_head, token_stride, weights + 64 * (n + g), dim)
@@ -242,21 +258,25 @@ def _attend_row(
     for block in range(blocks):
         page = block // page_blocks
         at = arena + page_bytes * load_i64(pages + 8 * page) + 16 * token * (block - page * page_blocks)
+        ahead = 0
+        if 16 * (block + 1) < context:
+            page = (block + 1) // page_blocks
+            ahead = arena + page_bytes * load_i64(pages + 8 * page) + 16 * token * (block + 1 - page * page_blocks) - at
         for j in range(4):
             k = at + k_offset + token * j
-            _scores_of_four(element, x, k, 4 * token, scores + 16 * j, first, last, group, dim)
+            _scores_of_four(element, x, k, 4 * token, scores + 16 * j, first, last, group, dim, ahead)
         for n in range(first * group, last * group):
             _soften(scores + 64 * n, largest + 4 * n, total + 4 * n, y + 4 * dim * n, dim)
         for j in range(4):
             v = at + v_offset + token * j
-            _mix_of_four(element, y, v, 4 * token, scores + 16 * j, first, last, group, dim)
+            _mix_of_four(element, y, v, 4 * token, scores + 16 * j, first, last, group, dim, ahead)
     rest = context - 16 * blocks
     if rest > 0:
         page = blocks // page_blocks
         at = arena + page_bytes * load_i64(pages + 8 * page) + 16 * token * (blocks - page * page_blocks)
         quads = rest - rest % 4
         for j in range(0, quads, 4):
-            _scores_of_four(element, x, at + k_offset + token * j, token, scores + 4 * j, first, last, group, dim)
+            _scores_of_four(element, x, at + k_offset + token * j, token, scores + 4 * j, first, last, group, dim, 0)
         for n in range(first * group, last * group):
             k = at + k_offset + size * dim * (n // group)
             for j in range(quads, rest):
@@ -265,7 +285,7 @@ def _attend_row(
                 store_one_f32(scores + 64 * n + 4 * j, _LOWEST)
             _soften(scores + 64 * n, largest + 4 * n, total + 4 * n, y + 4 * dim * n, dim)
         for j in range(0, quads, 4):
-            _mix_of_four(element, y, at + v_offset + token * j, token, scores + 4 * j, first, last, group, dim)
+            _mix_of_four(element, y, at + v_offset + token * j, token, scores + 4 * j, first, last, group, dim, 0)
         for n in range(first * group, last * group):
             v = at + v_offset + size * dim * (n // group)
             for j in range(quads, rest):

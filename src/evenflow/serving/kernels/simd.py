@@ -8,12 +8,8 @@ Memory is named by integer addresses. How elements are stored is said by the *ty
 called ``element``: a numpy.uint16 stands for bf16, a numpy.float32 for fp32 (see ``element_of``).
 Arithmetic is always fp32.
 
-32 elements are best loaded as a *pair*. 32 bf16 are one register whose 32-bit lanes hold two each: the even
-ones are a shift away, the odd ones a mask, where widening 16 and 16 takes twice the work. Scratch that meets
-such pairs is kept in *pair order* (see ``pair_lane``); for fp32 that is the natural order.
-
-numba does not notice a change of this file in functions it has cached in
-others: delete its cache after an edit here.
+numba does not notice a change of this file in functions it has cached in others: delete its cache after
+an edit here.
 """
 
 from __future__ import annotations
@@ -86,32 +82,15 @@ def _load(builder: Any, shape: Any, element: types.Type, address: Any) -> Any:
     return builder.bitcast(wide, shape(_FLOAT))
 
 
-def _load_half_of_pair(builder: Any, element: types.Type, address: Any, is_odd: bool) -> Any:
-    if element == types.float32:
-        return _load(builder, _vector, element, builder.add(address, ir.Constant(address.type, 4 * LANES * is_odd)))
-    pairs = builder.load(builder.inttoptr(address, _vector(_INT).as_pointer()))
-    pairs.align = 2
-    if is_odd:
-        bits = builder.and_(pairs, _constant(_vector, _INT, 0xFFFF0000))
-    else:
-        bits = builder.shl(pairs, _constant(_vector, _INT, 16))
-    return builder.bitcast(bits, _VECTOR)
-
-
-def _round_to_bf16(builder: Any, shape: Any, value: Any) -> Any:
-    """fp32 bits whose upper half is the nearest bf16, ties to even; a NaN stays one."""
-    bits = builder.bitcast(value, shape(_INT))
-    odd = builder.and_(builder.lshr(bits, _constant(shape, _INT, 16)), _constant(shape, _INT, 1))
-    rounded = builder.add(bits, builder.add(odd, _constant(shape, _INT, 0x7FFF)))
-    is_nan = builder.fcmp_unordered("uno", value, value)
-    return builder.select(is_nan, _constant(shape, _INT, 0x7FC00000), rounded)
-
-
 def _store(builder: Any, shape: Any, element: types.Type, address: Any, value: Any) -> None:
     """Store fp32 as elements; bf16 is rounded to nearest, ties to even, and a NaN stays one."""
     is_bf16 = element == types.uint16
     if is_bf16:
-        rounded = _round_to_bf16(builder, shape, value)
+        bits = builder.bitcast(value, shape(_INT))
+        odd = builder.and_(builder.lshr(bits, _constant(shape, _INT, 16)), _constant(shape, _INT, 1))
+        rounded = builder.add(bits, builder.add(odd, _constant(shape, _INT, 0x7FFF)))
+        is_nan = builder.fcmp_unordered("uno", value, value)
+        rounded = builder.select(is_nan, _constant(shape, _INT, 0x7FC00000), rounded)
         value = builder.trunc(builder.lshr(rounded, _constant(shape, _INT, 16)), shape(_HALF))
     store = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
     store.align = 2 if is_bf16 else 4
@@ -149,65 +128,6 @@ def load(typingctx, element, address):
     if not _is_element(element):
         return None
     return VECTOR(element, types.int64), lambda ctx, builder, sig, args: _load(builder, _vector, element, args[1])
-
-
-@_operation
-def load_even(typingctx, element, address):
-    """Elements 0, 2, ... 30 of the pair of vectors at ``address`` (fp32: elements 0 to 15)."""
-    if not _is_element(element):
-        return None
-    return VECTOR(element, types.int64), lambda ctx, builder, sig, args: _load_half_of_pair(builder, element, args[1], False)
-
-
-@_operation
-def load_odd(typingctx, element, address):
-    """Elements 1, 3, ... 31 of the pair of vectors at ``address`` (fp32: elements 16 to 31)."""
-    if not _is_element(element):
-        return None
-    return VECTOR(element, types.int64), lambda ctx, builder, sig, args: _load_half_of_pair(builder, element, args[1], True)
-
-
-@_operation
-def store_pair(typingctx, element, address, even, odd):
-    """Round 32 floats to elements at ``address``; the inverse of ``load_even`` and ``load_odd``."""
-    if not _is_element(element):
-        return None
-
-    def codegen(ctx, builder, sig, args):
-        _, address, even, odd = args
-        if element == types.float32:
-            _store(builder, _vector, element, address, even)
-            _store(builder, _vector, element, builder.add(address, ir.Constant(address.type, 4 * LANES)), odd)
-        else:
-            low = builder.lshr(_round_to_bf16(builder, _vector, even), _constant(_vector, _INT, 16))
-            high = builder.and_(_round_to_bf16(builder, _vector, odd), _constant(_vector, _INT, 0xFFFF0000))
-            pairs = builder.store(builder.or_(low, high), builder.inttoptr(address, low.type.as_pointer()))
-            pairs.align = 2
-        return ctx.get_dummy_value()
-
-    return types.void(element, types.int64, VECTOR, VECTOR), codegen
-
-
-@_operation
-def pair_lane(typingctx, element, index):
-    """Where element ``index`` stands in pair order: 32 by 32, the even ones before the odd ones (fp32: where it was)."""
-    if not _is_element(element):
-        return None
-
-    def codegen(ctx, builder, sig, args):
-        index = args[1]
-        if element == types.float32:
-            return index
-
-        def constant(value):
-            return ir.Constant(index.type, value)
-
-        block = builder.and_(index, constant(-2 * LANES))
-        half = builder.mul(builder.and_(index, constant(1)), constant(LANES))
-        place = builder.lshr(builder.and_(index, constant(2 * LANES - 1)), constant(1))
-        return builder.add(block, builder.add(half, place))
-
-    return types.int64(element, types.int64), codegen
 
 
 @_operation
