@@ -16,7 +16,7 @@ from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.shape import MODULES, SITES
 from evenflow.serving.kernels.lora_cpu import add_lora_rows, scratch_floats
 from evenflow.serving.kernels.simd import element_of
-from evenflow.serving.memory.layout import AdapterPlacement, place
+from evenflow.serving.memory.layout import place
 
 PRODUCT_MACS = 8_000_000
 """From this many multiply-adds (rows x rank x (in + out) of one site) on, gathering the adapter's rows and two matrix
@@ -54,14 +54,15 @@ class CPULoRA:
     """LoRABackend for bf16 and fp32 on the CPU. Legend: see ``LoRABackend``.
 
     ``num_threads``: how many parts the row kernel's work is cut into; None: as many as torch and numba both use.
-    Raises ConfigError for another dtype.
+    ``product_macs``: see PRODUCT_MACS. Raises ConfigError for another dtype.
     """
 
-    def __init__(self, storage: Storage, num_threads: int | None = None) -> None:
+    def __init__(self, storage: Storage, num_threads: int | None = None, product_macs: int = PRODUCT_MACS) -> None:
         if storage.dtype not in (torch.bfloat16, torch.float32):
             raise ConfigError(f"{storage.dtype}; allowed: bf16 or fp32")
         shape = storage.layout.shape
         self._storage = storage
+        self._product_macs = product_macs
         self._element = element_of(storage.layout.itemsize)
         self._num_threads = num_threads or min(torch.get_num_threads(), numba.get_num_threads())
         self._sites: dict[str, _Site] = {}
@@ -76,12 +77,11 @@ class CPULoRA:
         self._max_inputs = max(site.inputs for site in self._sites.values())
         self._max_outputs = int(max(site.widths.max() for site in self._sites.values()))
         self._max_site_rank = 0
-        self._placements: dict[int, AdapterPlacement] = {}
         self._lines: dict[int, np.ndarray] = {}
         # What the kernel reads, by slot; grown by bind().
         self._lines_of_slot = np.zeros(0, np.int64)
-        self._ranks = np.zeros((0, shape.num_layers, len(MODULES)), np.int32)
-        self._first_a, self._first_b = self._ranks.copy(), self._ranks.copy()
+        # Rank, first A row and first B row in one place: they are read together, and each adapter's from cold memory.
+        self._table = np.zeros((0, shape.num_layers, len(MODULES), 3), np.int32)
         # Most multiply-adds that a row needs in any layer, by slot and site.
         self._macs = np.zeros((0, len(SITES)), np.int64)
         self._grow(16)
@@ -102,16 +102,16 @@ class CPULoRA:
             self._grow(max(2 * len(self._lines_of_slot), slot + 1))
         placement = place(self._storage.layout, signature)
         lines = placement.lines(pages)
-        self._placements[slot], self._lines[slot] = placement, lines
+        self._lines[slot] = lines
         self._lines_of_slot[slot] = lines.ctypes.data
-        self._ranks[slot], self._first_a[slot], self._first_b[slot] = placement.ranks, placement.first_a, placement.first_b
+        self._table[slot] = np.stack([placement.ranks, placement.first_a, placement.first_b], axis=-1)
         for index, site in enumerate(self._sites.values()):
             ranks = placement.ranks[:, site.modules].astype(np.int64)
             self._macs[slot, index] = (ranks * (site.inputs + site.widths)).sum(axis=1).max()
             self._reserve_scratch(int(ranks.sum(axis=1).max()))
 
     def _grow(self, num_slots: int) -> None:
-        for name in ("_lines_of_slot", "_ranks", "_first_a", "_first_b", "_macs"):
+        for name in ("_lines_of_slot", "_table", "_macs"):
             old = getattr(self, name)
             new = np.zeros((num_slots, *old.shape[1:]), old.dtype)
             new[: len(old)] = old
@@ -135,7 +135,7 @@ class CPULoRA:
         bearing = bearing[np.argsort(batch.adapter_slots[bearing], kind="stable")]
         slots = batch.adapter_slots[bearing].astype(np.int64)
         macs = self._macs[slots]
-        has_products = macs * num_rows[bearing, None] >= PRODUCT_MACS
+        has_products = macs * num_rows[bearing, None] >= self._product_macs
         for index, name in enumerate(self._sites):
             wanted = (macs[:, index] > 0) & ~has_products[:, index]
             sequences = bearing[wanted]
@@ -184,9 +184,7 @@ class CPULoRA:
             site.columns,
             site.widths,
             self._lines_of_slot,
-            self._ranks,
-            self._first_a,
-            self._first_b,
+            self._table,
             work.rows,
             work.slots,
             work.cuts,
@@ -211,9 +209,8 @@ class CPULoRA:
         lines = torch.from_numpy(self._lines[slot])
         found = []
         for module, column, width in zip(site.modules, site.columns, site.widths):
-            rank = int(self._ranks[slot, layer, module])
+            rank, a, b = (int(n) for n in self._table[slot, layer, module])
             if rank:
-                a, b = int(self._first_a[slot, layer, module]), int(self._first_b[slot, layer, module])
                 a_RI = self._storage.adapter_rows(lines[a : a + rank], site.inputs)
                 b_RO = self._storage.adapter_rows(lines[b : b + rank], int(width))
                 found.append((slice(int(column), int(column + width)), a_RI, b_RO))

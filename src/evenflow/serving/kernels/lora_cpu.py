@@ -279,9 +279,7 @@ def add_lora_rows(
     columns,
     widths,
     lines_of_slot,
-    ranks,
-    first_a,
-    first_b,
+    table,
     rows,
     slots,
     cuts,
@@ -295,8 +293,8 @@ def add_lora_rows(
     Semantics: y[t, columns[m] + o] += sum_r B_m[r, o] (sum_i A_m[r, i] x[t, i]) for the site's modules m, t = rows[i], and
     A, B those of slots[i]. Addresses are integers, strides bytes; ``layer`` and the arrays of modules (int64: number in the
     model, first column of y, output width) name the site. ``lines_of_slot`` int64 [slots]: address of the slot's row lines;
-    ``ranks``, ``first_a``, ``first_b`` int32 [slots, layers, modules of a layer]. ``rows``, ``slots`` int64 [n], sorted by
-    slot; thread i computes the entries from cuts[i] to cuts[i + 1].
+    ``table`` int32 [slots, layers, modules of a layer, 3]: rank, first A row, first B row. ``rows``, ``slots`` int64 [n],
+    sorted by slot; thread i computes the entries from cuts[i] to cuts[i + 1].
     """
     width = (inputs + 15) // 16 * 16
     x_apart = 4 * width
@@ -317,9 +315,9 @@ def add_lora_rows(
             first = -1
             count = 0
             for m in range(len(modules)):
-                rank = ranks[slot, layer, modules[m]]
+                rank = table[slot, layer, modules[m], 0]
                 if rank > 0 and first < 0:
-                    first = first_a[slot, layer, modules[m]]
+                    first = table[slot, layer, modules[m], 1]
                 count += rank
             if count > 0:
                 for token in range(tokens):
@@ -327,12 +325,12 @@ def add_lora_rows(
                 _shrink(element, arena, lines, first, count, wide, x_apart, tokens, width, s, s_apart)
                 done = 0
                 for m in range(len(modules)):
-                    rank = ranks[slot, layer, modules[m]]
+                    rank = table[slot, layer, modules[m], 0]
                     if rank > 0:
                         column = y + size * columns[m]
                         for token in range(tokens):
                             _widen(element, column + y_stride * rows[entry + token], out + y_apart * token, widths[m])
-                        row = first_b[slot, layer, modules[m]]
+                        row = table[slot, layer, modules[m], 2]
                         _expand(
                             element,
                             arena,
