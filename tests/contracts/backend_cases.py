@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import torch
 
@@ -18,6 +20,16 @@ from evenflow.serving.memory.layout import ArenaLayout, K, V, place
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def on_one_thread() -> Iterator[None]:
+    """A fixture: many small parallel regions on a busy machine wait for each other more than they compute."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
 
 
 def tolerance(dtype: torch.dtype) -> dict[str, float]:

@@ -13,6 +13,7 @@ from backend_cases import (
     attend_exactly,
     batch_of,
     make_storage,
+    on_one_thread,
     rope_tables,
     rotate_exactly,
     scatter_pages,
@@ -36,6 +37,7 @@ TINY = ModelShape(2, 24, 40, 4, 2, 8, 10)
 MIXED = [Seq(0, 1), Seq(15, 1), Seq(16, 1), Seq(0, 37), Seq(70, 1), Seq(31, 5), Seq(64, 16), Seq(5, 8), Seq(0, 16), Seq(3, 33)]
 MAX_LEN = 128
 
+one_thread = pytest.fixture(autouse=True)(on_one_thread)
 backends = pytest.mark.parametrize("name", list(ATTENTION_BACKENDS))
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
 

@@ -6,7 +6,17 @@ import random
 
 import pytest
 import torch
-from backend_cases import DTYPES, Seq, batch_of, make_storage, put_adapter, random_ranks, row_slots, tolerance
+from backend_cases import (
+    DTYPES,
+    Seq,
+    batch_of,
+    make_storage,
+    on_one_thread,
+    put_adapter,
+    random_ranks,
+    row_slots,
+    tolerance,
+)
 
 from evenflow.serving.backends.choose import LORA_BACKENDS
 from evenflow.serving.core.shape import MODULES, SITES, ModelShape
@@ -17,6 +27,7 @@ SHAPES = {
     "narrow": ModelShape(3, 8, 20, 2, 1, 8, 10),
 }
 RANKS = [0, 1, 3, 8, 33, 64]
+one_thread = pytest.fixture(autouse=True)(on_one_thread)
 backends = pytest.mark.parametrize("name", list(LORA_BACKENDS))
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
