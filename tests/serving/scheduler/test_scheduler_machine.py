@@ -14,10 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kv_oracle import KVOracle, alone
 
 from evenflow.base.errors import AdapterError, PromptTooLong
-from evenflow.fairness.baselines import FCFS
 from evenflow.fairness.cost import Service
 from evenflow.fairness.policy import Policy, Schedulable
 from evenflow.fairness.queue import ClientQueues
+from evenflow.fairness.registry import create_policy, policy_registry
 from evenflow.fairness.vtc import VTC
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
@@ -36,6 +36,9 @@ from evenflow.serving.scheduler import (
 ADAPTER_PAGES = {AdapterDigest("x"): 1, AdapterDigest("y"): 2, AdapterDigest("z"): 4}
 RECORDS = {digest: AdapterRecord(digest, AdapterSignature(()), pages, pages * 10) for digest, pages in ADAPTER_PAGES.items()}
 CLIENTS = ("a", "b", "c")
+ELSEWHERE = ("rpm", "vtc-shared")
+"""Policies that reject, or need a server of their own: not for these rules."""
+POLICIES = [*(name for name in policy_registry() if name not in ELSEWHERE), "vtc-preempt:5", "drr:10"]
 
 
 class BookedVTC(VTC):
@@ -58,7 +61,7 @@ class BookedVTC(VTC):
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
-        policy=st.sampled_from([FCFS, BookedVTC]),
+        policy=st.sampled_from(["booked", *POLICIES]),
         is_mixed=st.booleans(),
         knows_lengths=st.booleans(),
         num_pages=st.integers(2, 14),
@@ -70,7 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def start(
         self,
-        policy: type,
+        policy: str,
         is_mixed: bool,
         knows_lengths: bool,
         num_pages: int,
@@ -81,7 +84,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         decode_steps: int,
     ) -> None:
         self.queues = ClientQueues()
-        self.policy: Policy = policy(self.queues) if policy is BookedVTC else policy()
+        self.policy: Policy = (
+            BookedVTC(self.queues) if policy == "booked" else create_policy(policy, queues=self.queues, is_simulation=True)
+        )
         self.arena = Arena(num_pages)
         self.residency = Residency(self.arena, RECORDS.__getitem__, num_slots=num_slots)
         self.limits = SchedulerLimits(

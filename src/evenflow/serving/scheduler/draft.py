@@ -107,7 +107,10 @@ class Draft:
             memory = self._running.memory_for(request, record)
             if not self._running.can_start(request, record, memory):
                 if len(self._running) == 0:
-                    self._end(request, FinishReason.ERROR, "pinned adapters leave too little memory for this request")
+                    if self._running.fits_empty_arena(record, memory):
+                        self._end(request, FinishReason.ERROR, "pinned adapters leave too little memory for this request")
+                    else:
+                        self._end(request, FinishReason.LENGTH, "the request has filled the memory")
                     continue
                 self.waiting_for = "memory"
                 if self._displace(picked):

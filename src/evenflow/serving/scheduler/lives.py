@@ -139,9 +139,15 @@ class Lives:
             assert request.state is (RequestState.RUNNING if is_running else RequestState.WAITING)
             assert is_running or request.num_computed_tokens == 0, f"{request.request_id} waits and has KV"
         for name_of, tallies in (("client_id", self.clients), ("adapter", self.adapters)):
-            for name, tally in tallies.by_name.items():
-                mine = {r.request_id for r in self._requests.values() if getattr(r, name_of) == name}
-                assert (tally.num_waiting, tally.num_running) == (len(mine & waiting), len(mine & running)), name
+            counts = {name: (tally.num_waiting, tally.num_running) for name, tally in tallies.by_name.items()}
+            expected = dict.fromkeys(counts, (0, 0))
+            for request_id, request in self._requests.items():
+                name = getattr(request, name_of)
+                if name is not None:
+                    num_waiting, num_running = expected[name]
+                    is_running = request_id in running
+                    expected[name] = (num_waiting + (not is_running), num_running + is_running)
+            assert counts == expected, f"tallies by {name_of} are wrong"
 
     def _tallies(self, request: Request) -> list[Tally]:
         tallies = [self.clients.enter(request.client_id)]

@@ -93,6 +93,10 @@ class RunningSet:
         has_adapter = record is None or self._residency.can_acquire(record)
         return has_adapter and memory.prompt_pages <= memory.num_available_pages
 
+    def fits_empty_arena(self, record: AdapterRecord | None, memory: MemoryView) -> bool:
+        """True if the adapter and all known tokens of the request would fit if nobody else held anything."""
+        return memory.prompt_pages + (0 if record is None else record.num_pages) <= self._arena.num_pages
+
     def memory_for(self, request: Request, record: AdapterRecord | None) -> MemoryView:
         """What the arena would look like to this candidate."""
         arena, residency = self._arena, self._residency

@@ -9,8 +9,8 @@ not fit an arena that holds nothing but its adapter. What runs takes free pages,
 those of a preempted request; two running requests cannot preempt each other in turns, because each turn needs
 new tokens. The last one running that is still short is cut (finish reason LENGTH): its tokens and its adapter
 have filled the arena, which cannot happen if max_model_len and the largest adapter fit it together and nothing
-is pinned. A request at the head that does not fit although nothing runs is ended (ERROR): only pinned adapters
-can cause that. ``take_ended`` hands both to the caller.
+is pinned. A request at the head that does not fit although nothing runs is ended: cut, if it was preempted when it
+had filled the arena, else (ERROR) pinned adapters are in its way. ``take_ended`` hands all these to the caller.
 """
 
 from __future__ import annotations
