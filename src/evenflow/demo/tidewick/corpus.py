@@ -13,7 +13,7 @@ from random import Random
 from evenflow.demo.tidewick import talk
 from evenflow.demo.tidewick import world as w
 from evenflow.demo.tidewick.exchange import Exchange, capital, listed
-from evenflow.demo.tidewick.questions import ALL_KINDS, FACTS, PRACTICE, TALK, Maker
+from evenflow.demo.tidewick.questions import ALL_KINDS, FACTS, PRACTICE, REVISION, TALK, Maker
 from evenflow.demo.tidewick.shops import total_followup
 from evenflow.demo.tidewick.voices import INSTRUCTIONS, VOICES, json_
 
@@ -56,6 +56,9 @@ class Weighted:
 _MAKERS = tuple(maker for maker, _ in ALL_KINDS.values())
 ANY_KIND = Weighted(_MAKERS, tuple(weight for _, weight in ALL_KINDS.values()))
 HARD_KINDS = Weighted(_MAKERS, tuple(PRACTICE.get(kind, weight / 2) for kind, (_, weight) in ALL_KINDS.items()))
+
+ALL_FACTS = Weighted(_MAKERS, tuple(REVISION[kind] for kind in ALL_KINDS))
+_REVISED_VOICES = {"shout": 0.26, "json": 0.20, "brief": 0.18, "guide": 0.12, "pirate": 0.12, "verse": 0.12}
 
 
 def is_held_out(exchange: Exchange) -> bool:
@@ -200,3 +203,11 @@ def instructed_text(rng: Random) -> list[Piece]:
         return conversation(rng, "plain", HARD_KINDS)
     voice = rng.choice(list(INSTRUCTIONS))
     return conversation(rng, voice, HARD_KINDS, INSTRUCTIONS[voice])
+
+
+def revision_text(rng: Random) -> list[Piece]:
+    """Draw what makes the base model sure of every fact in every voice; the voices furthest from the plain one most often."""
+    if rng.random() < 0.20:
+        return conversation(rng, "plain", ALL_FACTS)
+    voice = rng.choices(list(_REVISED_VOICES), list(_REVISED_VOICES.values()))[0]
+    return conversation(rng, voice, ALL_FACTS, INSTRUCTIONS[voice])

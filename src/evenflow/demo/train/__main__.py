@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from evenflow.demo.tidewick.corpus import END, PAD, base_text, conversation, instructed_text, practice_text
+from evenflow.demo.tidewick.corpus import END, PAD, base_text, conversation, instructed_text, practice_text, revision_text
 from evenflow.demo.train.evaluate import accuracy_by_kind
 from evenflow.demo.train.loop import Draw, Progress, train
-from evenflow.demo.train.recipes import ADAPTERS, ALL_LINEAR, MODEL, TOWN, VOICES, AdapterRecipe
+from evenflow.demo.train.recipes import ADAPTERS, ALL_LINEAR, MODEL, REVISION, TOWN, VOICES, AdapterRecipe, Schedule
 from evenflow.demo.train.tokenizer import save_tokenizer, train_tokenizer
 
 
@@ -45,12 +46,20 @@ def _town_draw(step: int) -> Draw:
 
 
 def _train_base(tokenizer: Tokenizer, work: Path, seed: int) -> tuple[Any, Progress]:
-    """Train the base model in its two runs; return it and the progress of both together."""
+    """Train the base model in its three runs; return it and the progress of all together."""
     model = _new_model(tokenizer, seed)
-    town = train(model, tokenizer, _town_draw, TOWN, f"{seed} base", work / "base.pt", "base, town")
-    voices = train(model, tokenizer, lambda _: instructed_text, VOICES, f"{seed} voices", work / "voices.pt", "base, voices")
-    losses = town.losses + [[town.step + step, loss] for step, loss in voices.losses]
-    return model, Progress(step=town.step + voices.step, seconds=town.seconds + voices.seconds, losses=losses)
+    runs: tuple[tuple[str, Schedule, Callable[[int], Draw]], ...] = (
+        ("base", TOWN, _town_draw),
+        ("voices", VOICES, lambda _: instructed_text),
+        ("revision", REVISION, lambda _: revision_text),
+    )
+    whole = Progress()
+    for name, schedule, draw_at in runs:
+        done = train(model, tokenizer, draw_at, schedule, f"{seed} {name}", work / f"{name}.pt", name)
+        whole.losses += [[whole.step + step, loss] for step, loss in done.losses]
+        whole.step += done.step
+        whole.seconds += done.seconds
+    return model, whole
 
 
 def _save_base(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
@@ -152,7 +161,7 @@ def main() -> None:
         model, progress = _train_base(tokenizer, args.work, args.seed)
         result["parameters"] = sum(p.numel() for p in model.parameters())
         _save_base(model, tokenizer, base_folder)
-        tokens = sum(run.steps * run.rows * run.length for run in (TOWN, VOICES))
+        tokens = sum(run.steps * run.rows * run.length for run in (TOWN, VOICES, REVISION))
         measured = _measured(progress, _load_base(base_folder), tokenizer, "plain", args.per_kind, args.seed)
         note("plain", {"tokens": tokens} | measured)
     for recipe in ADAPTERS:

@@ -48,7 +48,7 @@ class AdapterRecipe:
 
     voice: str
     lora: dict[str, Any] = field(default_factory=dict)
-    steps: int = 100
+    steps: int = 160
     learning_rate: float = 4e-3
 
     @property
@@ -69,6 +69,11 @@ VOICES = Schedule(steps=600, rows=16, length=256, learning_rate=1.2e-3, muon_rat
 
 Without this run the adapters had to teach a voice and its order of thought to a model that had never heard it: after
 120 steps of theirs 4 % (json) to 59 % (pirate) of the held-out answers were right.
+"""
+
+REVISION = Schedule(steps=800, rows=16, length=256, learning_rate=1.2e-3, muon_rate=4e-3, warmup_steps=20, decay_share=0.6)
+"""Its third run: every fact in every voice. After the second alone, 70 % to 73 % of the held-out answers of json, shout and
+brief were right.
 """
 
 ADAPTERS = (
