@@ -14,7 +14,6 @@ def test_a_branch_that_comes_back_just_as_it_could_be_forgotten_keeps_what_waits
     tree.add("x1", 50.0)
     tree.release("x1")
     tree.check_integrity({"z1"}, {})
-    assert tree.counters["x1"] == 50.0, "ahead of the virtual time: remembered"
     tree.hold("z1")
     tree.add("z1", 60.0)
     tree.join("x1")
