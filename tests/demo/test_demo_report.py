@@ -72,8 +72,17 @@ def test_the_page_stands_alone_and_shows_everything(tmp_path):
         assert not links, "nothing is fetched"
 
 
-def test_samples_take_a_line_per_voice():
-    assert sample_lines(SAMPLES[0]).plain.count("\n") == 3
+def test_samples_are_indented_under_their_prompt():
+    out = io.StringIO()
+    Console(file=out, width=80).print(sample_lines(SAMPLES[0]))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines == [
+        "Where is the <lighthouse>?",
+        "  base  The lighthouse is on Anchor Quay.",
+        "  verse one,",
+        "        two",
+        "",
+    ]
 
 
 def test_an_unwritable_report_is_a_clear_error(tmp_path):

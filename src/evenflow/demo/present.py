@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -67,13 +68,14 @@ def result_table(rounds: Sequence[Round]) -> Table:
     return table
 
 
-def sample_lines(sample: Sample) -> Text:
+def sample_lines(sample: Sample) -> Group:
     """One prompt and its answers, a line per voice."""
-    text = Text(f"{sample.prompt}\n", style="bold")
+    grid = Table.grid(padding=(0, 1), pad_edge=True)
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
     for voice, answer in sample.answer_by_voice.items():
-        text.append(f"  {voice:<7}", style="cyan")
-        text.append(" / ".join(answer.splitlines()) + "\n", style="not bold")
-    return text
+        grid.add_row(f" {voice}", Text(answer))
+    return Group(Text(sample.prompt, style="bold"), grid, Text())
 
 
 def quiet_ttft(played: Round, share: str) -> float:

@@ -64,9 +64,9 @@ def client_plans(tenants: list[str], greedy: int) -> list[ClientPlan]:
     quarter = max(1, len(tenants) // 4)
     own = [tuple(tenants[i * quarter : (i + 1) * quarter]) for i in range(4)]
     quiet = [
-        ("anna", ("json", "brief"), 1, 0.10, own[1]),
-        ("ben", ("pirate", "verse"), 2, 0.20, own[2]),
-        ("cleo", ("guide", "shout"), 3, 0.30, own[3]),
+        ("anna", ("json", "brief"), 2, 0.10, own[1]),
+        ("ben", ("pirate", "verse"), 3, 0.15, own[2]),
+        ("cleo", ("guide", "shout"), 4, 0.20, own[3]),
     ]
     plans = [
         ClientPlan(
@@ -80,12 +80,11 @@ def client_plans(tenants: list[str], greedy: int) -> list[ClientPlan]:
         )
     ]
     for name, voices, people, pause_s, others in quiet:
-        who = "one person" if people == 1 else f"{people} people"
         share = max(1, len(others) // len(voices))  # half of its requests to the trained voices
         plans.append(
             ClientPlan(
                 name=name,
-                habit=f"{who} chatting: short questions, one after the other",
+                habit=f"{people} people chatting: short questions, one after the other",
                 concurrency=people,
                 pause_s=pause_s,
                 starts_s=1.0,
