@@ -26,7 +26,7 @@ def a_trace(seed=0, adapters=0):
 
 
 @pytest.mark.parametrize("server", ["paper", "chunked"])
-@pytest.mark.parametrize("policy", sorted(policy_registry()))
+@pytest.mark.parametrize("policy", sorted(set(policy_registry()) - {"vtc-shared"}))
 def test_every_token_is_measured_once(server, policy):
     trace = a_trace(adapters=3)
     done = replay(trace, policy, PROFILE.server(server), PROFILE.step_time)

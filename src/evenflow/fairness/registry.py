@@ -59,6 +59,7 @@ def policy_registry() -> Registry:
             "vtc-oracle": "evenflow.fairness.oracle:OracleVTC",
             "vtc-preempt": "evenflow.fairness.preempting:PreemptingVTC",
             "vtc-predict": "evenflow.fairness.prediction:PredictedVTC",
+            "vtc-shared": "evenflow.fairness.shared:SharedVTC",
         },
     )
 

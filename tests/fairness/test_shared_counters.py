@@ -1,0 +1,240 @@
+"""Counters shared through a real Redis: one fairness over two servers, exact books, and what happens when Redis goes away."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from evenflow.base.errors import ConfigError
+from evenflow.fairness import ClientQueues, create_policy
+from evenflow.fairness.shared import Batch, RedisStore, SharedVTC
+from evenflow.fairness.toy import ToyServer
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed"),
+    pytest.mark.multiprocess,
+]
+NAMES = itertools.count()
+
+
+class Redis:
+    """A redis-server of our own that can be stopped and started again."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 0.2).close()
+                return
+            except OSError:
+                time.sleep(0.02)
+        raise RuntimeError("redis-server did not start")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def redis():
+    server = Redis()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_redis():
+    server = Redis()
+    yield server
+    server.stop()
+
+
+def a_server(redis, namespace, server_id, weights=None, sync_s=1.0, memory_tokens=400, timeout_s=5.0):
+    queues = ClientQueues()
+    store = RedisStore(redis.url, server_id=server_id, namespace=namespace, timeout_s=timeout_s)
+    policy = SharedVTC(queues, weights, store=store, sync_s=sync_s, in_background=False)
+    return ToyServer(policy, queues, memory_tokens)
+
+
+def service(*servers):
+    total = {}
+    for server in servers:
+        for client, costs in server.service.costs.items():
+            total[client] = total.get(client, 0.0) + sum(costs)
+    return total
+
+
+def skewed_ingress(servers, steps=1000):
+    """Both clients backlogged on the first; on the second the light one backlogged, the heavy one at 0.6 of its capacity."""
+    first, second = servers
+    rng = random.Random(0)
+    capacity = 400 / 20  # requests of 10 + 10 tokens at once, each for 10 s: two per second
+    for step in range(steps):
+        for client in ("heavy", "light"):
+            while first.queues.num_waiting(client) < 60:
+                first.submit(client, 10, 10)
+        while second.queues.num_waiting("light") < 60:
+            second.submit("light", 10, 10)
+        for _ in range(2):
+            if rng.random() < 0.6 * capacity / 20:
+                second.submit("heavy", 10, 10)
+        first.step()
+        second.step()
+        if step % 100 == 0:
+            first.check_integrity()
+            second.check_integrity()
+
+
+def test_two_servers_and_skewed_ingress_share_as_one(redis):
+    weights = {"heavy": 4.0, "light": 1.0}
+    local = []
+    for _ in range(2):
+        queues = ClientQueues()
+        local.append(ToyServer(create_policy("vtc-predict", queues=queues, weights=weights), queues, 400))
+    skewed_ingress(local)
+    found = service(*local)
+    assert found["heavy"] / found["light"] == pytest.approx(2.33, rel=0.15)
+    shared = [a_server(redis, "skew", f"s{i}", weights) for i in range(2)]
+    skewed_ingress(shared)
+    found = service(*shared)
+    assert found["heavy"] / found["light"] == pytest.approx(4.0, rel=0.1)
+
+
+def counters_in(redis, namespace):
+    import redis as package
+
+    with package.Redis.from_url(redis.url) as client:
+        return {k.decode(): float(v) for k, v in client.hgetall(f"{{{namespace}}}:counters").items()}
+
+
+def drain(*servers):
+    for server in servers:
+        while server.running or server.queues.num_clients:
+            server.step()
+            server.check_integrity()
+        level = server.policy._shared
+        for _ in range(200):
+            server.now_s += 10
+            server.policy.pick(server.now_s)
+            if level._batch is None and not level._pending:
+                break
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_no_charge_is_lost_or_counted_twice(own_redis, is_silent):
+    """All clients wait from the start to nearly the end, so nobody is lifted: counters are service.
+
+    A Redis that is stopped takes requests and answers none; when it goes on it carries out what it took, and gets it again.
+    """
+    servers = [a_server(own_redis, "exact", f"s{i}", sync_s=3.0, timeout_s=0.1) for i in range(2)]
+    rng = random.Random(1)
+    for server in servers:
+        for client in "abc":
+            for _ in range(12):
+                server.submit(client, rng.randint(1, 30), rng.randint(1, 30))
+    for step in range(30):
+        if is_silent and step == 10:
+            own_redis.process.send_signal(signal.SIGSTOP)
+        if is_silent and step == 22:
+            own_redis.process.send_signal(signal.SIGCONT)
+        for server in servers:
+            server.step()
+            server.check_integrity()
+    drain(*servers)
+    assert counters_in(own_redis, "exact") == pytest.approx(service(*servers), abs=1e-6)
+
+
+def test_a_repeated_exchange_is_applied_once(redis):
+    store = RedisStore(redis.url, server_id="s", namespace="twice", timeout_s=5.0)
+    batch = Batch(1, charges={"a": 5.0}, joined=["a"], wanted=["a"], known={"a": 0.0}, waiting=["a"])
+    assert store.exchange(batch).counters == {"a": 5.0}
+    assert store.exchange(batch).counters == {"a": 5.0}
+    assert store.exchange(Batch(2, charges={"a": 2.0}, wanted=["a", "b"])).counters == {"a": 7.0}
+    store.close()
+
+
+def test_a_lift_takes_the_least_of_all_servers_and_only_once(redis):
+    one, two = (RedisStore(redis.url, server_id=s, namespace="lift", timeout_s=5.0) for s in "12")
+    two.exchange(Batch(1, waiting=["b"], known={"b": 40.0}))
+    one.exchange(Batch(1, waiting=["a"], known={"a": 100.0}))
+    assert one.exchange(Batch(2, joined=["c"], wanted=["c"])).counters == {"c": 40.0}
+    two.exchange(Batch(2, charges={"b": 500.0}))
+    assert two.exchange(Batch(3, joined=["c"], wanted=["c"])).counters == {"c": 40.0}, "it waits elsewhere: it was not idle"
+    two.exchange(Batch(4, left=["b", "c"]))
+    last = one.exchange(Batch(3, charges={"a": 900.0}, left=["c", "a"]))
+    assert last.virtual_time == 1000.0
+    assert two.exchange(Batch(5, joined=["d"], wanted=["d"])).counters == {"d": 1000.0}, "nobody waits: the last that left"
+    for store in (one, two):
+        store.close()
+
+
+def test_a_server_that_died_holds_nobody_back(redis):
+    dead = RedisStore(redis.url, server_id="dead", namespace="ttl", ttl_s=0.2, timeout_s=5.0)
+    dead.exchange(Batch(1, waiting=["old"], known={"old": 3.0}))
+    alive = RedisStore(redis.url, server_id="alive", namespace="ttl", ttl_s=0.2, timeout_s=5.0)
+    alive.exchange(Batch(1, waiting=["a"], known={"a": 50.0}))
+    assert alive.exchange(Batch(2, joined=["b"], wanted=["b"])).counters == {"b": 3.0}
+    time.sleep(0.3)
+    assert alive.exchange(Batch(3, joined=["c"], wanted=["c"])).counters == {"c": 3.0}
+    alive.exchange(Batch(4, left=["b", "c"]))
+    assert alive.exchange(Batch(5, joined=["d"], wanted=["d"])).counters == {"d": 50.0}
+    for store in (dead, alive):
+        store.close()
+
+
+def test_local_counters_carry_on_while_redis_is_away(own_redis):
+    server = a_server(own_redis, "away", "s", {"a": 3.0})
+    for step in range(600):
+        if step == 100:
+            own_redis.stop()
+        for client in "ab":
+            while server.queues.num_waiting(client) < 60:
+                server.submit(client, 10, 10)
+        server.step()
+    server.check_integrity()
+    found = service(server)
+    assert found["a"] / found["b"] == pytest.approx(3, rel=0.1)
+    own_redis.start()
+    before = dict(server.policy.counters())
+    server.step()
+    server.step()
+    kept = counters_in(own_redis, "away")
+    assert kept["a"] == pytest.approx(before["a"], rel=0.05)
+    assert kept["b"] == pytest.approx(before["b"], rel=0.05)
+
+
+def test_in_the_background_nothing_waits_for_redis(own_redis):
+    queues = ClientQueues()
+    policy = SharedVTC(queues, store=RedisStore(own_redis.url, server_id="s", timeout_s=5.0), sync_s=0.0)
+    server = ToyServer(policy, queues, 400)
+    for client in "ab":
+        for _ in range(20):
+            server.submit(client, 10, 10)
+    for step in range(60):
+        if step == 30:
+            own_redis.stop()
+        server.step()
+        server.check_integrity()
+    assert all(r.is_complete for r in server.requests)
+    policy.close()
+
+
+def test_what_is_refused():
+    with pytest.raises(ConfigError, match="'ftp://x' is not the address"):
+        RedisStore("ftp://x", server_id="s")
