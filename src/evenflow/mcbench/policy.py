@@ -1,6 +1,6 @@
 """What is compressed where: the rules of a run, read from text and checked before anything starts.
 
-``none``, or rules separated by ``;``: ``site=compressor[/transport]``. Sites are tp, sp and pp, each with ``.forward`` or
+``none``, or rules separated by ``;``: ``site=compressor[/transport]``. Sites are tp and pp, each with ``.forward`` or
 ``.backward``; without a direction both are meant. Layers: ``all``, ``none``, ``first-half``, ``last-half``, or a 1-based range
 ``13-24``.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.comm import Compressor, GradientRule, Transport, get_compressor, get_transport
 
-SITES = ("tp.forward", "tp.backward", "sp.forward", "sp.backward", "pp.forward", "pp.backward")
+SITES = ("tp.forward", "tp.backward", "pp.forward", "pp.backward")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def parse_rules(text: str) -> dict[str, Rule]:
             raise ConfigError(f"rule {part!r}; allowed: site=compressor[/transport], sites {', '.join(SITES)}")
         sites = [name for name in SITES if site in (name, name.split(".")[0])]
         if not sites:
-            raise RegistryError(f"unknown site {site!r}; known: tp, sp, pp, {', '.join(SITES)}")
+            raise RegistryError(f"unknown site {site!r}; known: tp, pp, {', '.join(SITES)}")
         spec, slash, transport = value.rpartition("/")
         rule = Rule(spec.strip(), transport.strip()) if slash else Rule(value)
         rule.make()

@@ -1,7 +1,7 @@
-"""One local rank: ``python -m evenflow.mcbench.rank FOLDER RANK THREADS INTERFACE shape|free``. Started by ``run``.
+"""One local rank: ``python -m evenflow.mcbench.rank FOLDER RANK``. Started by ``launch``.
 
-FOLDER holds config.json and becomes the rendezvous; the first rank of the last stage, which has the logits, appends its
-records to records.jsonl there.
+FOLDER holds settings.json and becomes the rendezvous; the rank that a job names as its reporter appends its records to
+records.jsonl there.
 """
 
 from __future__ import annotations
@@ -15,26 +15,25 @@ from typing import Any
 
 def main(arguments: list[str]) -> int:
     """Run a rank; return its exit status."""
-    folder, rank, threads, interface, shape = (
-        Path(arguments[0]),
-        int(arguments[1]),
-        int(arguments[2]),
-        arguments[3],
-        arguments[4],
-    )
-    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    folder, rank = Path(arguments[0]), int(arguments[1])
+    settings = json.loads((folder / "settings.json").read_text())
+    os.environ["GLOO_SOCKET_IFNAME"] = settings["interface"]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     import torch
 
     from evenflow.base.errors import EvenFlowError
     from evenflow.comm.links import Link
+    from evenflow.mcbench.calibration import calibrate_rank
     from evenflow.mcbench.config import RunConfig
+    from evenflow.mcbench.studies import break_even_rank
     from evenflow.mcbench.worker import init_group, run_rank
 
-    torch.set_num_threads(threads)
-    config = RunConfig.from_json(json.loads((folder / "config.json").read_text()))
-    reporter = (config.pp - 1) * config.tp
+    torch.set_num_threads(settings["threads"])
+    link = Link.parse(settings["link"])
+    config = RunConfig.from_json(settings["payload"]) if settings["job"] == "run" else None
+    # Only the last stage has logits.
+    reporter = (config.pp - 1) * config.tp if config else 0
 
     def emit(kind: str, value: Any) -> None:
         if rank == reporter:
@@ -42,8 +41,11 @@ def main(arguments: list[str]) -> int:
                 file.write(json.dumps({"kind": kind, "value": value}) + "\n")
 
     try:
-        init_group(rank, config.world_size, folder / "rendezvous")
-        run_rank(config, emit, Link.parse(config.link) if shape == "shape" else Link.parse("unlimited"))
+        init_group(rank, settings["world_size"], folder / "rendezvous")
+        if config is not None:
+            run_rank(config, emit, link)
+        else:
+            {"calibrate": calibrate_rank, "break-even": break_even_rank}[settings["job"]](emit, link)
     except EvenFlowError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1

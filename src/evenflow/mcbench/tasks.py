@@ -10,6 +10,7 @@ import hashlib
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,17 +193,21 @@ def encode_pair(first: list[int], second: list[int], length: int) -> tuple[list[
 def _pairs() -> Task:
     """Does this paragraph belong under this heading of the language reference? Half of the pairs are right.
 
-    Headings with 20 paragraphs and more; every fifth paragraph is for testing, so test paragraphs are unseen and their
+    Headings with 20 paragraphs and more, repeated ones left out; every fifth paragraph is for testing, so test paragraphs are unseen and their
     headings are not.
     """
+    length = 64
     topics, digest, is_pinned = topics_text()
+    paragraphs = {key: [word_ids(p) for p in re.split(r"\n\s*\n", text)] for key, text in topics.items()}
+    # What a pair shows of a paragraph; the reference repeats a good part of its text under several headings.
+    shown_words = (length - 3) // 2
+    times = Counter(tuple(p[:shown_words]) for several in paragraphs.values() for p in several)
     by_heading = {}
-    for key, text in topics.items():
-        paragraphs = [word_ids(p) for p in re.split(r"\n\s*\n", text)]
-        kept = [p for p in paragraphs if len(p) >= 12]
+    for key, several in paragraphs.items():
+        kept = [p for p in several if len(p) >= 12 and times[tuple(p[:shown_words])] == 1]
         if len(kept) >= 20:
             by_heading[key] = kept
-    length, rng = 64, random.Random(0)
+    rng = random.Random(0)
     rows: dict[bool, list[tuple[list[int], list[int], list[int], int]]] = {True: [], False: []}
     headings = sorted(by_heading)
     for heading in headings:

@@ -1,0 +1,258 @@
+"""``evenflow mcbench``: list, run, suite, calibrate, predict, advise, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from evenflow.base.errors import ConfigError
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command and its sub-commands."""
+    parser = subparsers.add_parser("mcbench", help="does compressing what model-parallel ranks send each other pay?")
+    commands = parser.add_subparsers(dest="mcbench_command", metavar="COMMAND", required=True)
+    commands.add_parser("list", help="compressors, transports, sites, models, tasks, suites")
+
+    run = commands.add_parser("run", help="train and measure one configuration")
+    run.add_argument("--task", default="digits")
+    run.add_argument("--model", default="", help="a built-in name or a local folder; default: the task's own")
+    run.add_argument("--tp", type=int, default=1)
+    run.add_argument("--pp", type=int, default=1)
+    run.add_argument("--compress", default="none", metavar="SPEC", help="site=compressor[/transport]; ...")
+    run.add_argument("--layers", default="last-half")
+    run.add_argument("--modules", default=".*", metavar="REGEX")
+    run.add_argument("--gradient", default="", help="straight-through, same, masked or autograd; default: the compressor's own")
+    run.add_argument("--warmup-steps", type=int, default=0)
+    run.add_argument("--seeds", type=int, default=5)
+    run.add_argument("--steps", type=int, default=0, help="training steps; default: the task's")
+    run.add_argument("--batch", type=int, default=0)
+    run.add_argument("--rate", type=float, default=0.0, help="learning rate; default: the task's")
+    run.add_argument("--microbatches", type=int, default=2)
+    run.add_argument("--schedule", default="gpipe", help="gpipe or 1f1b")
+    run.add_argument("--link", default="unlimited", help="unlimited, or a rate like 1gbit")
+    run.add_argument("--hidden", type=int, default=0, help="hidden size of a built-in model")
+    run.add_argument("--num-layers", type=int, default=0)
+    run.add_argument("--timed-steps", type=int, default=20)
+    run.add_argument("--data-root", default="", help="folder with data files for tasks that are not built in")
+    run.add_argument("--emulate", action="store_true", help="virtual ranks in one process: accuracy only")
+    run.add_argument("--json", metavar="FILE")
+
+    suite = commands.add_parser("suite", help="run a named set of configurations; resumable")
+    suite.add_argument("name", help="paper, modern, break-even or activation-rank")
+    suite.add_argument("--out", required=True, metavar="FOLDER")
+    suite.add_argument("--seeds", type=int, default=5)
+    suite.add_argument("--jobs", type=int, default=1, help="configurations at a time; only 1 is measured honestly here")
+    suite.add_argument("--budget", default="", help="like 30m or 2h: stop starting configurations after that")
+    suite.add_argument("--link", default="1gbit", help="for break-even")
+    suite.add_argument("--task", default="digits", help="for activation-rank")
+
+    calibrate = commands.add_parser("calibrate", help="measure what predictions need, with two local ranks")
+    calibrate.add_argument("--link", default="unlimited")
+    calibrate.add_argument("--json", required=True, metavar="FILE")
+
+    predict = commands.add_parser("predict", help="speed-up by hidden size and nodes, from a calibration")
+    predict.add_argument("--machine", required=True, metavar="FILE")
+    predict.add_argument("--hidden", default="1024:25600", metavar="LOW:HIGH")
+    predict.add_argument("--nodes", default="1:64", metavar="LOW:HIGH")
+    predict.add_argument("--html", required=True, metavar="FILE")
+
+    advise = commands.add_parser("advise", help="which compressor pays for this model on this link")
+    advise.add_argument("--model", required=True, help="a built-in name or a local folder")
+    advise.add_argument("--tp", type=int, required=True)
+    advise.add_argument("--link", default="unlimited")
+    advise.add_argument("--machine", metavar="FILE", help="a calibration; default: calibrate now")
+    advise.add_argument("--tokens", type=int, default=2048, help="tokens per micro-batch")
+    advise.add_argument("--results", metavar="FOLDER", help="results to take accuracy evidence from")
+
+    report = commands.add_parser("report", help="one HTML page of a folder of results")
+    report.add_argument("folder")
+    report.add_argument("--html", required=True, metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a sub-command; return the exit status."""
+    actions = {
+        "list": _list,
+        "run": _run,
+        "suite": _suite,
+        "calibrate": _calibrate,
+        "predict": _predict,
+        "advise": _advise,
+        "report": _report,
+    }
+    return actions[args.mcbench_command](args)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _list(args: argparse.Namespace) -> int:
+    import torch
+
+    from evenflow.comm import DEFAULT_SPECS, get_compressor, get_transport
+    from evenflow.comm.presets import PAPER_SETTINGS
+    from evenflow.comm.transport import SUMS
+    from evenflow.mcbench.files import FILE_TASKS
+    from evenflow.mcbench.models import MODELS
+    from evenflow.mcbench.policy import SITES
+    from evenflow.mcbench.suite import SUITES
+    from evenflow.mcbench.tasks import TASKS
+
+    _say(f"{'compressor':<22}{'algebra':<12}{'transport':<12}{'gradient':<18}bits per element (fp32 [512, 1024])")
+    for spec in (*DEFAULT_SPECS, *(f"paper:{setting}" for setting in PAPER_SETTINGS)):
+        compressor = get_compressor(spec)
+        bits = 8 * compressor.plan((512, 1024), torch.float32).payload_bytes / (512 * 1024)
+        transport = get_transport(None, compressor).name
+        _say(f"{spec:<22}{compressor.algebra.value:<12}{transport:<12}{compressor.gradient.value:<18}{bits:.2f}")
+    _say("also: ef(SPEC) around any of them that keeps no memory of its own")
+    _say(f"transports: {', '.join(SUMS)}")
+    _say(f"sites: {', '.join(SITES)}")
+    _say(f"models: {', '.join(MODELS)}, or a local folder")
+    _say(f"tasks: {', '.join(TASKS)}; with --data-root: {', '.join(FILE_TASKS)}")
+    _say(f"suites: {', '.join(SUITES)}, break-even, activation-rank")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from evenflow.mcbench.config import RunConfig
+    from evenflow.mcbench.run import run as run_config
+    from evenflow.report.page import write_whole
+
+    names = RunConfig.__dataclass_fields__
+    config = RunConfig(**{name: value for name, value in vars(args).items() if name in names})
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return _run_under_torchrun(config, args.json)
+    result = run_config(config, _say)
+    if args.json:
+        write_whole(args.json, (json.dumps(result, indent=1) + "\n").encode())
+    _say(_summary(result))
+    return 1 if "incomplete" in result else 0
+
+
+def _run_under_torchrun(config: Any, path: str | None) -> int:
+    import torch.distributed as dist
+
+    from evenflow.comm.links import Link
+    from evenflow.mcbench.run import summarise
+    from evenflow.mcbench.worker import run_rank, task_of
+    from evenflow.report.page import write_whole
+
+    dist.init_process_group("gloo")
+    records: list[dict[str, Any]] = []
+    run_rank(config, lambda kind, value: records.append({"kind": kind, "value": value}), Link.parse(config.link))
+    if dist.get_rank() == (config.pp - 1) * config.tp:
+        result = summarise(config, task_of(config), records)
+        kind = "unlimited" if config.link == "unlimited" else "emulated: token bucket in the transport (torchrun)"
+        result["link"] = {"nominal": config.link, "kind": kind}
+        if path:
+            write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
+        _say(_summary(result))
+    dist.destroy_process_group()
+    return 0
+
+
+def _summary(result: dict[str, Any]) -> str:
+    name = result["metric"]
+    half = result[f"{name}_interval"]
+    lines = [
+        f"{name} {result[name]:.4f}"
+        + (f" ± {half:.4f} (95 %, {len(result['seeds'])} seeds)" if half is not None else " (one seed)")
+    ]
+    lines.append(f"with compression off at evaluation: {result['dense_at_eval'][name]:.4f}")
+    lines += [f"{site}: {entry['counted']:.0f} bytes per step and rank" for site, entry in result["bytes_per_step"].items()]
+    if result["ms_per_iteration"]:
+        link, total = result["link"], result["ms_per_iteration"]["total"]
+        lines.append(f"{total:.1f} ms per iteration over {link['nominal']} ({link['kind']})")
+    if "incomplete" in result:
+        lines.append(f"incomplete: {result['incomplete']}")
+    return "\n".join(lines)
+
+
+def _suite(args: argparse.Namespace) -> int:
+    from evenflow.comm.links import Link
+    from evenflow.mcbench.studies import activation_rank, break_even
+    from evenflow.mcbench.suite import run_suite, suite
+    from evenflow.report.page import write_whole
+
+    if args.jobs != 1:
+        raise ConfigError(f"--jobs {args.jobs}; allowed: 1 (configurations beside each other would measure each other)")
+    folder = Path(args.out)
+    if args.name in ("break-even", "activation-rank"):
+        folder.mkdir(parents=True, exist_ok=True)
+        study = break_even(Link.parse(args.link), progress=_say) if args.name == "break-even" else activation_rank(args.task)
+        which = args.link if args.name == "break-even" else args.task
+        write_whole(folder / f"study-{args.name}-{which}.json", (json.dumps(study, indent=1) + "\n").encode())
+        return 0
+    configs = suite(args.name, args.seeds)
+    outcome = run_suite(configs, folder, _budget_s(args.budget), _say)
+    _say(f"{outcome.done} run, {outcome.skipped} had results, {outcome.failed} failed, {outcome.left} left")
+    return 1 if outcome.failed else 0
+
+
+def _budget_s(text: str) -> float | None:
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match:
+        raise ConfigError(f"budget {text!r}; allowed: a number and s, m or h, like 30m")
+    return float(match.group(1)) * {"s": 1, "m": 60, "h": 3600}[match.group(2)]
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from evenflow.comm.links import Link
+    from evenflow.mcbench.calibration import calibrate
+
+    calibrate(Link.parse(args.link), progress=_say).write(args.json)
+    return 0
+
+
+def _range(text: str, what: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    if not match or not 1 <= int(match.group(1)) <= int(match.group(2) or match.group(1)):
+        raise ConfigError(f"{what} {text!r}; allowed: LOW:HIGH")
+    return int(match.group(1)), int(match.group(2) or match.group(1))
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from evenflow.mcbench.cost_model import Machine
+    from evenflow.mcbench.report_page import prediction_page
+
+    low, high = _range(args.hidden, "hidden")
+    sizes = [h for h in (1024, 2304, 3072, 4096, 6144, 8192, 10240, 12288, 16384, 20480, 25600) if low <= h <= high] or [
+        low,
+        high,
+    ]
+    specs = ("bf16", "int8-g32", "int4-g32", "ae:100")
+    prediction_page(Machine.read(args.machine), specs, sizes, _range(args.nodes, "nodes")).write(args.html)
+    _say(f"predictions written to {args.html}")
+    return 0
+
+
+def _advise(args: argparse.Namespace) -> int:
+    from evenflow.comm.links import Link
+    from evenflow.mcbench.advice import advise
+    from evenflow.mcbench.calibration import calibrate
+    from evenflow.mcbench.cost_model import Machine
+    from evenflow.mcbench.suite import read_results
+
+    machine = Machine.read(args.machine) if args.machine else calibrate(Link.parse(args.link), progress=_say)
+    results = read_results(args.results)[0] if args.results else []
+    for line in advise(machine, args.model, args.tp, args.tokens, results):
+        _say(line)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from evenflow.mcbench.report_page import results_page
+    from evenflow.mcbench.suite import read_results, read_studies
+
+    results, failures = read_results(args.folder)
+    results_page(results, failures, read_studies(args.folder)).write(args.html)
+    _say(f"{len(results)} results in {args.html}")
+    return 0

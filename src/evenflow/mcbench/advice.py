@@ -1,0 +1,65 @@
+"""Which compressor pays for a model on a link: predicted times, break-even sizes, and the accuracy it cost where tried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evenflow.base.errors import ConfigError, ModelError
+from evenflow.mcbench.cost_model import Machine, break_even_bytes, exchange_s
+from evenflow.mcbench.metrics import mean_and_interval
+from evenflow.mcbench.models import MODELS, make_model
+
+
+def hidden_of(model: str) -> int:
+    """Return the hidden size of a built-in model or a model folder. Raises ModelError."""
+    if model in MODELS:
+        config: Any = make_model(model, 0).config
+        return getattr(config, "hidden_size", None) or config.d_model
+    try:
+        values = json.loads((Path(model) / "config.json").read_text())
+        return int(values.get("hidden_size") or values["d_model"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{model} is no model folder with a hidden size in its config.json: {error}") from error
+
+
+def advise(machine: Machine, model: str, tp: int, tokens: int, results: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Return the advice, line by line, best first. Raises ConfigError for a single rank."""
+    if tp < 2:
+        raise ConfigError(f"tp is {tp}; with one rank nothing is sent")
+    width = hidden_of(model)
+    dense = exchange_s(machine, "none", tokens, width, tp)
+    timed = sorted((exchange_s(machine, spec, tokens, width, tp), spec) for spec in machine.encode_s)
+    lines = [
+        f"predicted for one sum of [{tokens}, {width}] fp32 over {tp} ranks on {machine.link} ({machine.link_kind}):",
+        f"{'none':<20}{1e3 * dense:8.2f} ms",
+    ]
+    for time_s, spec in timed:
+        edge = break_even_bytes(machine, spec, tp, width)
+        where = f"pays from {edge / 1024:.0f} KiB" if edge else "does not pay up to 1 GiB"
+        lines.append(f"{spec:<20}{1e3 * time_s:8.2f} ms  x{dense / time_s:.2f}  {where}; {_evidence(spec, results)}")
+    best_s, best = timed[0]
+    if best_s < dense:
+        lines.append(f"fastest: {best}. Check its accuracy on your task before you rely on it.")
+    else:
+        lines.append("compression does not pay here: the link is fast enough, or the messages are too small.")
+    return lines
+
+
+def _evidence(spec: str, results: Sequence[Mapping[str, Any]]) -> str:
+    dense = {r["parameters"]["task"]: r for r in results if r["parameters"]["compress"] == "none"}
+    found = []
+    for result in results:
+        p = result["parameters"]
+        specs = {rule.partition("=")[2].partition("/")[0].strip() for rule in p["compress"].split(";")}
+        if specs != {spec} or p["task"] not in dense:
+            continue
+        name = result["metric"]
+        base = dict(zip(dense[p["task"]]["seeds"], dense[p["task"]][f"{name}_by_seed"]))
+        pairs = [v - base[s] for s, v in zip(result["seeds"], result[f"{name}_by_seed"]) if s in base]
+        if pairs:
+            mean, half = mean_and_interval(pairs)
+            found.append(f"{name} on {p['task']} {mean:+.4f}" + (f" ± {half:.4f}" if half is not None else " (one seed)"))
+    return "accuracy: " + (", ".join(found) if found else "no evidence (give --results)")

@@ -1,0 +1,199 @@
+"""The report of a folder of results: accuracies with paired differences, bytes, times; and, apart, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evenflow.mcbench.cost_model import WEAK_SCALING, Machine, PaperModel, Shape, speed_up
+from evenflow.mcbench.metrics import mean_and_interval
+from evenflow.report.page import Page
+from evenflow.report.plots import bar_plot, line_plot
+
+Result = Mapping[str, Any]
+
+
+def label(result: Result) -> str:
+    """Return what was compressed, and where."""
+    p = result["parameters"]
+    extra = [f"layers {p['layers']}"] if p["layers"] != "last-half" else []
+    extra += [f"warm-up {p['warmup_steps']}"] if p["warmup_steps"] else []
+    return p["compress"] + (f" ({', '.join(extra)})" if extra else "")
+
+
+def _baseline_key(result: Result) -> tuple[Any, ...]:
+    p = result["parameters"]
+    return tuple(
+        p[name] for name in ("task", "model", "tp", "pp", "hidden", "num_layers", "steps", "batch", "rate", "link", "emulate")
+    )
+
+
+def paired_difference(result: Result, baseline: Result) -> tuple[float, float | None, int]:
+    """Return (mean, half width of the 95 % interval, number of seeds) of the headline minus the dense run's, seed by seed."""
+    name = result["metric"]
+    dense = dict(zip(baseline["seeds"], baseline[f"{name}_by_seed"]))
+    pairs = [value - dense[seed] for seed, value in zip(result["seeds"], result[f"{name}_by_seed"]) if seed in dense]
+    if not pairs:
+        return float("nan"), None, 0
+    return (*mean_and_interval(pairs), len(pairs))
+
+
+def accuracy_rows(results: Sequence[Result]) -> list[list[Any]]:
+    """Return (task, layout, what, headline, difference to dense, interval, seeds, dense at evaluation, bytes share)."""
+    dense = {_baseline_key(r): r for r in results if r["parameters"]["compress"] == "none"}
+    rows = []
+    for result in sorted(results, key=lambda r: (r["parameters"]["task"], r["parameters"]["tp"], label(r))):
+        p, name = result["parameters"], result["metric"]
+        baseline = dense.get(_baseline_key(result))
+        difference, half, share = None, None, None
+        if baseline is not None and baseline is not result:
+            difference, half, _ = paired_difference(result, baseline)
+            sent = sum(site["counted"] for site in result["bytes_per_step"].values())
+            whole = sum(site["counted"] for site in baseline["bytes_per_step"].values())
+            share = sent / whole if whole else None
+        layout = f"{p['tp']} x {p['pp']}"
+        rows.append(
+            [
+                p["task"],
+                layout,
+                label(result),
+                name,
+                result[name],
+                difference,
+                half,
+                len(result["seeds"]),
+                result["dense_at_eval"].get(name),
+                share,
+            ]
+        )
+    return rows
+
+
+def results_page(results: Sequence[Result], failures: Sequence[Result], studies: Sequence[Result] = ()) -> Page:
+    """Return the page. Measured numbers only; predictions have a page of their own."""
+    page = Page("Does compression pay?", f"{len(results)} configurations measured, {len(failures)} failed")
+    page.section(
+        "Accuracy",
+        "The headline of each task (accuracy, or loss where less is better), the paired difference to "
+        "the dense run with equal seeds and its 95 % interval, the score with compression switched off "
+        "at evaluation, and the bytes sent as a share of the dense run's.",
+    )
+    headers = [
+        "task",
+        "TP x PP",
+        "compression",
+        "metric",
+        "score",
+        "difference",
+        "± 95 %",
+        "seeds",
+        "dense at eval",
+        "bytes / dense",
+    ]
+    page.table(headers, [[_blank(cell) for cell in row] for row in accuracy_rows(results)])
+    timed = [r for r in results if r["ms_per_iteration"]]
+    if timed:
+        page.section(
+            "Time",
+            "Real ranks. Median of whole iterations without a stopwatch; the parts come from a second pass "
+            "with one, with a barrier before each collective, so their sum is larger.",
+        )
+        parts = sorted({part for r in timed for part in r["ms_per_iteration"]["profiled"]})
+        rows = []
+        for r in timed:
+            p, ms = r["parameters"], r["ms_per_iteration"]
+            rows.append(
+                [
+                    p["task"],
+                    f"{p['tp']} x {p['pp']}",
+                    label(r),
+                    r["link"]["nominal"],
+                    r["link"]["kind"],
+                    ms["total"],
+                    *[ms["profiled"].get(part, "") for part in parts],
+                    _blank(r["achieved_gbit_s"]),
+                ]
+            )
+        page.table(["task", "TP x PP", "compression", "link", "made by", "ms", *parts, "achieved Gbit/s"], rows)
+        page.figure(
+            bar_plot(
+                {label(r)[:28]: {"ms per iteration": r["ms_per_iteration"]["total"]} for r in timed[:12]},
+                y_label="ms per iteration",
+            )
+        )
+    for study in studies:
+        _study(page, study)
+    if failures:
+        page.section("Failed", "Configurations that ended with an error; their partial results are not counted.")
+        page.table(
+            ["configuration", "error"],
+            [[f["parameters"]["task"] + " " + f["parameters"]["compress"], f["error"]] for f in failures],
+        )
+    return page
+
+
+def _study(page: Page, study: Result) -> None:
+    if study["study"] == "break-even":
+        page.section(f"Break-even on {study['link']}", f"One sum over {study['world_size']} ranks, {study['link_kind']}.")
+        rows = [[r["spec"], r["dense_bytes"], r["sent_bytes"], r["ms"]] for r in study["rows"]]
+        page.table(["compressor", "dense bytes", "sent bytes", "ms"], rows)
+        specs = list(dict.fromkeys(r["spec"] for r in study["rows"]))
+        series = {
+            s: ([r["dense_bytes"] for r in study["rows"] if r["spec"] == s], [r["ms"] for r in study["rows"] if r["spec"] == s])
+            for s in specs
+        }
+        page.figure(line_plot(series, x_label="dense message (bytes)", y_label="ms", is_log_x=True, is_log_y=True))
+        return
+    page.section(
+        "Are activations low-rank?",
+        f"Singular values that hold 90 % of the energy, {study['task']} after {study['steps']} steps.",
+    )
+    page.table(
+        ["module", "width", "activations", "gradients"],
+        [[r["module"], r["width"], r["activation_rank_90"], r["gradient_rank_90"]] for r in study["rows"]],
+    )
+    last = study["rows"][-1]
+    series = {
+        kind: (list(range(1, len(last[f"{kind}_spectrum"]) + 1)), last[f"{kind}_spectrum"])
+        for kind in ("activation", "gradient")
+    }
+    page.figure(line_plot(series, x_label="singular value", y_label="share of the largest", is_log_y=True), last["module"])
+
+
+def prediction_page(machine: Machine, specs: Sequence[str], hidden: Sequence[int], nodes: Sequence[int]) -> Page:
+    """Return the page of the paper's two scaling figures, predicted for a calibrated machine."""
+    rate, flops = 8 * machine.byte_per_s / 1e9, machine.flop_per_s / 1e9
+    link = f"{machine.link} ({machine.link_kind})"
+    source = f"From a calibration of link {link}: {rate:.2f} Gbit/s achieved, {flops:.0f} GFLOP/s per rank"
+    page = Page("Predicted, not measured", source)
+    widths = [h for h in hidden if h >= min(hidden)]
+    for n in sorted({min(nodes), max(nodes)}):
+        page.section(
+            f"Speed-up by hidden size on {n} node{'s' if n > 1 else ''}",
+            "TP 4, sequence 128, micro-batch 16, one layer per stage. Dense time / compressed time, "
+            "corrected model; the last line is the paper's formula for its auto-encoder.",
+        )
+        series: dict[str, Any] = {}
+        for spec in specs:
+            series[spec] = (widths, [speed_up(machine, _fixed(h, n), spec) for h in widths])
+        series["paper's formula"] = (widths, [PaperModel.of(machine).speed_up(_fixed(h, n)) for h in widths])
+        page.figure(line_plot(series, x_label="hidden size", y_label="predicted speed-up", is_log_x=True))
+        page.table(["hidden", *series], [[h, *[series[name][1][i] for name in series]] for i, h in enumerate(widths)])
+    page.section(
+        "Weak scaling", "Hidden size, layers and nodes grow together as in Megatron's table; 4 micro-batches per node."
+    )
+    chosen = [row for row in WEAK_SCALING if min(nodes) <= row[2] <= max(nodes) and min(hidden) <= row[0] <= max(hidden)]
+    rows = []
+    for h, layers, n in chosen:
+        shape = Shape(hidden=h, layers=layers, nodes=n, microbatches=4 * n)
+        rows.append([h, layers, n, *[speed_up(machine, shape, spec) for spec in specs], PaperModel.of(machine).speed_up(shape)])
+    page.table(["hidden", "layers", "nodes", *specs, "paper's formula"], rows)
+    return page
+
+
+def _fixed(hidden: int, nodes: int) -> Shape:
+    return Shape(hidden=hidden, layers=nodes, nodes=nodes, microbatches=4 * nodes)
+
+
+def _blank(value: Any) -> Any:
+    return "" if value is None else value

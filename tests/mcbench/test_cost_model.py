@@ -1,0 +1,139 @@
+"""The cost model: its bytes are the transports', its shapes are the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evenflow.base.errors import ConfigError
+from evenflow.mcbench.advice import advise, hidden_of
+from evenflow.mcbench.calibration import coding_s, fit
+from evenflow.mcbench.cost_model import (
+    WEAK_SCALING,
+    Machine,
+    PaperModel,
+    Shape,
+    break_even_bytes,
+    errors_of,
+    exchange_s,
+    layer_flops,
+    speed_up,
+    step_s,
+)
+from evenflow.mcbench.report_page import prediction_page
+
+CODED = ("bf16", "int8-g32", "int4-g32", "ae:100", "topk:0.1", "powersgd:50")
+
+
+def machine(gbit_s: float = 1.0, coding_ns: float = 1.0, operation_s: float = 1e-4) -> Machine:
+    coding = dict.fromkeys(CODED, coding_ns * 1e-9)
+    return Machine(1e12, operation_s, gbit_s * 1e9 / 8, coding, coding, "test", "made up")
+
+
+def test_operations_of_a_layer() -> None:
+    shape = Shape(hidden=1024, layers=1, sequence=128, micro_batch=16)
+    assert layer_flops(shape, is_recomputed=True) == 96 * 16 * 128 * 1024**2 + 16 * 16 * 128**2 * 1024
+    assert layer_flops(shape) / layer_flops(shape, is_recomputed=True) == pytest.approx(0.75)
+
+
+def test_exchange_is_bytes_over_rate_plus_fixed_time() -> None:
+    plain = machine(coding_ns=0.0)
+    assert exchange_s(plain, "none", 512, 1024, 2) == pytest.approx(1e-4 + 512 * 1024 * 4 / 125e6)
+    two_shot = 2e-4 + 512 * 1024 * (1 + 2 / 32) / 125e6
+    assert exchange_s(plain, "int8-g32", 512, 1024, 2) == pytest.approx(two_shot)
+    assert exchange_s(machine(), "int8-g32", 512, 1024, 2) == pytest.approx(two_shot + 512 * 1024 * (1.5 + 2.0) * 1e-9)
+    assert exchange_s(plain, "none", 512, 1024, 1) == 0.0
+    with pytest.raises(ConfigError, match="not calibrated; known: bf16"):
+        exchange_s(plain, "q8", 4, 64, 2)
+
+
+def test_compression_pays_on_slow_links_and_not_on_fast_ones() -> None:
+    shape = Shape(hidden=2048, layers=4)
+    assert speed_up(machine(1.0), shape, "int8-g32") > 1.5
+    assert speed_up(machine(800.0), shape, "int8-g32") < 1.0
+    assert break_even_bytes(machine(1.0), "int8-g32", 2) is not None
+    assert break_even_bytes(machine(800.0), "int8-g32", 2) is None
+    small, large = (
+        break_even_bytes(machine(1.0, operation_s=1e-5), "int8-g32", 2),
+        break_even_bytes(machine(1.0), "int8-g32", 2),
+    )
+    assert small is not None
+    assert large is not None
+    assert small < large
+
+
+def test_the_paper_formula_falls_with_hidden_size_and_keeps_a_gain_when_nodes_scale() -> None:
+    paper = PaperModel.of(machine(10.0, coding_ns=0.02))
+    at_one_node = [paper.speed_up(Shape(hidden=h, layers=1)) for h in (1024, 4096, 12288, 25600)]
+    assert at_one_node == sorted(at_one_node, reverse=True)
+    assert at_one_node[0] > 1.1
+    assert 1.0 < at_one_node[-1] < 1.02
+    weak = [paper.speed_up(Shape(hidden=h, layers=layers, nodes=n, microbatches=4 * n)) for h, layers, n in WEAK_SCALING]
+    alone = paper.speed_up(Shape(hidden=25600, layers=1))
+    assert weak[-1] > alone
+
+
+def test_pipeline_bubble_and_boundaries() -> None:
+    fast = machine(1e9, 0.0, 0.0)
+    one = step_s(fast, Shape(hidden=512, layers=8, tp=1, microbatches=8))
+    four = step_s(fast, Shape(hidden=512, layers=8, tp=1, nodes=4, microbatches=8))
+    assert four / one == pytest.approx((8 + 3) / 8 / 4, rel=1e-3)
+
+
+def test_predictions_are_judged() -> None:
+    good = errors_of({"a": 100.0, "b": 80.0}, {"a": 110.0, "b": 90.0})
+    assert good["within_25_percent"]
+    assert good["swapped"] == []
+    bad = errors_of({"a": 100.0, "b": 50.0}, {"a": 60.0, "b": 90.0})
+    assert not bad["within_25_percent"]
+    assert bad["swapped"] == [("a", "b")]
+
+
+def test_fit_recovers_a_line() -> None:
+    fixed, rate = fit([(size, 2e-4 + size / 1e8) for size in (1e4, 1e5, 1e6)])
+    assert fixed == pytest.approx(2e-4)
+    assert rate == pytest.approx(1e8)
+
+
+def test_calibrations_come_back_and_broken_files_are_named(tmp_path: Path) -> None:
+    machine().write(tmp_path / "m.json")
+    assert Machine.read(tmp_path / "m.json") == machine()
+    (tmp_path / "x.json").write_text("{}")
+    for name in ("x.json", "missing.json"):
+        with pytest.raises(ConfigError, match="is no calibration"):
+            Machine.read(tmp_path / name)
+
+
+def test_coding_times_are_positive() -> None:
+    encode, decode = coding_s("int8-g32", rows=16, width=64, repeats=1)
+    assert encode > 0
+    assert decode > 0
+
+
+def test_advice_orders_by_time_and_cites_evidence(tmp_path: Path) -> None:
+    def result(compress: str, values: list[float]) -> dict[str, object]:
+        return {
+            "parameters": {"task": "digits", "compress": compress},
+            "metric": "accuracy",
+            "seeds": [0, 1],
+            "accuracy_by_seed": values,
+        }
+
+    results = [result("none", [0.9, 0.92]), result("tp.forward=int4-g32/two-shot", [0.89, 0.91])]
+    lines = advise(machine(), "bert-tiny", 2, 65536, results)
+    assert lines[0].startswith("predicted")
+    assert "accuracy on digits -0.0100 ± 0.0000" in next(line for line in lines if line.startswith("int4-g32"))
+    assert "no evidence" in next(line for line in lines if line.startswith("bf16"))
+    assert "does not pay here" in advise(machine(1e4, 1000.0), "bert-tiny", 2, 128)[-1]
+    with pytest.raises(ConfigError, match="one rank"):
+        advise(machine(), "bert-tiny", 1, 128)
+    assert hidden_of("vit-tiny") == 64
+
+
+def test_prediction_page_says_that_it_predicts(tmp_path: Path) -> None:
+    page = prediction_page(machine(), ("bf16", "int8-g32"), (1024, 6144, 25600), (1, 64))
+    page.write(tmp_path / "p.html")
+    text = (tmp_path / "p.html").read_text()
+    assert "Predicted, not measured" in text
+    assert "25600" in text or "25,600" in text

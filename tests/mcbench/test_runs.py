@@ -1,0 +1,150 @@
+"""Runs, suites and the command line: results hold what they promise, suites resume, failures keep what there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evenflow.base.errors import ConfigError, RegistryError, WireError
+from evenflow.cli import mcbench as command
+from evenflow.comm.links import Link
+from evenflow.mcbench.config import RunConfig
+from evenflow.mcbench.launch import launch
+from evenflow.mcbench.report_page import accuracy_rows, results_page
+from evenflow.mcbench.run import run, summarise
+from evenflow.mcbench.suite import read_results, run_suite, suite
+from evenflow.mcbench.tasks import load_task
+
+SMALL = {"emulate": True, "seeds": 2, "steps": 3, "batch": 8, "hidden": 32, "num_layers": 2}
+
+
+def parse(*words: str) -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers(dest="command"))
+    return parser.parse_args(["mcbench", *words])
+
+
+def test_an_emulated_run_holds_everything() -> None:
+    result = run(RunConfig(tp=2, pp=2, compress="tp=int8-g32/two-shot; pp=topk:0.1", **SMALL))  # type: ignore[arg-type]
+    assert 0 <= result["accuracy"] <= 1
+    assert len(result["accuracy_by_seed"]) == 2
+    assert set(result["bytes_per_step"]) == {"tp.forward", "tp.backward", "pp.forward", "pp.backward"}
+    for entry in result["bytes_per_step"].values():
+        assert entry["planned"] == pytest.approx(entry["counted"])
+        assert entry["planned"] > 0
+    assert result["parameters"]["compress"].startswith("tp=int8")
+    assert result["parity"]["parity"]["output_error"] < 1e-5
+    assert result["seeds"] == [0, 1]
+    assert result["data"]["is_pinned"]
+    assert {"torch", "transformers", "python"} <= set(result["versions"])
+    json.dumps(result)
+
+
+def test_emulated_pipeline_boundaries_count_exactly_their_messages() -> None:
+    result = run(RunConfig(pp=2, compress="pp=int8-g32", **{**SMALL, "seeds": 1}))  # type: ignore[arg-type]
+    micro_batch = 4 * 17 * 32  # 4 of 8 images, 16 patches and a class token, hidden 32
+    assert result["bytes_per_step"]["pp.forward"]["planned"] == 2 * micro_batch * (1 + 2 / 32)
+    assert "note" in result
+
+
+def test_aqsgd_uses_fixed_batches_and_learned_boundaries_train() -> None:
+    assert RunConfig(pp=2, compress="pp.forward=aqsgd:4").training().fixed_batches
+    assert not RunConfig(pp=2, compress="pp=q8").training().fixed_batches
+    result = run(RunConfig(pp=2, compress="pp.forward=ae:8", **{**SMALL, "seeds": 1}))  # type: ignore[arg-type]
+    # The gradient of an auto-encoder's code is as narrow as the code, and travels by autograd.
+    assert result["bytes_per_step"]["pp.forward"]["planned"] == 8 * 17 * 8 * 4
+
+
+def test_suites_resume_and_note_failures(tmp_path: Path) -> None:
+    configs = suite("paper", 1)
+    assert len(configs) >= 200
+    assert len({config.key() for config in configs}) == len(configs)
+    assert {(config.tp, config.pp) for config in configs} >= {(4, 1), (2, 2), (1, 4)}
+    calls: list[str] = []
+
+    def fake(config: RunConfig) -> dict[str, Any]:
+        calls.append(config.key())
+        if len(calls) == 3:
+            raise WireError("a rank died")
+        return {"metric": "accuracy", "accuracy": 0.5, "wall_s": 0.0, "parameters": config.to_json()}
+
+    first = run_suite(configs[:5], tmp_path, run_one=fake)
+    assert (first.done, first.failed) == (4, 1)
+    second = run_suite(configs[:6], tmp_path, run_one=fake)
+    assert (second.done, second.skipped, second.failed) == (2, 4, 0)
+    assert len(calls) == 7
+    results, failures = read_results(tmp_path)
+    assert len(results) == 6
+    assert failures[0]["error"] == "a rank died"
+    times = iter([0.0, 1.0, 100.0, 200.0])
+    budgeted = run_suite(configs[10:20], tmp_path, 50.0, run_one=fake, clock=lambda: next(times))
+    assert (budgeted.done, budgeted.left) == (1, 9)
+    with pytest.raises(RegistryError, match="known: paper, modern"):
+        suite("everything")
+    with pytest.raises(ConfigError, match="holds no results"):
+        read_results(tmp_path / "nowhere")
+
+
+def test_report_pairs_seeds_with_the_dense_run(tmp_path: Path) -> None:
+    dense = run(RunConfig(tp=2, **SMALL))  # type: ignore[arg-type]
+    rough = run(RunConfig(tp=2, compress="tp.forward=q2", **SMALL))  # type: ignore[arg-type]
+    row = next(row for row in accuracy_rows([dense, rough]) if row[2] == "tp.forward=q2")
+    differences = [a - b for a, b in zip(rough["accuracy_by_seed"], dense["accuracy_by_seed"])]
+    assert row[5] == pytest.approx(sum(differences) / 2)
+    assert 0 < row[9] < 1
+    results_page([dense, rough], []).write(tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert "tp.forward=q2" in text
+    assert "Predicted" not in text
+
+
+def test_command_line_lists_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(parse("list")) == 0
+    listed = capsys.readouterr().out
+    for word in ("int8-g32", "paper:A1", "two-shot", "tp.forward", "vit-tiny", "digits", "activation-rank"):
+        assert word in listed
+    words = ["--tp", "2", "--compress", "tp.forward=int8-g32/two-shot", "--seeds", "1", "--steps", "2", "--batch", "4"]
+    out = tmp_path / "results" / "out.json"
+    out.parent.mkdir()
+    status = command.run(parse("run", *words, "--emulate", "--num-layers", "2", "--hidden", "32", "--json", str(out)))
+    assert status == 0
+    assert "one seed" in capsys.readouterr().out
+    assert json.loads(out.read_text())["metric"] == "accuracy"
+    assert command.run(parse("report", str(out.parent), "--html", str(tmp_path / "r.html"))) == 0
+    with pytest.raises(ConfigError, match="allowed: 1"):
+        command.run(parse("suite", "paper", "--out", str(tmp_path), "--jobs", "4"))
+    with pytest.raises(ConfigError, match="budget"):
+        command.run(parse("suite", "paper", "--out", str(tmp_path), "--budget", "soon"))
+    with pytest.raises(ConfigError, match="LOW:HIGH"):
+        command._range("9:1", "hidden")
+
+
+def test_partial_results_of_a_broken_run_are_kept() -> None:
+    task = load_task("digits")
+    record = {"seed": 0, "scores": {"compressed": {"loss": 1.0, "accuracy": 0.5}, "dense": {"loss": 1.0, "accuracy": 0.5}}}
+    result = summarise(RunConfig(tp=2, seeds=5), task, [{"kind": "seed", "value": record}])
+    assert result["seeds"] == [0]
+    assert result["accuracy"] == 0.5
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_real_ranks_measure_and_failures_are_named() -> None:
+    result = run(RunConfig(tp=2, compress="tp=int8-g32", seeds=1, steps=3, batch=8, hidden=32, num_layers=2, timed_steps=3))
+    assert result["ms_per_iteration"]["total"] > 0
+    assert {"forward", "backward", "optimizer", "encode", "decode", "waiting"} <= set(result["ms_per_iteration"]["profiled"])
+    assert result["achieved_gbit_s"] > 0
+    broken = launch("run", RunConfig(tp=2, task="chars", model="nowhere", seeds=1).to_json(), 2, Link.parse("unlimited"))
+    assert broken.failure is not None
+    assert "nowhere is no model folder" in broken.failure
+
+
+@pytest.mark.slow
+def test_dense_digits_with_the_defaults_reach_nine_tenths() -> None:
+    result = run(RunConfig(seeds=1))
+    assert result["accuracy"] >= 0.9
