@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from evenflow.base.errors import AdapterNotFound, AdapterRejected
 from evenflow.serving.core.shape import MODULES
 from evenflow.serving.lora.peft import read_adapter
+from evenflow.serving.lora.peft_config import read_rules
 from evenflow.serving.models.config import parse_config
 from evenflow.serving.models.tiny import TINY
 from evenflow.serving.models.tiny_adapter import make_adapter
@@ -219,3 +222,44 @@ def test_identity_is_what_decides_the_outputs(tmp_path):
     assert digest("e", alpha=9) != same
     assert digest("f", seed=1) != same
     assert digest("g", dtype=torch.bfloat16) != same
+
+
+ODD_SCALARS = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    7,
+    10**400,
+    0.0,
+    0.5,
+    -1.5,
+    1e300,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "(",
+    "default",
+]
+ODD_CONTAINERS = [[], [1], ["x"], [None], [[1]], [True], {}, {"x": 1}, {"x": [1]}, {"(": -1}, {"": 1e300}, [1.5, "layers"]]
+ANYTHING = st.sampled_from([*ODD_SCALARS, *ODD_CONTAINERS])
+FIELDS = ["r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"]
+FIELDS += ["layers_to_transform", "layers_pattern", "fan_in_fan_out", "init_lora_weights", "bias", "peft_type", "task_type"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), ANYTHING, max_size=3))
+def test_any_value_in_any_field_is_read_or_refused(changes):
+    reasons: list[str] = []
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"], **changes}
+    rules = read_rules(config, reasons)
+    assert (rules is None) == bool(reasons)
+    if rules is not None:
+        for module in ("model.layers.0.self_attn.q_proj", "lm_head"):
+            rules.is_target(module)
+            assert rules.rank_of(module) >= 1
+            assert np.isfinite(rules.scale_of(module))

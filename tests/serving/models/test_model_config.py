@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from evenflow.base.errors import ModelError
 from evenflow.serving.models.config import load_config, parse_config
@@ -166,3 +168,49 @@ def test_a_folder_that_is_no_model_is_said_to_be_none(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ModelError, match="num_attention_heads is missing"):
         load_config(tmp_path)
+
+
+ODD_SCALARS = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    7,
+    10**400,
+    0.0,
+    0.5,
+    -1.5,
+    1e300,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "(",
+    "default",
+]
+ODD_CONTAINERS = [[], [1], ["x"], [None], [[1]], [True], {}, {"x": 1}, {"x": [1]}, {"(": -1}, {"": 1e300}, [1.5, "layers"]]
+ANYTHING = st.sampled_from([*ODD_SCALARS, *ODD_CONTAINERS])
+FIELDS = sorted(
+    {*TINY, "head_dim", "rope_parameters", "rope_scaling", "sliding_window", "layer_types", "use_sliding_window", "dtype"}
+    | {"original_max_position_embeddings", "max_window_layers", "attention_bias", "mlp_bias", "partial_rotary_factor"}
+)
+ROPE_FIELDS = ["rope_type", "type", "factor", "rope_theta", "low_freq_factor", "attention_factor", "truncate", "beta_fast"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]),
+    st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=2),
+    st.none() | st.dictionaries(st.sampled_from(ROPE_FIELDS), ANYTHING | st.sampled_from(["yarn", "llama3", 2.0]), max_size=4),
+    st.dictionaries(st.sampled_from(["eos_token_id", "do_sample", "temperature", "top_k"]), ANYTHING, max_size=2),
+)
+def test_any_value_in_any_field_is_read_or_refused(model_type, changes, rope, generation):
+    raw = {**TINY, "architectures": None, "model_type": model_type, "rope_scaling": rope, **changes}
+    try:
+        config = parse_config(raw, generation)
+        config.context_length()
+    except ModelError:
+        pass

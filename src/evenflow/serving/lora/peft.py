@@ -58,9 +58,10 @@ class PeftAdapter:
         return self._tensors.as_float32(self._names[layer, module][0])
 
     def b_scaled(self, layer: int, module: str) -> np.ndarray:
-        """B transposed, times the LoRA scale, in fp32: [R, O]."""
+        """B transposed, times the LoRA scale, in fp32: [R, O]; infinite where that overflows."""
         b_OR = self._tensors.as_float32(self._names[layer, module][1])
-        return b_OR.T * np.float32(self._scales[layer, module])
+        with np.errstate(over="ignore"):
+            return b_OR.T * np.float32(self._scales[layer, module])
 
     @property
     def sites(self) -> tuple[Site, ...]:

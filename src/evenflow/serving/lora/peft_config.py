@@ -70,6 +70,7 @@ _REMEDIES = {
 _PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 _PATTERN_CHARACTERS = 2000
+_HIGHEST_RANK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +141,7 @@ def read_rules(config: Mapping[str, Any], reasons: list[str]) -> LoraRules | Non
     for key in (*rank_pattern, *alpha_pattern):
         _check_pattern(key, "rank_pattern or alpha_pattern", reasons)
     layers = _layers(config.get("layers_to_transform"), reasons)
-    layers_pattern = config.get("layers_pattern") or ()
-    layers_pattern = (layers_pattern,) if isinstance(layers_pattern, str) else tuple(layers_pattern)
-    for pattern in layers_pattern:
-        _check_pattern(pattern, "layers_pattern", reasons)
+    layers_pattern = _patterns(config.get("layers_pattern"), "layers_pattern", reasons)
     if not targets:
         reasons.append("target_modules is empty; allowed: module names, a regular expression or 'all-linear'")
     if isinstance(targets, str) and (layers is not None or layers_pattern):
@@ -196,15 +194,15 @@ def _refuse_unsupported(config: Mapping[str, Any], reasons: list[str]) -> None:
 
 
 def _rank(value: Any, name: str, reasons: list[str]) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        reasons.append(f"{name} is {value!r}; allowed: an integer of 1 or more")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _HIGHEST_RANK:
+        reasons.append(f"{name} is {repr(value)[:40]}; allowed: an integer from 1 to {_HIGHEST_RANK}")
         return 1
     return value
 
 
 def _number(value: Any, name: str, reasons: list[str]) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        reasons.append(f"{name} is {value!r}; allowed: a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e38 < value < 1e38:
+        reasons.append(f"{name} is {repr(value)[:40]}; allowed: a finite number")
         return 1.0
     return float(value)
 
@@ -228,6 +226,15 @@ def _names_or_pattern(value: Any, name: str, reasons: list[str]) -> tuple[str, .
         return tuple(value)
     reasons.append(f"{name} is {value!r}; allowed: a list of names, a regular expression or 'all-linear'")
     return ()
+
+
+def _patterns(value: Any, name: str, reasons: list[str]) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) and value else tuple(value) if isinstance(value, list) else ()
+    if value and not patterns:
+        reasons.append(f"{name} is {repr(value)[:40]}; allowed: a name or a list of names")
+    for pattern in patterns:
+        _check_pattern(pattern, name, reasons)
+    return patterns
 
 
 def _check_pattern(pattern: Any, name: str, reasons: list[str]) -> None:

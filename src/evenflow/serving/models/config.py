@@ -172,7 +172,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _architecture(config: Mapping[str, Any]) -> str:
     given, model_type = config.get("architectures"), config.get("model_type")
-    if model_type is not None and model_type not in _MODEL_TYPES:
+    if model_type is not None and (not isinstance(model_type, str) or model_type not in _MODEL_TYPES):
         raise ModelError(f"model_type is {model_type!r}; supported: {', '.join(_MODEL_TYPES)}")
     if not given:
         if model_type is None:
@@ -190,8 +190,8 @@ def _integer(config: Mapping[str, Any], name: str, default: int | None = None) -
     value = default if value is None else value
     if value is None:
         raise ModelError(f"{name} is missing")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"{name} is {value!r}; allowed: an integer of 1 or more")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
+        raise ModelError(f"{name} is {repr(value)[:40]}; allowed: an integer of 1 or more, below 2^31")
     return value
 
 

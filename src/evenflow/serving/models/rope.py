@@ -82,20 +82,16 @@ def read_rope(config: Mapping[str, Any], max_position_embeddings: int) -> RopeSp
 
     def number(name: str, default: float) -> float:
         value = given.get(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise ModelError(f"{field}.{name} is {value!r}; allowed: a number above 0")
-        return float(value)
+        return default if value is None else _positive(value, f"{field}.{name}")
 
-    theta = given.get("rope_theta", config.get("rope_theta", 10000.0))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
-        raise ModelError(f"rope_theta is {theta!r}; allowed: a number above 0")
+    theta = given.get("rope_theta", config.get("rope_theta"))
     factor = number("factor", 1.0)
     # A field of its own beside the rope object wins, as in transformers.
     original = config.get("original_max_position_embeddings")
     if original is None:
         original = number("original_max_position_embeddings", max_position_embeddings)
+    else:
+        original = _positive(original, "original_max_position_embeddings")
     truncate = given.get("truncate", True)
     if not isinstance(truncate, bool):
         raise ModelError(f"{field}.truncate is {truncate!r}; allowed: true or false")
@@ -104,7 +100,7 @@ def read_rope(config: Mapping[str, Any], max_position_embeddings: int) -> RopeSp
         raise ModelError(f"{field}.high_freq_factor is {high}; allowed: above low_freq_factor ({low})")
     return RopeSpec(
         kind=kind,
-        theta=float(theta),
+        theta=10000.0 if theta is None else _positive(theta, "rope_theta"),
         factor=factor,
         original_max_position=int(original),
         low_freq_factor=low,
@@ -129,6 +125,13 @@ def _rope_object(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
             raise ModelError(f"{field}.{nested[0]} is an object; a rope of its own per layer type is not supported")
         return field, value
     return "rope_scaling", {}
+
+
+def _positive(value: Any, name: str) -> float:
+    """``value`` as a number above 0 that fp32 can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+        raise ModelError(f"{name} is {repr(value)[:40]}; allowed: a number above 0")
+    return float(value)
 
 
 def _attention_factor(number: Any, factor: float) -> float:
