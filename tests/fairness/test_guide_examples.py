@@ -16,8 +16,12 @@ GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "add-a-policy.md"
 def test_the_example_policy_serves_the_shortest_prompt_first():
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
     names = {
-        **{"ClientQueues": ClientQueues, "PolicyDefaults": PolicyDefaults, "PolicySettings": PolicySettings},
-        **{"Schedulable": Schedulable, "refuse_argument": refuse_argument, "ToyServer": ToyServer},
+        "ClientQueues": ClientQueues,
+        "PolicyDefaults": PolicyDefaults,
+        "PolicySettings": PolicySettings,
+        "Schedulable": Schedulable,
+        "refuse_argument": refuse_argument,
+        "ToyServer": ToyServer,
     }
     for block in blocks:
         exec("from __future__ import annotations\n" + block, names)
