@@ -20,7 +20,7 @@ from evenflow.mcbench.attach import compress_model, compression_of, emulate_mode
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.models import MODELS, make_model
 from evenflow.mcbench.parity import check_parity, first_tensor
-from evenflow.mcbench.pipeline import StageModule
+from evenflow.mcbench.pipeline import StageModule, emulate_boundaries
 from evenflow.mcbench.roles import roles_of
 from evenflow.mcbench.tasks import load_task
 from evenflow.mcbench.worker import Place, check_pipeline_parity, init_group
@@ -228,6 +228,26 @@ def test_two_stages_equal_the_single_process(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report) == 4
     assert max(report.values()) < 1e-5, report
+
+
+def test_emulated_stages_train_the_layer_before_the_boundary_and_share_the_switch() -> None:
+    """The authors' code encoded the layer's input, so that the last layer of a stage got no gradient."""
+    model = emulate_model(make_model("vit-tiny", 0), 2, "tp.forward=q8; pp=q8", warmup_steps=1, layers="all")
+    compression, inputs = compression_of(model), inputs_of("vit-tiny")
+    boundaries = emulate_boundaries(model, 2, compression, 1)
+    plain = first_tensor(model.train()(**inputs)).detach()
+    assert not boundaries[0].is_active
+    compression.advance()
+    output = first_tensor(model(**inputs))
+    assert boundaries[0].is_active
+    assert not torch.equal(output, plain)
+    output.square().sum().backward()
+    for layer in (1, 2):
+        weight = dict(model.named_parameters())[f"vit.layers.{layer}.mlp.fc2.weight"]
+        assert weight.grad is not None
+        assert float(weight.grad.abs().max()) > 0
+    assert set(compression.ledger.by_site) == {"tp.forward", "tp.backward", "pp.forward", "pp.backward"}
+    compression.ledger.check_integrity()
 
 
 def test_t5_cannot_be_cut_into_stages() -> None:

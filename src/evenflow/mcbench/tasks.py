@@ -193,8 +193,8 @@ def encode_pair(first: list[int], second: list[int], length: int) -> tuple[list[
 def _pairs() -> Task:
     """Does this paragraph belong under this heading of the language reference? Half of the pairs are right.
 
-    Headings with 20 paragraphs and more, repeated ones left out; every fifth paragraph is for testing, so test paragraphs are unseen and their
-    headings are not.
+    Headings with 20 paragraphs and more, repeated ones left out. Every fifth paragraph is for testing: test paragraphs
+    are unseen, their headings are not.
     """
     length = 64
     topics, digest, is_pinned = topics_text()
