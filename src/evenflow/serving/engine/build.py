@@ -41,6 +41,7 @@ def build_engine(config: EngineConfig) -> Engine:
     start_numba_threads()
     model_config = load_config(config.model)
     tokenizer = Tokenizer.from_folder(config.model)
+    eos_token_ids = end_tokens(model_config, tokenizer)
     if config.policy.partition(":")[0] in _SIMULATION_ONLY:
         raise ConfigError(f"policy {config.policy!r} knows the lengths of answers in advance: it exists in simulations only")
     queues, weights = ClientQueues(), dict(config.weight_by_client)
@@ -62,7 +63,7 @@ def build_engine(config: EngineConfig) -> Engine:
     arena = Arena(num_pages)
     catalog = Catalog(layout, max_rank=config.max_lora_rank, on_freed=lambda digest: residency.forget(digest))
     residency = Residency(arena, catalog.record)
-    worker = Worker(model, storage, attention, lora, Sampler(model_config.eos_token_ids), catalog.host_image)
+    worker = Worker(model, storage, attention, lora, Sampler(eos_token_ids), catalog.host_image)
     worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs)
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
@@ -92,11 +93,19 @@ def build_engine(config: EngineConfig) -> Engine:
         executor=LocalExecutor(worker),
         tokenizer=tokenizer,
         weight_by_client=weights,
-        eos_token_ids=model_config.eos_token_ids,
+        eos_token_ids=eos_token_ids,
         vocab_size=model_config.shape.vocab_size,
         dtype=str(dtype).removeprefix("torch."),
         page_bytes=layout.page_bytes,
     )
+
+
+def end_tokens(model: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end an answer: what the model folder names, and the tokenizer's own (chat models' configs often omit it)."""
+    eos_token = tokenizer.special_tokens.get("eos_token")
+    eos_token_id = None if eos_token is None else tokenizer.token_id(eos_token)
+    named = (*model.eos_token_ids, *(() if eos_token_id is None else (eos_token_id,)))
+    return tuple(dict.fromkeys(token_id for token_id in named if token_id < model.shape.vocab_size))
 
 
 def resolve_device(name: str) -> torch.device:
