@@ -114,3 +114,19 @@ def test_warm_up_compiles_what_serving_calls():
     attention.run(0, torch.randn(13, SHAPE.q_width + 2 * SHAPE.kv_width))
     lora.run(0, "o", torch.randn(13, SHAPE.q_width), torch.randn(13, SHAPE.hidden_size))
     assert [len(kernel.signatures) for kernel in (attend, add_lora_rows, rotate_and_write)] == before
+
+
+def test_an_adapter_with_rows_in_one_layer_only():
+    """The kernel looks ahead at entries that have no rows in this layer."""
+    storage = make_storage(SHAPE, torch.float32, 16, 120)
+    first = put_adapter(storage, [[3] * 7, [0] * 7], list(range(0, 40)), 1)
+    second = put_adapter(storage, [[0] * 7, [3] * 7], list(range(40, 80)), 2)
+    lora = CPULoRA(storage, num_threads=1)
+    lora.bind(0, first.signature, first.pages)
+    lora.bind(1, second.signature, second.pages)
+    lora.plan(batch_of(storage, [Seq(0, 1, 0), Seq(0, 1, 1), Seq(0, 1, 0)], [[0]] * 3))
+    x = torch.randn(3, SHAPE.q_width, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(3, SHAPE.hidden_size)
+    lora.run(0, "o", x, y)
+    assert not y[1].any()
+    torch.testing.assert_close(y[[0, 2]].double(), first.delta(0, "o_proj", x[[0, 2]]), rtol=1e-5, atol=5e-6)

@@ -169,7 +169,7 @@ def _ask_ahead(start, width, stride):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _scores_of_four(element, q, k, token_stride, scores, first_head, last_head, group, dim, ahead):
-    """Scores of four tokens for the query heads of key heads [first_head, last_head); ``ahead``: bytes to the next block or 0."""
+    """Scores of four tokens for key heads first_head to last_head. ``ahead``: bytes to the next block, or 0."""
     size = itemsize(element)
     for head in range(first_head, last_head):
         n = head * group
@@ -186,7 +186,7 @@ def _scores_of_four(element, q, k, token_stride, scores, first_head, last_head, 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _mix_of_four(element, out, v, token_stride, weights, first_head, last_head, group, dim, ahead):
-    """Add four tokens' V to the outputs of the query heads of value heads [first_head, last_head). ``ahead``: as above."""
+    """Add four tokens' V to the outputs for value heads first_head to last_head. ``ahead``: as above."""
     size = itemsize(element)
     for head in range(first_head, last_head):
         n = head * group

@@ -23,6 +23,7 @@ from evenflow.serving.kernels.simd import (
     load_i64,
     load_one,
     load_one_f32,
+    prefetch,
     store,
     store_f32,
     store_one,
@@ -259,6 +260,17 @@ def _expand(element, arena, lines, first, count, y, y_apart, tokens, width, s, s
             _add_1_row(element, y + y_apart * token, a, width, load_one_f32(s + s_apart * token + 4 * r))
 
 
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _ask_for_lines(lines, table, slot, layer, modules):
+    """Ask for the row lines that an entry will need: each adapter's lie in cold memory of their own."""
+    for m in range(len(modules)):
+        rank = table[slot, layer, modules[m], 0]
+        for which in range(1, 3):
+            first = lines + 8 * table[slot, layer, modules[m], which]
+            for i in range(0, 8 * rank, 64):
+                prefetch(first + i)
+
+
 def scratch_floats(max_inputs: int, max_outputs: int, max_site_rank: int) -> int:
     """Floats of scratch that each thread of ``add_lora_rows`` needs: widths of x and y, ranks of a site's modules together."""
     return TOKENS * sum(-(-n // 16) * 16 for n in (max_inputs, max_outputs, max_site_rank))
@@ -301,6 +313,7 @@ def add_lora_rows(
     y_apart = 4 * ((max_outputs + 15) // 16 * 16)
     s_apart = 4 * ((max_site_rank + 15) // 16 * 16)
     size = itemsize(element)
+    table_address = table.ctypes.data
     for thread in numba.prange(num_threads):
         out = scratch + scratch_stride * thread
         s = out + TOKENS * y_apart
@@ -312,6 +325,11 @@ def add_lora_rows(
             if entry + TOKENS <= end and slots[entry + TOKENS - 1] == slot:
                 tokens = TOKENS
             lines = lines_of_slot[slot]
+            after = entry + tokens
+            if after < end:
+                row_of_table = (slots[after] * table.shape[1] + layer) * table.shape[2]
+                prefetch(table_address + 12 * row_of_table)
+                prefetch(table_address + 12 * row_of_table + 64)
             first = -1
             count = 0
             for m in range(len(modules)):
@@ -323,6 +341,8 @@ def add_lora_rows(
                 for token in range(tokens):
                     _widen(element, x + x_stride * rows[entry + token], wide + x_apart * token, inputs)
                 _shrink(element, arena, lines, first, count, wide, x_apart, tokens, width, s, s_apart)
+                if after < end:
+                    _ask_for_lines(lines_of_slot[slots[after]], table, slots[after], layer, modules)
                 done = 0
                 for m in range(len(modules)):
                     rank = table[slot, layer, modules[m], 0]
