@@ -92,8 +92,8 @@ def test_the_papers_server_reserves_tokens_per_distinct_adapter_or_client() -> N
     assert admission.fits(a_request(10, 10), a_memory(21)), "a request without an adapter reserves nothing"
 
 
-def test_predict_and_preempt_leaves_half_of_an_average_output_each() -> None:
-    admission = PredictAndPreempt(initial_output_tokens=64)
+def test_predict_and_preempt_leaves_a_share_of_an_average_output_each() -> None:
+    admission = PredictAndPreempt(growth_share=0.5, initial_output_tokens=64)
     admission.begin([a_request(1, 1)] * 3)
     assert not admission.fits(a_request(1, 1), a_memory(99, 16, num_available=10, prompt_pages=3))
     assert admission.fits(a_request(1, 1), a_memory(99, 16, num_available=11, prompt_pages=3))

@@ -58,7 +58,7 @@ class Server:
                 page_tokens=page_tokens,
             ),
             batch_rule=batch_rule,
-            admission=PredictAndPreempt(initial_output_tokens=64.0 if has_watermark else 0.0),
+            admission=PredictAndPreempt(growth_share=0.5 if has_watermark else 0.0),
         )
         self.oracle = KVOracle(num_pages, page_tokens, ADAPTERS)
         self.requests: dict[RequestId, Request] = {}

@@ -44,14 +44,17 @@ class Admission(Protocol):
 
 
 class PredictAndPreempt:
-    """For unknown lengths: leave room for half of an average output per running request; preempt when that was wrong.
+    """For unknown lengths: leave room for a share of an average output per running request; preempt when that was wrong.
 
-    Requests in a batch have produced half of their output on average. The average is an exponential one over
-    requests that ended by themselves. O(1) per candidate.
+    Those in the batch have half of their outputs before them on average, but not all at once: as some grow, others
+    end and leave their pages. A quarter each keeps preemptions rare without leaving much memory unused
+    (benchmarks/recipes/admission.py). The average is an exponential one over requests that ended by themselves.
+    O(1) per candidate.
     """
 
-    def __init__(self, *, initial_output_tokens: float = 64.0, smoothing: float = 0.05) -> None:
+    def __init__(self, *, growth_share: float = 0.25, initial_output_tokens: float = 64.0, smoothing: float = 0.05) -> None:
         self.mean_output_tokens = initial_output_tokens
+        self._growth_share = growth_share
         self._smoothing = smoothing
         self._num_running = 0
 
@@ -61,7 +64,7 @@ class PredictAndPreempt:
 
     def fits(self, request: Request, memory: MemoryView) -> bool:
         """Prompt and expected growth fit what is free or idle."""
-        growth_tokens = (self._num_running + 1) * self.mean_output_tokens / 2
+        growth_tokens = (self._num_running + 1) * self.mean_output_tokens * self._growth_share
         return memory.prompt_pages + growth_tokens / memory.page_tokens <= memory.num_available_pages
 
     def admitted(self, request: Request) -> None:
