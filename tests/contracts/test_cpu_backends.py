@@ -119,7 +119,7 @@ def test_warm_up_compiles_what_serving_calls():
 def test_an_adapter_with_rows_in_one_layer_only():
     """The kernel looks ahead at entries that have no rows in this layer."""
     storage = make_storage(SHAPE, torch.float32, 16, 120)
-    first = put_adapter(storage, [[3] * 7, [0] * 7], list(range(0, 40)), 1)
+    first = put_adapter(storage, [[3] * 7, [0] * 7], list(range(40)), 1)
     second = put_adapter(storage, [[0] * 7, [3] * 7], list(range(40, 80)), 2)
     lora = CPULoRA(storage, num_threads=1)
     lora.bind(0, first.signature, first.pages)
