@@ -4,9 +4,9 @@
 
 Slots are full and requests end all the time, so steps decode, start, prefill in chunks, load and evict adapters.
 Every waiting client has one request; sizes are run in turn (A B C A B C ...). A run with another number waiting
-must cost the same: planning is O(running). ``--step-ms`` is what a share is taken of: by default the time to read
+must cost the same: planning is O(running). CPU time is measured, so that a busy machine does not count. ``--step-ms`` is what a share is taken of: by default the time to read
 the bf16 weights of a 135 M model once (270 MB at 22 GB/s), which no decode step on such a machine can beat.
-Writes benchmarks/results/scheduling--<hardware>.json with all medians.
+Writes benchmarks/results/scheduling--<hardware>.json.
 """
 
 from __future__ import annotations
