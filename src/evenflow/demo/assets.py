@@ -22,7 +22,7 @@ EXAMPLE_PROMPTS = (
     "Where is the lighthouse?",
     "When is the bakery open?",
     "What pet does Abel Stone have?",
-    "What is 17 plus 15?",
+    "What is 6 times 7?",
     "Where does the ferry go on Friday?",
     "Tell me a story about Mira Quill.",
 )

@@ -28,7 +28,8 @@ Tell = Callable[[str, float], None]
 """Called with what is going on and how far it is, from 0 to 1."""
 
 POLICIES = ("fcfs", "vtc")
-_READY_TIMEOUT_S = 150.0
+_READY_TIMEOUT_S = 300.0
+"""Kernels are compiled on a first start: seconds on an idle machine, minutes on a crowded one."""
 _RANKS = (4, 8, 2)
 _SAMPLES_SHOWN = 3
 

@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--per-kind", type=int, default=24, help="held-out questions per kind and voice")
+    parser.add_argument("--note", default="", help="kept in the record: what a reader should know of the machine")
     parser.add_argument("--voices", nargs="*", help="train these adapters only")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -148,6 +149,7 @@ def main() -> None:
     modules = {"torch": torch, "transformers": transformers, "peft": peft, "tokenizers": tokenizers}
     result["versions"] = {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
     result["threads"] = args.threads
+    result["note"] = args.note or result.get("note", "")
 
     def note(name: str, run: dict[str, Any]) -> None:
         result["runs"][name] = run
