@@ -1,12 +1,13 @@
 """What scheduling costs per step, by how many requests wait: plan and commit of the shipped scheduler, nothing else.
 
-    python benchmarks/recipes/scheduling.py --hardware NAME [--step-ms 12] [--steps 600] [--repeats 5]
+    python benchmarks/recipes/scheduling.py --hardware NAME [--step-ms 12] [--steps 480] [--repeats 5]
 
 Slots are full and requests end all the time, so steps decode, start, prefill in chunks, load and evict adapters.
 Every waiting client has one request; sizes are run in turn (A B C A B C ...). A run with another number waiting
-must cost the same: planning is O(running). CPU time is measured, so that a busy machine does not count. ``--step-ms`` is what a share is taken of: by default the time to read
-the bf16 weights of a 135 M model once (270 MB at 22 GB/s), which no decode step on such a machine can beat.
-Writes benchmarks/results/scheduling--<hardware>.json.
+must cost the same: planning is O(running). CPU time is measured, so that a busy machine does not count.
+``--step-ms`` is the step that a share is taken of. The default is what reading the bf16 weights of a 135 M model
+once takes at 22 GB/s; a decode step of such a model cannot be shorter there. Writes
+benchmarks/results/scheduling--<hardware>.json.
 """
 
 from __future__ import annotations
