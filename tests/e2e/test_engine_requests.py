@@ -150,3 +150,14 @@ def test_a_request_that_breaks_the_engines_own_code_is_refused_alone(tiny_model,
     assert "could not be queued" in harness.answers[broken].last.error
     assert harness.generate(([1, 2, 3], None)) == expected
     harness.assert_nothing_leaked()
+
+
+def test_weights_that_make_no_sense_change_nothing(tiny_model):
+    harness = EngineHarness(tiny_model)
+    harness.engine.set_weights({"gold": 4.0})
+    harness.engine.set_weights({"gold": 2.0, "broken": 0.0})
+    harness.submit([1, 2], client="gold", max_tokens=1)
+    harness.submit([1, 2], client="broken", max_tokens=1)
+    harness.run()
+    stats = harness.engine.stats()
+    assert (stats.clients["gold"].weight, stats.clients["broken"].weight) == (4.0, 1.0)

@@ -7,6 +7,7 @@ what it said. It knows no HTTP; names of adapters become digests here, and nowhe
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -163,7 +164,11 @@ class Engine:
             self._residency.unpin(digest)
 
     def set_weights(self, weight_by_client: Mapping[str, float]) -> None:
-        """Replace the weights of clients that differ from 1."""
+        """Replace the weights of clients that differ from 1; all stay as they are if one is not finite and above 0."""
+        wrong = {client: weight for client, weight in weight_by_client.items() if not 0 < weight < math.inf}
+        if wrong:
+            log.error("weights are kept as they were: %s; allowed: finite and above 0", wrong)
+            return
         self._weight_by_client.clear()
         self._weight_by_client.update(weight_by_client)
 
