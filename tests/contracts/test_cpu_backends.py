@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pytest
 import torch
-from backend_cases import CPU, Seq, batch_of, make_storage, put_adapter, rope_tables, scatter_pages
+from backend_cases import CPU, Seq, batch_of, make_storage, put_adapter, rope_tables, scatter_pages, tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,3 +130,27 @@ def test_an_adapter_with_rows_in_one_layer_only():
     lora.run(0, "o", x, y)
     assert not y[1].any()
     torch.testing.assert_close(y[[0, 2]].double(), first.delta(0, "o_proj", x[[0, 2]]), rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("page_tokens", [16, 32])
+def test_chunks_through_torch_agree_with_rows(dtype, page_tokens):
+    """Both paths of attention, over stale pages of NaN: first chunks, later chunks, and decode rows beside them."""
+    seqs = [Seq(0, 20), Seq(37, 9), Seq(64, 1), Seq(0, 64), Seq(15, 40)]
+    histories = [Seq(0, seq.start + seq.rows) for seq in seqs]
+    total = [seq.start + seq.rows for seq in seqs]
+    width = SHAPE.q_width + 2 * SHAPE.kv_width
+    qkv = [torch.randn(n, width, generator=torch.Generator().manual_seed(n)).to(dtype) for n in total]
+    outs = []
+    for row_limit in (0, 16, 10**9):
+        storage = make_storage(SHAPE, dtype, page_tokens, 40)
+        backend = CPUAttention(storage, *rope_tables(SHAPE, 128), 0.2, row_limit=row_limit)
+        pages = scatter_pages(storage, histories, random.Random(0))
+        history = [(i, seq.start) for i, seq in enumerate(seqs) if seq.start]
+        backend.plan(batch_of(storage, [Seq(0, n) for _, n in history], [pages[i] for i, _ in history]))
+        backend.run(1, torch.cat([qkv[i][:n] for i, n in history]))
+        backend.plan(batch_of(storage, seqs, pages))
+        outs.append(backend.run(1, torch.cat([x[seq.start :] for x, seq in zip(qkv, seqs)])))
+    assert outs[-1].isfinite().all()
+    for out in outs[:-1]:
+        torch.testing.assert_close(out, outs[-1], **tolerance(dtype))

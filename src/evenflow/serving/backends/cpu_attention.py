@@ -1,4 +1,4 @@
-"""Paged attention on the CPU: the numba row kernel for decode and short chunks, torch's for long ones."""
+"""Paged attention on the CPU: the numba row kernel for decode and chunks, torch's where that is faster."""
 
 from __future__ import annotations
 
@@ -17,8 +17,17 @@ from evenflow.serving.kernels.rope_cpu import rotate_and_write
 from evenflow.serving.kernels.simd import element_of
 from evenflow.serving.memory.layout import BLOCK_TOKENS, K, V
 
-MAX_ROWS_BY_ROW = 8
-"""Chunks of up to this many rows go row by row; measured: twice as fast at 4 rows, never faster from 16 on."""
+MAX_ROWS_BY_ROW = 256
+"""Chunks of up to this many rows go row by row; up to there the row kernel was never slower than gather + torch."""
+
+MAX_ROWS_BY_ROW_WITH_AMX = 8
+"""The same for bf16 where torch's products run on matrix units: those win from 16 rows on."""
+
+
+def max_rows_by_row(dtype: torch.dtype) -> int:
+    """Which of the two fits this machine's processor."""
+    has_amx = torch.cpu.get_capabilities().get("amx_bf16", False) if hasattr(torch.cpu, "get_capabilities") else False
+    return MAX_ROWS_BY_ROW_WITH_AMX if has_amx and dtype == torch.bfloat16 else MAX_ROWS_BY_ROW
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +46,7 @@ class CPUAttention:
     """AttentionBackend for bf16 and fp32 on the CPU. Legend: see ``AttentionBackend``; P positions, E = head_dim / 2.
 
     ``num_threads``: how many parts the row kernel's work is cut into; None: as many as torch and numba both use.
-    ``max_rows_by_row``: see MAX_ROWS_BY_ROW.
+    ``row_limit``: chunks of more rows go through torch; None: ``max_rows_by_row``.
     Raises ConfigError for another dtype and for a head_dim that is not a multiple of 16.
     """
 
@@ -48,7 +57,7 @@ class CPUAttention:
         sin_PE: torch.Tensor,
         sm_scale: float,
         num_threads: int | None = None,
-        max_rows_by_row: int = MAX_ROWS_BY_ROW,
+        row_limit: int | None = None,
     ) -> None:
         shape = storage.layout.shape
         if storage.dtype not in (torch.bfloat16, torch.float32) or shape.head_dim % 16:
@@ -56,7 +65,7 @@ class CPUAttention:
         self._storage = storage
         self._cos_PE = cos_PE.to(torch.float32).contiguous()
         self._sin_PE = sin_PE.to(torch.float32).contiguous()
-        self._max_rows_by_row = max_rows_by_row
+        self._row_limit = max_rows_by_row(storage.dtype) if row_limit is None else row_limit
         self._sm_scale = np.float32(sm_scale)
         self._element = element_of(storage.layout.itemsize)
         self._num_threads = num_threads or min(torch.get_num_threads(), numba.get_num_threads())
@@ -84,10 +93,10 @@ class CPUAttention:
         self._pages = np.ascontiguousarray(batch.pages)  # kept: the kernel reads it through its address
         num_rows = np.diff(batch.row_starts)
         sequence_of_row = np.repeat(np.arange(len(num_rows)), num_rows)
-        rows = np.flatnonzero(num_rows[sequence_of_row] <= self._max_rows_by_row)
+        rows = np.flatnonzero(num_rows[sequence_of_row] <= self._row_limit)
         self._divide(rows, self._pages.ctypes.data + self._pages.strides[0] * sequence_of_row[rows], self._positions[rows] + 1)
         self._chunks = []
-        for s in np.flatnonzero(num_rows > self._max_rows_by_row):
+        for s in np.flatnonzero(num_rows > self._row_limit):
             context = int(batch.context_lens[s])
             first, last = int(batch.row_starts[s]), int(batch.row_starts[s + 1])
             start = context - (last - first)
