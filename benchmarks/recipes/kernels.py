@@ -85,7 +85,7 @@ ATTENTION = [
 CHUNKS = [
     AttentionCase(f"chunk of {rows} on {1024 - rows}, {heads}/{kv} x {dim}", 1, 1024, heads, kv, dim, rows)
     for heads, kv, dim in ((16, 4, 64), (32, 8, 128))
-    for rows in (4, 8, 16, 256)
+    for rows in (4, 16, 64, 256)
 ]
 LORA = [
     LoRACase("16 x 1024, r 4/8/16/32, o", 16, 1024, (4, 8, 16, 32)),
@@ -142,8 +142,8 @@ def run_attention(case: AttentionCase, timing: Timing, generator: torch.Generato
     angles = torch.arange(case.tokens)[:, None] / 10000.0 ** (torch.arange(case.head_dim // 2) / (case.head_dim // 2))
     tables = angles.cos(), angles.sin()
     scale = case.head_dim**-0.5
-    by_row = CPUAttention(storage, *tables, scale, max_rows_by_row=10**9)
-    by_chunk = CPUAttention(storage, *tables, scale, max_rows_by_row=0)
+    by_row = CPUAttention(storage, *tables, scale, row_limit=10**9)
+    by_chunk = CPUAttention(storage, *tables, scale, row_limit=0)
     by_row.plan(batch), by_chunk.plan(batch)
     total = case.sequences * case.rows
     qkv = torch.randn(total, shape.q_width + 2 * shape.kv_width, generator=generator).bfloat16()
@@ -155,15 +155,16 @@ def run_attention(case: AttentionCase, timing: Timing, generator: torch.Generato
     k, v = torch.empty(2, len(rows), shape.kv_width, dtype=torch.bfloat16)
 
     def gather_sdpa(layer: int) -> torch.Tensor:
-        """Its best case: all sequences equally long, in one call, gathered into memory that is there already."""
+        """Its best case: all sequences equally long, in one call, gathered into memory that is there already.
+
+        The query heads of a group stand as rows of one head, which is 4x faster here than enable_gqa for a single row.
+        """
         torch.index_select(storage.kv_rows[layout.kv_row(0, layer, K, 0) :], 0, rows, out=k)
         torch.index_select(storage.kv_rows[layout.kv_row(0, layer, V, 0) :], 0, rows, out=v)
         heads = (case.sequences, case.tokens, case.num_kv_heads, case.head_dim)
-        q = qkv[:, : shape.q_width].unflatten(1, (case.num_heads, case.head_dim)).unflatten(0, (case.sequences, case.rows))
-        out = scaled_dot_product_attention(
-            q.transpose(1, 2), k.view(heads).transpose(1, 2), v.view(heads).transpose(1, 2), scale=scale, enable_gqa=True
-        )
-        return out.transpose(1, 2).reshape(total, shape.q_width)
+        q = qkv[:, : shape.q_width].unflatten(1, (case.num_kv_heads, case.num_heads // case.num_kv_heads, case.head_dim))
+        out = scaled_dot_product_attention(q, k.view(heads).transpose(1, 2), v.view(heads).transpose(1, 2), scale=scale)
+        return out.reshape(total, shape.q_width)
 
     half = torch.empty(case.sequences * case.tokens * shape.kv_width // 2, dtype=torch.float32)
     contiguous = storage.bytes.view(torch.float32)
