@@ -1,6 +1,6 @@
 """How fast the CPU kernels are against the same work in plain torch operations, and against reading the bytes.
 
-    python benchmarks/recipes/kernels.py --hardware epyc-2core [--only attention] [--samples 60]
+    python benchmarks/recipes/kernels.py --hardware epyc-2-cores [--only attention] [--samples 60]
 
 Each case first checks that the variants agree, then times them in turn (A B A B), each call on another layer and
 other sequences, so that nothing it reads is in a cache. Writes benchmarks/results/kernels--<hardware>.json with all
