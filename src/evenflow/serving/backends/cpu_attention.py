@@ -18,7 +18,7 @@ from evenflow.serving.kernels.simd import element_of
 from evenflow.serving.memory.layout import BLOCK_TOKENS, K, V
 
 MAX_ROWS_BY_ROW = 256
-"""Chunks of up to this many rows go row by row; up to there the row kernel was never slower than gather + torch."""
+"""Chunks of up to this many rows go row by row: measured, 0.3 to 1.0 of the time of gather + torch in bf16 (fp32 up to 1.3)."""
 
 MAX_ROWS_BY_ROW_WITH_AMX = 8
 """The same for bf16 where torch's products run on matrix units: those win from 16 rows on."""
