@@ -43,15 +43,17 @@ def overload(end_s=100.0):
 def test_overload():
     trace = overload()
     spread = {}
-    for policy, server in (("fcfs", PAPER), ("vtc", PAPER), ("vtc-predict", PAPER), ("vtc-preempt:500", CHUNKED)):
+    runs = [("fcfs", PAPER), ("vtc", PAPER), ("vtc-predict", PAPER), ("vtc", CHUNKED), ("vtc-preempt:500", CHUNKED)]
+    for policy, server in runs:
         _, fairness = run(trace, policy, server, "token")
-        spread[policy] = fairness.accumulated_diff_max
+        spread[policy, server] = fairness.accumulated_diff_max
         assert 800 <= fairness.throughput_tok_s <= 950
         assert fairness.per_client["0"].share == pytest.approx(1 / 3 if policy == "fcfs" else 1 / 2, abs=0.02)
         if policy != "fcfs":
             assert fairness.accumulated_diff_max <= fairness.bound_2u
             assert fairness.jain > 0.998
-    assert spread["vtc-preempt:500"] < spread["vtc-predict"] < spread["vtc"] < spread["fcfs"] / 3
+    assert spread["vtc-predict", PAPER] < spread["vtc", PAPER] < spread["fcfs", PAPER] / 3
+    assert spread["vtc-preempt:500", CHUNKED] < spread["vtc", CHUNKED]
 
 
 def test_short_and_long_requests_tell_round_robin_from_vtc():
