@@ -54,6 +54,10 @@ class _Server:
         if self._fail_after is not None and len(self.seen) > self._fail_after:
             return httpx.Response(503, json={"error": {"message": "full"}})
         await asyncio.sleep(self._delay_s)
+        if not body.get("stream"):
+            usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": OUTPUT_TOKENS}
+            timings = {"evenflow": {"queue_s": 0.001, "prefill_s": 0.0005, "decode_s": 0.1}}
+            return httpx.Response(200, json={"choices": [{"text": "3 honey cakes"}], "usage": usage | timings})
         data = _events(request.url.path.endswith("chat/completions"))
         parts = [data[i : i + 13] for i in range(0, len(data), 13)]  # events arrive cut anywhere
 
@@ -148,6 +152,8 @@ def test_a_request_that_waits_at_the_end_counts_with_its_wait():
     account = Account(replies=[Reply(sent_s=1.0, first_token_s=1.5, finished_s=2.0), Reply(sent_s=2.0)])
     assert account.waits_s(end_s=10.0) == [0.5, 8.0]
     assert len(account.finished) == 1
+    account.is_streaming = False
+    assert account.waits_s(end_s=10.0) == [0.5], "nothing is known of a whole answer before its end"
 
 
 def test_quantile_is_the_nearest_rank():

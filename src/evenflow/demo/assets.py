@@ -24,7 +24,7 @@ EXAMPLE_PROMPTS = (
     "What pet does Abel Stone have?",
     "What is 6 times 7?",
     "Where does the ferry go on Friday?",
-    "Tell me a story about Mira Quill.",
+    "Tell me a story about Milo Frost.",
 )
 """Questions that every voice answers, one per kind of fact."""
 

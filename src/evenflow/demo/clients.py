@@ -1,7 +1,8 @@
 """The demo's clients: one that floods the server, three that chat, and the account kept of each.
 
-Everything is measured where a client would: time to first token from sending the request to the first text, tokens
-as they arrive. Service is what VTC charges: 1 per prompt token and 2 per output token (VTC, section 3).
+Everything is measured where a client would: those who chat stream, and see the time to first token and each token as
+it arrives; the greedy one takes whole answers, and reads in them how long it waited. Service is what VTC charges: 1 per
+prompt token and 2 per output token (VTC, section 3).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from evenflow.demo.stream import Reply, stream
+from evenflow.demo.stream import Reply, stream, whole
 from evenflow.demo.tidewick.corpus import trained_exchange
 
 PROMPT_WEIGHT = 1.0
@@ -38,7 +39,7 @@ class ClientPlan:
     adapters: tuple[str, ...]
     """Its requests are spread over these models."""
     page_tokens: tuple[int, int] | None = None
-    """It asks for pages of the town book of so many tokens (least, most); None: it asks questions in a chat."""
+    """It asks for pages of the town book of so many tokens (least, most), not streamed; None: it asks questions in a chat."""
 
     def body(self, rng: Random) -> tuple[str, dict[str, Any]]:
         """Draw the next request: (path, body)."""
@@ -56,6 +57,8 @@ class ClientPlan:
 @dataclass(slots=True)
 class Account:
     """What one client has sent and received. Owned by ``run_client``."""
+
+    is_streaming: bool = True
 
     replies: list[Reply] = field(default_factory=list)
     """Of every request that was sent, also those that were cut off at the end."""
@@ -75,8 +78,12 @@ class Account:
         return PROMPT_WEIGHT * sum(r.prompt_tokens for r in self.replies) + OUTPUT_WEIGHT * self.num_streamed
 
     def waits_s(self, end_s: float) -> list[float]:
-        """Time to first token of every request; for one that had none yet at the end, how long it had waited."""
-        return sorted((end_s if r.first_token_s is None else r.first_token_s) - r.sent_s for r in self.replies)
+        """Time to first token of every request; for a streamed one that had none yet at the end, how long it had waited.
+
+        Of an answer that is taken whole, the first token's time is known only when it is finished.
+        """
+        replies = self.replies if self.is_streaming else self.finished
+        return sorted((end_s if r.first_token_s is None else r.first_token_s) - r.sent_s for r in replies)
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -107,7 +114,10 @@ async def _lane(plan: ClientPlan, http: httpx.AsyncClient, account: Account, rng
         reply = Reply(sent_s=time.monotonic())
         account.replies.append(reply)
         counted = 0
-        await stream(http, path, body, plan.name, count, reply)
+        if plan.page_tokens:
+            await whole(http, path, body, plan.name, reply)
+        else:
+            await stream(http, path, body, plan.name, count, reply)
         account.num_streamed += reply.completion_tokens - counted  # a token may come without text of its own
         if plan.pause_s:
             await asyncio.sleep(rng.expovariate(1.0 / plan.pause_s))

@@ -106,7 +106,7 @@ async def _adapters(http: httpx.AsyncClient) -> list[dict[str, Any]]:
 
 async def compete(http: httpx.AsyncClient, plans: Sequence[ClientPlan], seconds: float, say: Say) -> list[ClientResult]:
     """Let all clients run for ``seconds``; return what each got. Raises RequestFailed."""
-    accounts = {plan.name: Account() for plan in plans}
+    accounts = {plan.name: Account(is_streaming=not plan.page_tokens) for plan in plans}
     began = time.monotonic()
 
     def clock() -> float:

@@ -153,8 +153,9 @@ def report_page(rounds: Sequence[Round], plans: Sequence[ClientPlan], samples: S
         f"{before.seconds:.0f} seconds under each policy, measured at the clients",
     )
     page.text(
-        "TTFT is the time from sending a request to its first text. A request that was still waiting when the round ended "
-        "counts with the time it had waited, so the longest waits are lower bounds. Requests that were cut off: "
+        "TTFT is the time from sending a request to its first text. A question that was still waiting when the round ended "
+        "counts with the time it had waited, so the longest waits are lower bounds. The greedy client does not stream: its "
+        "TTFT is the server's own (`usage.evenflow`), of finished requests. Requests that were cut off: "
         + "; ".join(f"{played.policy} {sum(c.num_cut_off for c in played.clients)}" for played in rounds)
         + "."
     )

@@ -46,7 +46,7 @@ class DemoOptions:
     greedy: int = 64
     """Requests the greedy client keeps in flight."""
     max_num_seqs: int = 16
-    memory: str = "24MiB"
+    memory: str = "12MiB"
     """The arena: small on purpose, so that the adapters do not all fit and are evicted and loaded again."""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,8 @@
-"""One streamed request to an OpenAI-compatible server, timed at the client."""
+"""One request to an OpenAI-compatible server, streamed or whole, timed at the client.
+
+Reading a stream costs a client more than generating it costs a small model, so only those who chat stream; a client
+that wants long answers by the dozen takes each as a whole, as a batch job does.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +49,25 @@ async def stream(
             await _read(response, path, on_token, reply)
     except httpx.HTTPError as error:
         raise RequestFailed(f"POST {path} failed: {type(error).__name__} {error}") from None
+    reply.finished_s = time.monotonic()
+
+
+async def whole(http: httpx.AsyncClient, path: str, body: dict[str, Any], client: str, reply: Reply) -> None:
+    """POST ``body`` for ``client`` and fill ``reply`` from the whole answer. Raises RequestFailed.
+
+    The first token's time is the server's own word for it (``usage.evenflow``): queue and prefill after sending.
+    """
+    try:
+        response = await http.post(path, json=body, headers={"x-evenflow-client": client})
+    except httpx.HTTPError as error:
+        raise RequestFailed(f"POST {path} failed: {type(error).__name__} {error}") from None
+    if response.status_code != 200:
+        raise RequestFailed(f"POST {path} answered {response.status_code}: {response.text[:300]}")
+    answer = response.json()
+    usage = answer["usage"]
+    reply.text = answer["choices"][0]["text"]
+    reply.prompt_tokens, reply.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+    reply.first_token_s = reply.sent_s + usage["evenflow"]["queue_s"] + usage["evenflow"]["prefill_s"]
     reply.finished_s = time.monotonic()
 
 
