@@ -10,9 +10,7 @@ samples; prints medians.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numba
-import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from evenflow.bench.recipes import write_result
 from evenflow.serving.backends.batch import build_batch
 from evenflow.serving.backends.cpu_attention import CPUAttention
 from evenflow.serving.backends.cpu_lora import CPULoRA
@@ -352,17 +350,6 @@ def describe(result: dict) -> None:
     print(f"{name}{extra}: " + ", ".join(parts), flush=True)
 
 
-def hardware() -> dict:
-    cpu = ""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-        flags = next((line for line in lines if line.startswith("flags")), "").split()
-        cpu += "".join(f" {f}" for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags)
-    return {"cpu": cpu, "cores": os.cpu_count(), "machine": platform.machine()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hardware", required=True, help="short name for the result file")
@@ -396,26 +383,10 @@ def main() -> None:
                 result = run(torch.Generator().manual_seed(options.seed))
                 describe(result)
                 results[name].append(result)
-    document = {
-        "parameters": {
-            "seed": options.seed,
-            "samples": options.samples,
-            "threads": options.threads,
-            "clock": options.clock,
-            "dtype": "bfloat16",
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numba": numba.__version__,
-            "numpy": np.__version__,
-        },
-        "hardware": hardware(),
-        "results": results,
-    }
     if not options.only:
         path = options.out / f"kernels--{options.hardware}.json"
-        path.write_text(json.dumps(document))
+        parameters = {key: getattr(options, key) for key in ("seed", "samples", "threads", "clock")} | {"dtype": "bfloat16"}
+        write_result(path, "kernels", parameters, results)
         print(path)
 
 
