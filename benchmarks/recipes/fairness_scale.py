@@ -129,6 +129,7 @@ def idle_memory(num_clients: int) -> dict[str, Any]:
                     continue
                 if queues.push(request):
                     policy.backlogged(client)
+                assert policy.pick(request.arrival_s) is request
                 is_last = queues.remove(request)
                 policy.admitted(request, Service(prefill_tokens=50))
                 if is_last:

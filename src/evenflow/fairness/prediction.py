@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
 from evenflow.base.errors import RegistryError
@@ -38,38 +38,38 @@ class LengthPredictor(Protocol):
         ...
 
 
-class PerKey(Generic[State]):
-    """Predictor state by key, least recently used forgotten: clients come and go without end."""
+class Recent(Generic[State]):
+    """A value by key, the least recently changed forgotten beyond ``most``: clients come and go without end."""
 
-    def __init__(self, make: Callable[[], State], most: int) -> None:
-        self._make = make
+    def __init__(self, most: int) -> None:
         self._most = most
-        self._states: OrderedDict[object, State] = OrderedDict()
+        self._values: OrderedDict[object, State] = OrderedDict()
 
     def get(self, key: object) -> State | None:
-        """What is known of ``key``, or None."""
-        return self._states.get(key)
+        """The value of ``key``, or None."""
+        return self._values.get(key)
 
-    def touch(self, key: object) -> State:
-        """What is known of ``key``, now the most recently used; made if it is new."""
-        state = self._states.get(key)
-        if state is None:
-            state = self._states[key] = self._make()
-            if len(self._states) > self._most:
-                self._states.popitem(last=False)
-        self._states.move_to_end(key)
-        return state
+    def put(self, key: object, value: State) -> None:
+        """Change the value of ``key``; it is now the most recent one."""
+        self._values[key] = value
+        self._values.move_to_end(key)
+        if len(self._values) > self._most:
+            self._values.popitem(last=False)
 
     def __len__(self) -> int:
-        return len(self._states)
+        return len(self._values)
+
+
+Lengths = tuple[int, ...]
 
 
 class WindowMean:
     """The mean of a client's last ``window`` outputs (the paper's predictor: five); of anybody's, for a new client."""
 
     def __init__(self, window: int = 5, most_clients: int = 100_000) -> None:
-        self._by_client: PerKey[deque[int]] = PerKey(lambda: deque(maxlen=window), most_clients)
-        self._everybody: deque[int] = deque(maxlen=window)
+        self._window = window
+        self._by_client: Recent[Lengths] = Recent(most_clients)
+        self._everybody: Lengths = ()
 
     def predict(self, request: Schedulable) -> float:
         """The mean, or 0 before the first output of anybody."""
@@ -78,8 +78,9 @@ class WindowMean:
 
     def observe(self, request: Schedulable) -> None:
         """Slide the windows."""
-        self._by_client.touch(request.client_id).append(request.num_output_tokens)
-        self._everybody.append(request.num_output_tokens)
+        length = request.num_output_tokens
+        self._by_client.put(request.client_id, (*(self._by_client.get(request.client_id) or ()), length)[-self._window :])
+        self._everybody = (*self._everybody, length)[-self._window :]
 
 
 class ExponentialAverage:
@@ -87,19 +88,22 @@ class ExponentialAverage:
 
     def __init__(self, alpha: float = 0.2, most_clients: int = 100_000) -> None:
         self._alpha = alpha
-        self._by_client: PerKey[list[float]] = PerKey(list, most_clients)
-        self._everybody: list[float] = []
+        self._by_client: Recent[float] = Recent(most_clients)
+        self._everybody: float | None = None
 
     def predict(self, request: Schedulable) -> float:
         """The average, or 0 before the first output of anybody."""
-        average = self._by_client.get(request.client_id) or self._everybody
-        return average[0] if average else 0.0
+        average = self._by_client.get(request.client_id)
+        return (average if average is not None else self._everybody) or 0.0
 
     def observe(self, request: Schedulable) -> None:
         """Move the averages; the first output is the first average."""
-        for average in (self._by_client.touch(request.client_id), self._everybody):
-            length = request.num_output_tokens
-            average[:] = [average[0] + self._alpha * (length - average[0]) if average else float(length)]
+        length = request.num_output_tokens
+        self._by_client.put(request.client_id, self._moved(self._by_client.get(request.client_id), length))
+        self._everybody = self._moved(self._everybody, length)
+
+    def _moved(self, average: float | None, length: int) -> float:
+        return float(length) if average is None else average + self._alpha * (length - average)
 
 
 class AdapterQuantile:
@@ -111,7 +115,8 @@ class AdapterQuantile:
     def __init__(self, quantile: float = 0.5, window: int = 32, prior_strength: float = 4.0, most_pairs: int = 100_000) -> None:
         self._quantile = quantile
         self._strength = prior_strength
-        self._by_pair: PerKey[deque[int]] = PerKey(lambda: deque(maxlen=window), most_pairs)
+        self._window = window
+        self._by_pair: Recent[Lengths] = Recent(most_pairs)
         self._everybody: deque[int] = deque(maxlen=8 * window)
 
     def predict(self, request: Schedulable) -> float:
@@ -126,7 +131,8 @@ class AdapterQuantile:
 
     def observe(self, request: Schedulable) -> None:
         """Slide the windows."""
-        self._by_pair.touch((request.client_id, request.adapter)).append(request.num_output_tokens)
+        pair = (request.client_id, request.adapter)
+        self._by_pair.put(pair, (*(self._by_pair.get(pair) or ()), request.num_output_tokens)[-self._window :])
         self._everybody.append(request.num_output_tokens)
 
     def _of(self, lengths: Sequence[int]) -> float:
