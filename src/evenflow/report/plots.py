@@ -126,6 +126,8 @@ def small_multiples(
             if i >= len(panels):
                 axes.set_visible(False)
                 continue
+            if i + columns >= len(panels):  # nothing below it: it bears the labels of the shared axis
+                axes.tick_params(labelbottom=True)
             title, series = list(panels.items())[i]
             handles.update(_draw_lines(axes, series, colour, is_step))
             axes.set_title(title)
