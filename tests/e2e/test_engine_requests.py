@@ -161,3 +161,11 @@ def test_weights_that_make_no_sense_change_nothing(tiny_model):
     harness.run()
     stats = harness.engine.stats()
     assert (stats.clients["gold"].weight, stats.clients["broken"].weight) == (4.0, 1.0)
+
+
+def test_closing_the_engine_closes_what_its_policy_holds(tiny_model):
+    harness = EngineHarness(tiny_model)
+    closed = []
+    harness.scheduler.policy.close = lambda: closed.append(True)
+    harness.engine.close()
+    assert closed == [True]

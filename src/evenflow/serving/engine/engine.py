@@ -197,8 +197,11 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Give back what the executor holds."""
+        """Give back what the executor holds, and what the policy holds outside this process, if it does."""
         self._executor.close()
+        close_policy = getattr(self._scheduler.policy, "close", None)
+        if close_policy is not None:
+            close_policy()
 
     def _submit(self, message: Submit) -> None:
         digest = None if message.adapter is None else self.catalog.resolve(message.adapter)

@@ -70,6 +70,7 @@ class EngineLoop:
                 self._send(Outputs(outputs, self._snapshot() if is_due else None))
                 is_quiet = is_due and not has_work
         self._loader.shutdown(wait=False, cancel_futures=True)
+        self._engine.close()
 
     def _snapshot(self) -> EngineStats:
         self._next_stats_s = time.monotonic() + self._stats_interval_s
