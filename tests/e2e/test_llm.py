@@ -113,6 +113,8 @@ def test_what_cannot_start_says_why(tmp_path, tiny_model):
         LLM(tiny_model, max_num_seqs=0)
     with pytest.raises(ConfigError, match="unknown policy 'lifo'"):
         LLM(tiny_model, policy="lifo")
+    with pytest.raises(ConfigError, match="only a simulation"):
+        LLM(tiny_model, policy="vtc-oracle")
 
 
 def test_a_killed_engine_is_reported_not_waited_for(tiny_model):

@@ -32,8 +32,6 @@ from evenflow.serving.scheduler.scheduler import Scheduler
 
 log = logging.getLogger("evenflow.engine")
 
-_SIMULATION_ONLY = ("vtc-oracle",)
-
 
 def build_engine(config: EngineConfig) -> Engine:
     """Load the model, lay out the arena, compile the kernels. Raises ModelError or ConfigError."""
@@ -42,8 +40,6 @@ def build_engine(config: EngineConfig) -> Engine:
     model_config = load_config(config.model)
     tokenizer = Tokenizer.from_folder(config.model)
     eos_token_ids = end_tokens(model_config, tokenizer)
-    if config.policy.partition(":")[0] in _SIMULATION_ONLY:
-        raise ConfigError(f"policy {config.policy!r} knows the lengths of answers in advance: it exists in simulations only")
     queues, weights = ClientQueues(), dict(config.weight_by_client)
     policy = create_policy(config.policy, queues=queues, weights=weights, seed=config.seed)
     device = resolve_device(config.device)

@@ -128,10 +128,8 @@ class Engine:
                 output.usage = reply.usage(ran_s)
                 self._drop(reply.request)
             outputs.append(output)
-        ended_s = self._clock()
-        self._meters.record(
-            scheduling_s=(planned_s - started_s) + (ended_s - ran_s), executing_s=ran_s - planned_s, ended_s=ended_s
-        )
+        scheduling_s = (planned_s - started_s) + (self._clock() - ran_s)
+        self._meters.record(scheduling_s=scheduling_s, executing_s=ran_s - planned_s)
         return outputs
 
     def register_adapter(self, name: str, adapter: PreparedAdapter, *, replace: bool = False) -> None:

@@ -32,7 +32,7 @@ class Meters:
     _marks: deque[tuple[float, int, int]] = field(default_factory=deque)
     """(working seconds so far, prompt tokens so far, output tokens so far)"""
 
-    def record(self, *, scheduling_s: float, executing_s: float, ended_s: float) -> None:
+    def record(self, *, scheduling_s: float, executing_s: float) -> None:
         """Book one step."""
         self.scheduling_s += scheduling_s
         self.executing_s += executing_s
