@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from evenflow.base.errors import ConfigError
 from evenflow.serving.memory.arena import Arena, PageOwner
 from evenflow.serving.memory.page_table import PageTable, pages_for
+from evenflow.serving.memory.partition import PartitionedArena
 
 OWNERS = [PageOwner(kind, name) for kind in ("request", "adapter", "cache") for name in ("a", "b")]
 owners = st.sampled_from(OWNERS)
@@ -93,3 +96,28 @@ def test_growing_is_all_or_nothing() -> None:
     assert len(table.pages) == 1
     assert arena.num_free == 2
     table.check_integrity()
+
+
+def test_what_one_side_of_a_partition_lacks_the_other_keeps() -> None:
+    arena = PartitionedArena(6, num_adapter_pages=2)
+    request, adapter, cache = PageOwner("request", "r"), PageOwner("adapter", "a"), PageOwner("cache", "c")
+    assert arena.allocate(adapter, 3) is None
+    assert arena.allocate(adapter, 2) == [4, 5]
+    assert arena.allocate(request, 3) == [0, 1, 2]
+    assert (arena.num_free, arena.num_free_for("adapter"), arena.num_free_for("request")) == (1, 0, 1)
+    assert arena.allocate(request, 2) is None
+    assert arena.allocate(cache, 1) == [3]
+    arena.check_integrity()
+    assert arena.free(adapter) == 2
+    assert arena.allocate(request, 1) is None, "pages of adapters never serve a request"
+    assert (arena.reusable(2, "adapter", "request"), arena.reusable(2, "cache", "request")) == (0, 2)
+    assert arena.could_hold(request=4, adapter=2)
+    assert not arena.could_hold(request=5, adapter=1)
+    assert not arena.could_hold(request=1, adapter=3)
+    arena.check_integrity()
+
+
+@pytest.mark.parametrize("num_adapter_pages", [0, 6])
+def test_both_sides_of_a_partition_have_a_page(num_adapter_pages: int) -> None:
+    with pytest.raises(ConfigError, match="allowed: 1 to 5"):
+        PartitionedArena(6, num_adapter_pages)

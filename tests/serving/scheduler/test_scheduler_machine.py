@@ -23,6 +23,7 @@ from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.memory.arena import Arena
+from evenflow.serving.memory.partition import PartitionedArena
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler import (
     ExclusivePrefillRule,
@@ -65,6 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         is_mixed=st.booleans(),
         knows_lengths=st.booleans(),
         num_pages=st.integers(2, 14),
+        num_adapter_pages=st.sampled_from([None, 1, 3, 5]),
         page_tokens=st.sampled_from([1, 2, 4]),
         num_slots=st.sampled_from([1, 2, None]),
         max_num_seqs=st.integers(1, 6),
@@ -77,6 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         is_mixed: bool,
         knows_lengths: bool,
         num_pages: int,
+        num_adapter_pages: int | None,
         page_tokens: int,
         num_slots: int | None,
         max_num_seqs: int,
@@ -87,7 +90,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.policy: Policy = (
             BookedVTC(self.queues) if policy == "booked" else create_policy(policy, queues=self.queues, is_simulation=True)
         )
-        self.arena = Arena(num_pages)
+        self.num_adapter_pages = None if num_adapter_pages is None else min(num_adapter_pages, num_pages - 1)
+        self.arena = Arena(num_pages) if self.num_adapter_pages is None else PartitionedArena(num_pages, self.num_adapter_pages)
         self.residency = Residency(self.arena, RECORDS.__getitem__, num_slots=num_slots)
         self.limits = SchedulerLimits(
             max_num_seqs=max_num_seqs, max_batch_tokens=max_batch_tokens, max_model_len=24, page_tokens=page_tokens
@@ -109,6 +113,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now_s = 0.0
         self.max_prompt = 0
 
+    def fits(self, num_kv_pages: int, adapter: AdapterDigest | None) -> bool:
+        """In an arena that holds nothing else."""
+        num_adapter_pages = ADAPTER_PAGES[adapter] if adapter else 0
+        if self.num_adapter_pages is None:
+            return num_kv_pages + num_adapter_pages <= self.arena.num_pages
+        side = self.arena.num_pages - self.num_adapter_pages
+        return num_kv_pages <= side and num_adapter_pages <= self.num_adapter_pages
+
     @rule(
         client=st.sampled_from(CLIENTS),
         adapter=st.sampled_from([None, *sorted(ADAPTER_PAGES)]),
@@ -126,8 +138,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_output_tokens=num_output,
             known_output_tokens=num_output,
         )
-        pages = -(-num_prompt // self.limits.page_tokens) + 1 + (ADAPTER_PAGES[adapter] if adapter else 0)
-        if pages > self.arena.num_pages:
+        if not self.fits(-(-num_prompt // self.limits.page_tokens) + 1, adapter):
             with pytest.raises(PromptTooLong):
                 self.scheduler.add(request, self.now_s)
             return
@@ -200,9 +211,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert self.has_pinned, "ended for lack of memory though nothing was ever pinned"
             else:
                 assert request.finish_reason is FinishReason.LENGTH
-                adapter_pages = ADAPTER_PAGES[request.adapter] if request.adapter else 0
                 pages = -(-request.num_tokens // self.limits.page_tokens)
-                assert self.has_pinned or pages + adapter_pages > self.arena.num_pages, "cut though it would have fitted"
+                assert self.has_pinned or not self.fits(pages, request.adapter), "cut though it would have fitted"
 
     @invariant()
     def everything_agrees(self) -> None:

@@ -30,13 +30,29 @@ class Arena:
         """Pages that nobody owns."""
         return len(self._free)
 
+    def num_free_for(self, kind: OwnerKind) -> int:
+        """Pages that an owner of this kind could be given now."""
+        return len(self._free_list(kind))
+
+    def num_pages_for(self, kind: OwnerKind) -> int:
+        """Pages that owners of this kind could hold together if nobody else held any."""
+        return self.num_pages
+
+    def reusable(self, num_pages: int, freed_by: OwnerKind, wanted_by: OwnerKind) -> int:
+        """Of ``num_pages`` pages that owners of one kind give back, how many those of another kind could take: all."""
+        return num_pages
+
+    def could_hold(self, **num_pages: int) -> bool:
+        """True if so many pages of each kind (``request=2, adapter=5``) fit together when nobody else holds any."""
+        return sum(num_pages.values()) <= self.num_pages
+
     def num_owned(self, kind: OwnerKind) -> int:
         """Pages owned by all owners of one kind."""
         return self._num_owned[kind]
 
     def allocate(self, owner: PageOwner, num_pages: int) -> list[int] | None:
         """Give ``owner`` that many more pages and return them; None, and nothing happens, if there are not enough."""
-        free = self._free
+        free = self._free_list(owner.kind)
         if num_pages > len(free):
             return None
         if num_pages == 0:
@@ -81,12 +97,19 @@ class Arena:
     def check_integrity(self) -> None:
         """Assert that every page is free or owned, once."""
         owned = [page for pages in self._pages.values() for page in pages]
-        assert sorted(owned + self._free) == list(range(self.num_pages)), "a page is lost, doubled or foreign"
+        assert sorted(owned + self._all_free()) == list(range(self.num_pages)), "a page is lost, doubled or foreign"
         assert all(self._pages.values()), "an owner without pages was kept"
         for kind, count in self._num_owned.items():
             held = sum(len(pages) for owner, pages in self._pages.items() if owner.kind == kind)
             assert held == count, f"{kind} pages: counted {count}, held {held}"
 
+    def _free_list(self, kind: OwnerKind) -> list[int]:
+        """Where an owner of this kind takes pages from and gives them back to."""
+        return self._free
+
+    def _all_free(self) -> list[int]:
+        return self._free
+
     def _release(self, owner: PageOwner, pages: list[int]) -> None:
-        self._free.extend(reversed(pages))
+        self._free_list(owner.kind).extend(reversed(pages))
         self._num_owned[owner.kind] -= len(pages)

@@ -14,7 +14,7 @@ from evenflow.base.errors import AdapterError
 from evenflow.serving.core.adapter import AdapterRecord
 from evenflow.serving.core.plan import AdapterLoad
 from evenflow.serving.core.request import AdapterDigest
-from evenflow.serving.memory.arena import Arena, PageOwner
+from evenflow.serving.memory.arena import Arena, OwnerKind, PageOwner
 from evenflow.serving.memory.eviction import EvictionOrder, LeastRecentlyUsed
 
 
@@ -114,7 +114,7 @@ class Residency:
         if resident is not None:
             return True
         has_slot = self._num_slots_used - len(self._free_slots) < self.num_slots or self._order.first() is not None
-        return has_slot and record.num_pages <= self._arena.num_free + self.num_idle_pages
+        return has_slot and record.num_pages <= self._arena.num_free_for("adapter") + self.num_idle_pages
 
     def acquire(self, digest: AdapterDigest) -> int | None:
         """Keep the adapter in the arena for one more user; load it if it is not there, evicting idle ones.
@@ -178,13 +178,15 @@ class Residency:
         self._evict(resident)
         return True
 
-    def evict_idle(self, num_pages: int) -> bool:
-        """Evict idle adapters until ``num_pages`` pages are free in the arena. False if that cannot be reached."""
-        if self._arena.num_free >= num_pages:
+    def evict_idle(self, num_pages: int, wanted_by: OwnerKind = "adapter") -> bool:
+        """Evict idle adapters until owners of a kind can be given ``num_pages`` pages. False if that cannot be reached."""
+        arena = self._arena
+        num_free = arena.num_free_for(wanted_by)
+        if num_free >= num_pages:
             return True
-        if self._arena.num_free + self.num_idle_pages < num_pages:
+        if num_free + arena.reusable(self.num_idle_pages, "adapter", wanted_by) < num_pages:
             return False
-        while self._arena.num_free < num_pages:
+        while arena.num_free_for(wanted_by) < num_pages:
             self._evict_first()
         return True
 

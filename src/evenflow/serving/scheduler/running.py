@@ -95,16 +95,18 @@ class RunningSet:
 
     def fits_empty_arena(self, record: AdapterRecord | None, memory: MemoryView) -> bool:
         """True if the adapter and all known tokens of the request would fit if nobody else held anything."""
-        return memory.prompt_pages + (0 if record is None else record.num_pages) <= self._arena.num_pages
+        return self._arena.could_hold(request=memory.prompt_pages, adapter=0 if record is None else record.num_pages)
 
     def memory_for(self, request: Request, record: AdapterRecord | None) -> MemoryView:
         """What the arena would look like to this candidate."""
         arena, residency = self._arena, self._residency
         taken = 0 if record is None else residency.pages_to_acquire(record)
+        num_idle = residency.num_idle_pages
+        held = arena.num_owned("adapter") - num_idle + taken
         return MemoryView(
             page_tokens=self._page_tokens,
-            num_kv_pages=arena.num_pages - (arena.num_owned("adapter") - residency.num_idle_pages) - taken,
-            num_available_pages=arena.num_free + residency.num_idle_pages - taken,
+            num_kv_pages=arena.num_pages_for("request") - arena.reusable(held, "adapter", "request"),
+            num_available_pages=arena.num_free_for("request") + arena.reusable(num_idle - taken, "adapter", "request"),
             prompt_pages=pages_for(request.num_tokens, self._page_tokens),
         )
 
@@ -142,7 +144,7 @@ class RunningSet:
         table = entry.table
         if num_tokens <= table.capacity:
             return True
-        return self._residency.evict_idle(table.num_missing(num_tokens)) and table.grow(num_tokens)
+        return self._residency.evict_idle(table.num_missing(num_tokens), "request") and table.grow(num_tokens)
 
     def stop(self, entry: RunningRequest) -> None:
         """Give back the pages and the adapter."""

@@ -232,7 +232,7 @@ class Scheduler:
             )
         adapter_pages = 0 if request.adapter is None else self._residency.record(request.adapter).num_pages
         prompt_pages = pages_for(num_prompt, limits.page_tokens)
-        if prompt_pages + 1 + adapter_pages > self._arena.num_pages:
+        if not self._arena.could_hold(request=prompt_pages + 1, adapter=adapter_pages):
             raise PromptTooLong(
                 f"the prompt takes {prompt_pages} pages and its adapter {adapter_pages}; with one more for the output "
                 f"they must fit an arena of {self._arena.num_pages} pages",
