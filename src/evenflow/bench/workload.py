@@ -14,6 +14,7 @@ import numpy as np
 
 from evenflow.base.errors import RegistryError
 from evenflow.bench.arrivals import Rate, burst, constant, on_off, phases, ramp
+from evenflow.bench.slora_workload import parse_slora
 from evenflow.bench.trace import Trace
 
 
@@ -107,7 +108,10 @@ ARENA_COUNTS = (296, 262, 199, 120, 67, 66, 56, 46, 42, 38, 36, 33, 31, 29, 27, 
 
 
 def make_workload(name: str, seed: int = 0) -> Trace:
-    """The workload called ``name``. Raises RegistryError listing the known names."""
+    """The workload called ``name``, or ``slora:n=32,alpha=0.3,...``. Raises RegistryError listing the known names."""
+    kind, colon, argument = name.partition(":")
+    if colon and kind == "slora":
+        return parse_slora(argument, seed)
     try:
         recipe = WORKLOADS[name]
     except KeyError:
@@ -207,6 +211,7 @@ WORKLOADS: Mapping[str, Callable[[int], Trace]] = MappingProxyType(
         "weighted_equal_demand": _weighted_equal_demand,
         "zipf_100k": zipf_clients,
         "adapter_skewed": _adapter_skewed,
+        "slora": lambda seed: parse_slora("", seed),
     }
 )
 """Every workload by name; each takes a seed."""
