@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evenflow.base.errors import NonFiniteInput
 from evenflow.comm import DEFAULT_SPECS, Algebra, Compressor, Context, get_compressor
-from evenflow.comm.presets import PAPER_SETTINGS
+from evenflow.comm.catalogue import PAPER_SETTINGS
 
 ALL_SPECS = (
     *DEFAULT_SPECS,

@@ -18,7 +18,8 @@ from evenflow.base.errors import ConfigError, ModelError
 from evenflow.comm import TorchCollective
 from evenflow.mcbench.attach import compress_model, compression_of, emulate_model
 from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.models import MODELS, make_model
+from evenflow.mcbench.models import make_model
+from evenflow.mcbench.names import MODELS
 from evenflow.mcbench.parity import check_parity, first_tensor
 from evenflow.mcbench.pipeline import StageModule, emulate_boundaries
 from evenflow.mcbench.roles import roles_of

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ import pytest
 
 from evenflow.base.errors import ConfigError, RegistryError, WireError
 from evenflow.cli import mcbench as command
+from evenflow.comm.catalogue import COMPRESSORS, SUMMARIES, TRANSPORTS
 from evenflow.comm.links import Link
+from evenflow.comm.transport import SUMS
 from evenflow.mcbench.config import RunConfig
+from evenflow.mcbench.files import GLUE
 from evenflow.mcbench.launch import launch
+from evenflow.mcbench.names import GLUE_TASKS
 from evenflow.mcbench.report_page import accuracy_rows, results_page
 from evenflow.mcbench.run import run, summarise
 from evenflow.mcbench.suite import read_results, run_suite, suite
@@ -108,6 +114,10 @@ def test_command_line_lists_runs_and_reports(tmp_path: Path, capsys: pytest.Capt
     listed = capsys.readouterr().out
     for word in ("int8-g32", "paper:A1", "two-shot", "tp.forward", "vit-tiny", "digits", "activation-rank"):
         assert word in listed
+    assert command.run(parse("list", "--sizes")) == 0
+    sizes = {words[0]: words[-1] for line in capsys.readouterr().out.splitlines() if (words := line.split())}
+    assert sizes["int8-g32"] == "8.50"
+    assert sizes["paper:Q3"] == "8.03"
     words = ["--tp", "2", "--compress", "tp.forward=int8-g32/two-shot", "--seeds", "1", "--steps", "2", "--batch", "4"]
     out = tmp_path / "results" / "out.json"
     out.parent.mkdir()
@@ -122,6 +132,22 @@ def test_command_line_lists_runs_and_reports(tmp_path: Path, capsys: pytest.Capt
         command.run(parse("suite", "paper", "--out", str(tmp_path), "--budget", "soon"))
     with pytest.raises(ConfigError, match="LOW:HIGH"):
         command._range("9:1", "hidden")
+
+
+def test_lists_load_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; from evenflow.cli.main import main; main(['mcbench', 'list']);"
+        "assert not {'torch', 'transformers', 'numba'} & set(sys.modules), 'loaded'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "int8-g32" in done.stdout
+
+
+def test_names_are_what_is_there() -> None:
+    assert tuple(GLUE) == GLUE_TASKS
+    assert set(TRANSPORTS) == set(SUMS)
+    assert {spec.partition(":")[0] for spec in SUMMARIES} | {"fp16", "spike-int3"} == set(COMPRESSORS)
 
 
 def test_partial_results_of_a_broken_run_are_kept() -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ def add_parser(subparsers: Any) -> None:
     """Add the command and its sub-commands."""
     parser = subparsers.add_parser("mcbench", help="does compressing what model-parallel ranks send each other pay?")
     commands = parser.add_subparsers(dest="mcbench_command", metavar="COMMAND", required=True)
-    commands.add_parser("list", help="compressors, transports, sites, models, tasks, suites")
+    listing = commands.add_parser("list", help="compressors, transports, sites, models, tasks, suites")
+    listing.add_argument("--sizes", action="store_true", help="bits per element, transport and gradient of every compressor")
 
     run = commands.add_parser("run", help="train and measure one configuration")
     run.add_argument("--task", default="digits")
@@ -93,30 +95,36 @@ def _say(text: str) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from evenflow.comm.catalogue import PAPER_SETTINGS, SUMMARIES, TRANSPORTS
+    from evenflow.mcbench.names import FILE_TASKS, MODELS, SITES, STUDIES, SUITES, TASKS
+
+    if args.sizes:
+        _list_sizes((*SUMMARIES, *(f"paper:{setting}" for setting in PAPER_SETTINGS)))
+        return 0
+    _say("compressors, each with an argument that works (--sizes: bits per element, transport and gradient of each)")
+    for spec, summary in SUMMARIES.items():
+        _say(f"  {spec:<22}{summary}")
+    _say(f"  the paper's settings: {', '.join(f'paper:{setting}' for setting in PAPER_SETTINGS)}")
+    _say("  ef(SPEC) around any that keeps no memory of its own: error feedback")
+    _say(f"transports: {', '.join(TRANSPORTS)}")
+    _say(f"sites: {', '.join(SITES)}")
+    _say(f"models: {', '.join(MODELS)}, or a local folder")
+    _say(f"tasks: {', '.join(TASKS)}; with --data-root: {', '.join(FILE_TASKS)}")
+    _say(f"suites: {', '.join((*SUITES, *STUDIES))}")
+    return 0
+
+
+def _list_sizes(specs: Sequence[str]) -> None:
     import torch
 
-    from evenflow.comm import DEFAULT_SPECS, get_compressor, get_transport
-    from evenflow.comm.presets import PAPER_SETTINGS
-    from evenflow.comm.transport import SUMS
-    from evenflow.mcbench.files import FILE_TASKS
-    from evenflow.mcbench.models import MODELS
-    from evenflow.mcbench.policy import SITES
-    from evenflow.mcbench.suite import SUITES
-    from evenflow.mcbench.tasks import TASKS
+    from evenflow.comm import get_compressor, get_transport
 
     _say(f"{'compressor':<22}{'algebra':<12}{'transport':<12}{'gradient':<18}bits per element (fp32 [512, 1024])")
-    for spec in (*DEFAULT_SPECS, *(f"paper:{setting}" for setting in PAPER_SETTINGS)):
+    for spec in specs:
         compressor = get_compressor(spec)
         bits = 8 * compressor.plan((512, 1024), torch.float32).payload_bytes / (512 * 1024)
         transport = get_transport(None, compressor).name
         _say(f"{spec:<22}{compressor.algebra.value:<12}{transport:<12}{compressor.gradient.value:<18}{bits:.2f}")
-    _say("also: ef(SPEC) around any of them that keeps no memory of its own")
-    _say(f"transports: {', '.join(SUMS)}")
-    _say(f"sites: {', '.join(SITES)}")
-    _say(f"models: {', '.join(MODELS)}, or a local folder")
-    _say(f"tasks: {', '.join(TASKS)}; with --data-root: {', '.join(FILE_TASKS)}")
-    _say(f"suites: {', '.join(SUITES)}, break-even, activation-rank")
-    return 0
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -176,6 +184,7 @@ def _summary(result: dict[str, Any]) -> str:
 
 def _suite(args: argparse.Namespace) -> int:
     from evenflow.comm.links import Link
+    from evenflow.mcbench.names import STUDIES
     from evenflow.mcbench.studies import activation_rank, break_even
     from evenflow.mcbench.suite import run_suite, suite
     from evenflow.report.page import write_whole
@@ -183,7 +192,7 @@ def _suite(args: argparse.Namespace) -> int:
     if args.jobs != 1:
         raise ConfigError(f"--jobs {args.jobs}; allowed: 1 (configurations beside each other would measure each other)")
     folder = Path(args.out)
-    if args.name in ("break-even", "activation-rank"):
+    if args.name in STUDIES:
         folder.mkdir(parents=True, exist_ok=True)
         study = break_even(Link.parse(args.link), progress=_say) if args.name == "break-even" else activation_rank(args.task)
         which = args.link if args.name == "break-even" else args.task

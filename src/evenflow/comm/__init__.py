@@ -1,10 +1,37 @@
-"""What model-parallel ranks send each other: collectives, compressors, transports, bytes."""
+"""What model-parallel ranks send each other: collectives, compressors, transports, bytes.
 
-from evenflow.comm.collective import Collective, LocalCollective, TorchCollective
-from evenflow.comm.compressor import DEFAULT_SPECS, Algebra, Compressor, Context, GradientRule, WirePlan, get_compressor
-from evenflow.comm.exchange import Exchange, VirtualExchange
-from evenflow.comm.ledger import Ledger
-from evenflow.comm.transport import Transport, get_transport
+Public names are imported when they are first used: the names in ``catalogue`` load no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+_EXPORTS = {
+    "Algebra": "compressor",
+    "Collective": "collective",
+    "Compressor": "compressor",
+    "Context": "compressor",
+    "DEFAULT_SPECS": "catalogue",
+    "Exchange": "exchange",
+    "GradientRule": "compressor",
+    "Ledger": "ledger",
+    "LocalCollective": "collective",
+    "TorchCollective": "collective",
+    "Transport": "transport",
+    "VirtualExchange": "exchange",
+    "WirePlan": "compressor",
+    "get_compressor": "compressor",
+    "get_transport": "transport",
+}
+
+if TYPE_CHECKING:
+    from evenflow.comm.catalogue import DEFAULT_SPECS
+    from evenflow.comm.collective import Collective, LocalCollective, TorchCollective
+    from evenflow.comm.compressor import Algebra, Compressor, Context, GradientRule, WirePlan, get_compressor
+    from evenflow.comm.exchange import Exchange, VirtualExchange
+    from evenflow.comm.ledger import Ledger
+    from evenflow.comm.transport import Transport, get_transport
 
 __all__ = [
     "DEFAULT_SPECS",
@@ -23,3 +50,11 @@ __all__ = [
     "get_compressor",
     "get_transport",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        import importlib
+
+        return getattr(importlib.import_module(f"evenflow.comm.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module 'evenflow.comm' has no attribute {name!r}")

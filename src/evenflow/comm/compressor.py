@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from evenflow.base.errors import ConfigError, NonFiniteInput, WireError
-from evenflow.base.registry import Registry
+from evenflow.comm.catalogue import COMPRESSORS
 
 Shape = Sequence[int]
 
@@ -183,70 +183,6 @@ def check_finite(statistic: Tensor, who: str) -> None:
     if not bool(torch.isfinite(statistic).all()):
         raise NonFiniteInput(f"{who}: the tensor to be sent holds NaN, infinity or a value beyond the wire format's range")
 
-
-COMPRESSORS = Registry(
-    "compressor",
-    {
-        "none": "evenflow.comm.cast:none",
-        "bf16": "evenflow.comm.cast:bf16",
-        "fp16": "evenflow.comm.cast:fp16",
-        "caat": "evenflow.comm.cast:caat",
-        "ae": "evenflow.comm.autoencoder:autoencoder",
-        "topk": "evenflow.comm.sparsify:topk",
-        "topk-bitmap": "evenflow.comm.sparsify:topk_bitmap",
-        "randomk": "evenflow.comm.sparsify:randomk",
-        "randomk-shared": "evenflow.comm.sparsify:randomk_shared",
-        "q8": "evenflow.comm.channels:q8",
-        "q4": "evenflow.comm.channels:q4",
-        "q2": "evenflow.comm.channels:q2",
-        "powersgd": "evenflow.comm.lowrank:powersgd",
-        "subspace": "evenflow.comm.subspace:subspace",
-        "subspace-learned": "evenflow.comm.subspace:subspace_learned",
-        "int8-g32": "evenflow.comm.quantise:int8_g32",
-        "int6-g32": "evenflow.comm.quantise:int6_g32",
-        "int4-g32": "evenflow.comm.quantise:int4_g32",
-        "fp8-g128": "evenflow.comm.floats:fp8_g128",
-        "mxfp8": "evenflow.comm.floats:mxfp8",
-        "mxfp4": "evenflow.comm.floats:mxfp4",
-        "hadamard-int4": "evenflow.comm.rotate:hadamard_int4",
-        "hadamard-fp8": "evenflow.comm.rotate:hadamard_fp8",
-        "srht": "evenflow.comm.rotate:srht",
-        "spike-int2": "evenflow.comm.outliers:spike_int2",
-        "spike-int3": "evenflow.comm.outliers:spike_int3",
-        "outlier-int4": "evenflow.comm.outliers:outlier_int4",
-        "aqsgd": "evenflow.comm.feedback:aqsgd",
-    },
-)
-
-DEFAULT_SPECS = (
-    "none",
-    "bf16",
-    "ae:100",
-    "topk:0.1",
-    "topk-bitmap:0.1",
-    "randomk:0.1",
-    "randomk-shared:0.1",
-    "q8",
-    "q4",
-    "q2",
-    "powersgd:50",
-    "int8-g32",
-    "int6-g32",
-    "int4-g32",
-    "fp8-g128",
-    "mxfp8",
-    "mxfp4",
-    "hadamard-int4",
-    "hadamard-fp8",
-    "spike-int2",
-    "outlier-int4",
-    "srht:0.1",
-    "aqsgd:4",
-    "subspace:64",
-    "subspace-learned:64",
-    "caat:0.5",
-)
-"""One usable spec for every method: what lists, contract suites and benchmarks walk over."""
 
 _WRAPPED = re.compile(r"ef\((.*)\)", re.DOTALL)
 

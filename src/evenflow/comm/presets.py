@@ -13,13 +13,13 @@ import torch
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.comm.autoencoder import AutoEncoder
+from evenflow.comm.catalogue import PAPER_SETTINGS
 from evenflow.comm.channels import ChannelInt
 from evenflow.comm.compressor import Compressor, Shape, num_elements, rows_and_width
 from evenflow.comm.lowrank import PowerSGD
 from evenflow.comm.sparsify import CountRule, RandomK, TopK
 
 WIDTHS = {"1": 50, "2": 100}
-PAPER_SETTINGS = ("A1", "A2", "T1", "T2", "T3", "T4", "R1", "R2", "R3", "R4", "Q1", "Q2", "Q3", "P1", "P2")
 
 
 def _count(setting: str, code_width: int, divisor: int) -> CountRule:

@@ -10,7 +10,8 @@ from typing import Any
 from evenflow.base.errors import ConfigError, ModelError
 from evenflow.mcbench.cost_model import Machine, break_even_bytes, exchange_s
 from evenflow.mcbench.metrics import mean_and_interval
-from evenflow.mcbench.models import MODELS, make_model
+from evenflow.mcbench.models import make_model
+from evenflow.mcbench.names import MODELS
 
 
 def hidden_of(model: str) -> int:

@@ -51,7 +51,6 @@ GLUE: Mapping[str, Columns] = {
     "qnli": Columns("question", "sentence", 2, ("accuracy",)),
     "rte": Columns("sentence1", "sentence2", 2, ("accuracy",)),
 }
-FILE_TASKS = (*(f"glue/{name}" for name in GLUE), "cifar10", "cifar100", "text")
 _SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 
 

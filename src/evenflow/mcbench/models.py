@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from evenflow.base.errors import ModelError, RegistryError
-
-MODELS = ("vit-tiny", "bert-tiny", "opt-tiny", "llama-tiny", "qwen-tiny", "t5-tiny")
-"""Built-in models, initialised from a seed."""
+from evenflow.mcbench.names import MODELS
 
 
 def make_model(name: str, seed: int, **sizes: int) -> nn.Module:

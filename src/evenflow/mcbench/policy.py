@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.comm import Compressor, GradientRule, Transport, get_compressor, get_transport
-
-SITES = ("tp.forward", "tp.backward", "pp.forward", "pp.backward")
+from evenflow.mcbench.names import SITES
 
 
 @dataclass(frozen=True, slots=True)

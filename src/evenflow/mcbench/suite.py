@@ -16,12 +16,12 @@ from typing import Any
 from evenflow.base.errors import ConfigError, EvenFlowError, RegistryError
 from evenflow.comm import DEFAULT_SPECS
 from evenflow.mcbench.config import RunConfig
+from evenflow.mcbench.names import SUITES
 from evenflow.mcbench.run import run
 from evenflow.report.page import write_whole
 
 PAPER = ("A1", "A2", "T1", "T2", "T3", "T4", "R1", "R2", "R3", "R4", "Q1", "Q2", "Q3", "P1", "P2")
 LAYOUTS = ((4, 1), (2, 2), (1, 4))
-SUITES = ("paper", "modern")
 
 
 def suite(name: str, seeds: int = 5) -> list[RunConfig]:

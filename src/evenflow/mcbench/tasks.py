@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from evenflow.base.errors import ConfigError, RegistryError
-
-TASKS = ("digits", "chars", "pairs")
-"""Tasks that need nothing but this environment. Others: glue/NAME, cifar10, cifar100, text, with a data root."""
+from evenflow.mcbench.names import FILE_TASKS, TASKS
 
 _PINNED = {
     "digits": {"any": "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"},
@@ -73,7 +71,7 @@ def load_task(name: str, data_root: str | Path | None = None, tokenizer: str | P
     makers = {"digits": _digits, "chars": _chars, "pairs": _pairs}
     if name in makers:
         return makers[name]()
-    from evenflow.mcbench.files import FILE_TASKS, load_file_task
+    from evenflow.mcbench.files import load_file_task
 
     if name not in FILE_TASKS:
         raise RegistryError(f"unknown task {name!r}; known: {', '.join(TASKS)}, and with --data-root: {', '.join(FILE_TASKS)}")

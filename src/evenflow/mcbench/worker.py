@@ -25,7 +25,8 @@ from evenflow.mcbench.attach import GroupWiring, VirtualWiring, attach, compress
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.measure import measure
 from evenflow.mcbench.metrics import loss_of, scores
-from evenflow.mcbench.models import MODELS, load_model, make_model
+from evenflow.mcbench.models import load_model, make_model
+from evenflow.mcbench.names import MODELS
 from evenflow.mcbench.parity import TOLERANCE, check_parity, first_tensor, gathered
 from evenflow.mcbench.pipeline import (
     CompressedPipelineStage,

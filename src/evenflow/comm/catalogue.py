@@ -1,0 +1,78 @@
+"""The names of this package's compressors and transports, without torch: what lists and usage texts need."""
+
+from __future__ import annotations
+
+from evenflow.base.registry import Registry
+
+COMPRESSORS = Registry(
+    "compressor",
+    {
+        "none": "evenflow.comm.cast:none",
+        "bf16": "evenflow.comm.cast:bf16",
+        "fp16": "evenflow.comm.cast:fp16",
+        "caat": "evenflow.comm.cast:caat",
+        "ae": "evenflow.comm.autoencoder:autoencoder",
+        "topk": "evenflow.comm.sparsify:topk",
+        "topk-bitmap": "evenflow.comm.sparsify:topk_bitmap",
+        "randomk": "evenflow.comm.sparsify:randomk",
+        "randomk-shared": "evenflow.comm.sparsify:randomk_shared",
+        "q8": "evenflow.comm.channels:q8",
+        "q4": "evenflow.comm.channels:q4",
+        "q2": "evenflow.comm.channels:q2",
+        "powersgd": "evenflow.comm.lowrank:powersgd",
+        "subspace": "evenflow.comm.subspace:subspace",
+        "subspace-learned": "evenflow.comm.subspace:subspace_learned",
+        "int8-g32": "evenflow.comm.quantise:int8_g32",
+        "int6-g32": "evenflow.comm.quantise:int6_g32",
+        "int4-g32": "evenflow.comm.quantise:int4_g32",
+        "fp8-g128": "evenflow.comm.floats:fp8_g128",
+        "mxfp8": "evenflow.comm.floats:mxfp8",
+        "mxfp4": "evenflow.comm.floats:mxfp4",
+        "hadamard-int4": "evenflow.comm.rotate:hadamard_int4",
+        "hadamard-fp8": "evenflow.comm.rotate:hadamard_fp8",
+        "srht": "evenflow.comm.rotate:srht",
+        "spike-int2": "evenflow.comm.outliers:spike_int2",
+        "spike-int3": "evenflow.comm.outliers:spike_int3",
+        "outlier-int4": "evenflow.comm.outliers:outlier_int4",
+        "aqsgd": "evenflow.comm.feedback:aqsgd",
+    },
+)
+
+SUMMARIES = {
+    "none": "the tensor as it is",
+    "bf16": "rounded to bfloat16",
+    "ae:100": "learned auto-encoder of that width",
+    "topk:0.1": "largest magnitudes, int32 indices",
+    "topk-bitmap:0.1": "largest magnitudes, one bit per position",
+    "randomk:0.1": "random entries, indices sent",
+    "randomk-shared:0.1": "random entries, shared seed, unbiased",
+    "q8": "8 bits, one scale per channel",
+    "q4": "4 bits, one scale per channel",
+    "q2": "2 bits, one scale per channel",
+    "powersgd:50": "low rank by power iteration",
+    "int8-g32": "8 bits in groups of 32",
+    "int6-g32": "6 bits in groups of 32",
+    "int4-g32": "4 bits in groups of 32",
+    "fp8-g128": "e4m3 in groups of 128",
+    "mxfp8": "OCP microscaling e4m3",
+    "mxfp4": "OCP microscaling e2m1",
+    "hadamard-int4": "rotated, then int4-g32",
+    "hadamard-fp8": "rotated, then fp8-g128",
+    "spike-int2": "2 bits, extremes of a group kept",
+    "outlier-int4": "int4-g32, the largest channels in bf16",
+    "srht:0.1": "subsampled randomized Hadamard transform",
+    "aqsgd:4": "quantised delta to the same sample's last visit",
+    "subspace:64": "projection on a fixed subspace",
+    "subspace-learned:64": "projection on a learned subspace",
+    "caat:0.5": "only a share of the channels is summed",
+}
+"""What each method does, by one usable spec for it."""
+
+DEFAULT_SPECS = tuple(SUMMARIES)
+"""One usable spec for every method: what lists, contract suites and benchmarks walk over."""
+
+PAPER_SETTINGS = ("A1", "A2", "T1", "T2", "T3", "T4", "R1", "R2", "R3", "R4", "Q1", "Q2", "Q3", "P1", "P2")
+"""Settings of the paper's tables; ``paper:SETTING`` is a spec."""
+
+TRANSPORTS = ("all-reduce", "one-shot", "two-shot")
+"""The transports a user may name."""

@@ -1,0 +1,21 @@
+"""The names a user may give: models, tasks, sites, suites. Without torch, so that a list of them is instant."""
+
+from __future__ import annotations
+
+MODELS = ("vit-tiny", "bert-tiny", "opt-tiny", "llama-tiny", "qwen-tiny", "t5-tiny")
+"""Built-in models, initialised from a seed."""
+
+TASKS = ("digits", "chars", "pairs")
+"""Tasks that need nothing but this environment."""
+
+GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+FILE_TASKS = (*(f"glue/{name}" for name in GLUE_TASKS), "cifar10", "cifar100", "text")
+"""Tasks read from a data root."""
+
+SITES = ("tp.forward", "tp.backward", "pp.forward", "pp.backward")
+
+SUITES = ("paper", "modern")
+"""Sets of training runs."""
+
+STUDIES = ("break-even", "activation-rank")
+"""Suites that are not training runs."""
