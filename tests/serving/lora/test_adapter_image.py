@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from evenflow.base.errors import AdapterRejected
-from evenflow.serving.core.shape import MODULES
+from evenflow.serving.core.shape import MODULES, SITES
+from evenflow.serving.core.shard import Shard
 from evenflow.serving.lora.catalog import Catalog
 from evenflow.serving.lora.image import page_image
 from evenflow.serving.lora.peft import read_adapter
@@ -67,3 +68,39 @@ Catalog(ArenaLayout(config.shape, 2)).prepare({str(folder)!r})
 assert not {{"torch", "transformers", "peft", "numba"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("exchanged", [(), tuple(SITES), ("qkv", "down")])
+def test_shards_together_hold_the_whole_adapter_on_equally_many_pages(tmp_path, world_size, exchanged):
+    """Ranks 1, 5, 33: some not divisible, and with four ranks some shards of A empty. Half of the KV heads are repeated."""
+    fields = {
+        "rank": 5,
+        "rank_pattern": {"down_proj": 33, "k_proj": 1, "q_proj": 3},
+        "target_modules": MODULES[:-2] + MODULES[-1:],
+    }
+    adapter = read_adapter(make_adapter(tmp_path, CONFIG, **fields), CONFIG.shape)
+    wholes = {
+        (*site, part): rows
+        for site in adapter.sites
+        for part, rows in (("A", adapter.a(*site)), ("B", adapter.b_scaled(*site)))
+    }
+    gathered = {key: np.full_like(rows, np.nan) for key, rows in wholes.items()}
+    pages = set()
+    for rank in range(world_size):
+        layout = ArenaLayout.of_shard(Shard(CONFIG.shape, rank, world_size, exchanged), 4)
+        placement, image = page_image(adapter, layout)
+        assert image.shape == (placement.num_pages, layout.page_bytes)
+        assert placement.lines(range(placement.num_pages)).size == placement.num_rows
+        pages.add((placement.num_pages, layout.page_bytes, layout.page_tokens))
+        for layer, module, part in wholes:
+            width = placement.row_width(module, part)
+            offsets = placement.row_offsets(layer, module, part)
+            held = [image.reshape(-1)[o : o + 4 * width].view(np.float32) for o in offsets]
+            if held:
+                gathered[layer, module, part][
+                    layout.held(module, part, adapter.signature.ranks[layer][MODULES.index(module)])
+                ] = held
+    assert len(pages) == 1, "page numbers would differ between ranks"
+    for key, whole in wholes.items():
+        np.testing.assert_array_equal(gathered[key], whole)

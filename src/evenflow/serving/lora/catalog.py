@@ -71,7 +71,7 @@ class Catalog:
 
         Raises AdapterNotFound, or AdapterRejected with all reasons.
         """
-        adapter = read_adapter(path, self._layout.shape, self._max_rank)
+        adapter = read_adapter(path, self._layout.whole_shape, self._max_rank)
         try:
             placement, image = page_image(adapter, self._layout)
         except OverflowError as error:

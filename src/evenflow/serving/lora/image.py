@@ -13,15 +13,16 @@ from evenflow.serving.memory.layout import AdapterPlacement, ArenaLayout, Part, 
 
 
 def page_image(adapter: PeftAdapter, layout: ArenaLayout) -> tuple[AdapterPlacement, np.ndarray]:
-    """(where each row lies, uint8 [num_pages, page_bytes]). Bytes that belong to no row are zero.
+    """(where each row lies, uint8 [num_pages, page_bytes]): the layout's shard of it. Bytes that belong to no row are zero.
 
     Raises OverflowError, naming the module, if a scaled weight exceeds the serving dtype.
     """
     placement = place(layout, adapter.signature)
     image = np.zeros((placement.num_pages, layout.page_bytes), np.uint8)
     for layer, module in adapter.sites:
-        _write(image, placement, layer, module, "A", adapter.a(layer, module))
-        _write(image, placement, layer, module, "B", adapter.b_scaled(layer, module))
+        a_RI, b_RO = adapter.a(layer, module), adapter.b_scaled(layer, module)
+        _write(image, placement, layer, module, "A", a_RI[layout.held(module, "A", len(a_RI))])
+        _write(image, placement, layer, module, "B", b_RO[layout.held(module, "B", len(b_RO))])
     return placement, image
 
 
