@@ -235,3 +235,20 @@ def test_nan_in_an_adapter_stays_with_its_rows(name, dtype):
     world.backend.run(0, "o", x, y)
     assert y[slots == 0].isnan().all()
     torch.testing.assert_close(y[slots != 0].double(), want[slots != 0], **tolerance(dtype))
+
+
+@backends
+def test_adapters_come_and_go_from_step_to_step(name):
+    """Whatever a backend keeps between steps follows the batch, also when a slot gets another adapter."""
+    shape, rng = SHAPES["lines"], random.Random(5)
+    world = World(name, shape, torch.float32, {slot: random_ranks(shape, rng, RANKS) for slot in range(7)})
+    for step in range(12):
+        if step in (4, 8):
+            world.bind(step % 7, random_ranks(shape, rng, RANKS), seed=100 + step)
+        seqs = [Seq(1, 1 if rng.random() < 0.8 else 30, rng.choice([-1, *range(7)])) for _ in range(rng.randint(1, 6))]
+        for site in SITES:
+            slots = world.plan(seqs)
+            x, y = world.inputs(site, len(slots))
+            want = world.expected(step % 2, site, x, y, slots)
+            world.backend.run(step % 2, site, x, y)
+            torch.testing.assert_close(y.double(), want, **tolerance(torch.float32))

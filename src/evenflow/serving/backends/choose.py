@@ -23,6 +23,8 @@ LORA_BACKENDS = Registry(
     {
         "torch": "evenflow.serving.backends.torch_lora:TorchLoRA",
         "cpu": "evenflow.serving.backends.cpu_lora:CPULoRA",
+        "gather": "evenflow.serving.backends.gather_lora:GatherLoRA",
+        "padded": "evenflow.serving.backends.padded_lora:PaddedLoRA",
     },
 )
 """Constructors take (storage)."""
