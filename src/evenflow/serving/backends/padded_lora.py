@@ -157,14 +157,14 @@ class PaddedLoRA:
     def _allocate(self, num_entries: int, rank: int) -> None:
         """New stacks; the entries are copied again."""
         shape, layers = self._storage.layout.shape, self._storage.layout.shape.num_layers
-        options = {"dtype": self._storage.dtype, "device": self._storage.device}
+        dtype, device = self._storage.dtype, self._storage.device
         self._capacity, self._entries = (num_entries, rank), []
         for name, modules in SITES.items():
             widths = [shape.module_widths(module) for module in modules]
             ends = np.cumsum([out for _, out in widths]).tolist()
             self._sites[name] = _Site(
-                torch.zeros((layers, num_entries, rank, len(modules), widths[0][0]), **options),
-                [torch.zeros((layers, num_entries, rank, out), **options) for _, out in widths],
+                torch.zeros((layers, num_entries, rank, len(modules), widths[0][0]), dtype=dtype, device=device),
+                [torch.zeros((layers, num_entries, rank, out), dtype=dtype, device=device) for _, out in widths],
                 [slice(end - out, end) for end, (_, out) in zip(ends, widths)],
             )
 
