@@ -168,8 +168,8 @@ def test_clients_file(tmp_path):
         '[tiers.gold]\nweight = 4\n[clients.0]\nweight = 2\ntier = "gold"\napi_keys = ["sha256:x"]\n[clients.1]\nweight = 0.5\n'
     )
     shares = read_clients(path)
-    assert shares.weight_by_client == {"0": 8.0, "1": 0.5}
-    assert shares.tier_by_client == {"0": "gold"}
+    assert shares.weight_by_client == {"0": 2.0, "1": 0.5}
+    assert (shares.tier_by_client, shares.weight_by_tier) == ({"0": "gold"}, {"gold": 4.0})
     for text, message in [
         ("[clients.a]\nweight = 0", r"clients\.a\.weight is 0"),
         ("[clients.a]\nweight = -1", "weight is -1"),

@@ -22,20 +22,31 @@ EXTRA_SPECS = (
 SPECS = [*(name for name in policy_registry() if name != "vtc-shared"), *EXTRA_SPECS]
 """vtc-shared needs a server of its own: tests/fairness/test_shared_counters.py."""
 
-ACTIONS = st.lists(
-    st.one_of(
-        st.tuples(st.just("submit"), st.integers(0, 4), st.integers(1, 40), st.integers(1, 12)),
-        st.tuples(st.just("step"), st.integers(1, 4)),
-        st.tuples(st.just("abort"), st.integers(0, 1000)),
-        st.tuples(st.just("preempt")),
-    ),
-    max_size=60,
+ACTION = st.one_of(
+    st.tuples(st.just("submit"), st.integers(0, 4), st.integers(1, 40), st.integers(1, 12)),
+    st.tuples(st.just("step"), st.integers(1, 4)),
+    st.tuples(st.just("abort"), st.integers(0, 1000)),
+    st.tuples(st.just("preempt")),
 )
+ACTIONS = st.lists(ACTION, max_size=60)
+CHANGE = st.tuples(
+    st.just("change"), st.integers(0, 4), st.sampled_from(["gold", "silver", None]), st.sampled_from([0.5, 1, 4])
+)
+"""Of a client's tier, its own weight and the weight of gold."""
 
 
-def a_server(spec: str, weights=None, **kwargs) -> ToyServer:
+def a_server(spec: str, weights=None, shares=None, **kwargs) -> ToyServer:
     queues = ClientQueues()
-    policy = create_policy(spec, queues=queues, weights=weights, seed=1, is_simulation=True)
+    weights, tiers, tier_weights = shares or (weights, {}, {})
+    policy = create_policy(
+        spec,
+        queues=queues,
+        weights=weights,
+        seed=1,
+        is_simulation=True,
+        tier_by_client=tiers,
+        weight_by_tier=tier_weights,
+    )
     return ToyServer(policy, queues, **{"memory_tokens": 120, **kwargs})
 
 
@@ -55,12 +66,21 @@ def act(server: ToyServer, action: tuple) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@given(actions=ACTIONS)
+@given(actions=st.lists(st.one_of(ACTION, CHANGE), max_size=60))
 @settings(max_examples=25, deadline=None)
 def test_books_stay_in_order_and_everybody_is_served(spec, actions):
-    server = a_server(spec, weights={"c1": 2.0, "c2": 0.5})
+    weights, tiers, tier_weights = {"c1": 2.0, "c2": 0.5}, {"c0": "gold"}, {"gold": 4.0, "silver": 1.0}
+    server = a_server(spec, shares=(weights, tiers, tier_weights))
     for action in actions:
-        act(server, action)
+        if action[0] == "change":
+            _, number, tier, weight = action
+            tiers.pop(f"c{number}", None)
+            if tier is not None:
+                tiers[f"c{number}"] = tier
+            weights[f"c{number}"] = tier_weights["gold"] = weight
+            server.policy.shares_changed()
+        else:
+            act(server, action)
         server.check_integrity()
         assert server.policy.pick(server.now_s) is server.policy.pick(server.now_s), "pick shows a side effect"
         picked = server.policy.pick(server.now_s)

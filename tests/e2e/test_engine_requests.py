@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from engine_harness import EngineHarness
 
+from evenflow.base.errors import ConfigError
+from evenflow.serving.engine.config import EngineConfig
+
 
 @pytest.fixture(scope="module")
 def engine(tiny_model, tiny_adapters):
@@ -154,13 +157,31 @@ def test_a_request_that_breaks_the_engines_own_code_is_refused_alone(tiny_model,
 
 def test_weights_that_make_no_sense_change_nothing(tiny_model):
     harness = EngineHarness(tiny_model)
-    harness.engine.set_weights({"gold": 4.0})
+    harness.engine.set_weights({"gold": 4.0}, {"gold": "upper"}, {"upper": 2.0})
     harness.engine.set_weights({"gold": 2.0, "broken": 0.0})
+    harness.engine.set_weights({"gold": 2.0}, {"gold": "upper"}, {"upper": -1.0})
+    harness.engine.set_weights({"gold": 2.0}, {"gold": "unknown"}, {"upper": 1.0})
     harness.submit([1, 2], client="gold", max_tokens=1)
     harness.submit([1, 2], client="broken", max_tokens=1)
     harness.run()
     stats = harness.engine.stats()
-    assert (stats.clients["gold"].weight, stats.clients["broken"].weight) == (4.0, 1.0)
+    assert (stats.clients["gold"].weight, stats.clients["broken"].weight) == (8.0, 1.0)
+
+
+def test_the_engines_config_carries_tiers_to_its_policy(tiny_model):
+    tiers = {"tier_by_client": {"a": "gold"}, "weight_by_tier": {"gold": 3.0}}
+    for policy, expected in (("hierarchy", 3.0), ("vtc", 3.0)):
+        harness = EngineHarness(tiny_model, policy=policy, max_num_seqs=2, max_batch_tokens=16, **tiers)
+        for client in ("a", "b", "c"):
+            for _ in range(40):
+                harness.submit([1, 2, 3], client=client, max_tokens=3)
+        while sum(client.completion_tokens for client in harness.engine.stats().clients.values()) < 150:
+            harness.step()
+        had = {name: client.service for name, client in harness.engine.stats().clients.items()}
+        others = had["b"] + had["c"] if policy == "hierarchy" else had["b"]
+        assert had["a"] / others == pytest.approx(expected, rel=0.2), (policy, had)
+    with pytest.raises(ConfigError, match="known tiers: none"):
+        EngineConfig(model=tiny_model, tier_by_client={"a": "gold"})
 
 
 def test_closing_the_engine_closes_what_its_policy_holds(tiny_model):

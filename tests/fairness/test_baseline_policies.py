@@ -125,3 +125,7 @@ def test_fcfs_is_in_order_of_arrival_across_clients():
 def test_a_weight_of_nothing_is_refused(spec, weight):
     with pytest.raises(ConfigError, match=r"'a' is .*above 0"):
         a_server(spec, {"a": weight})
+    with pytest.raises(ConfigError, match=r"tier 'gold' is .*above 0"):
+        create_policy(spec, queues=ClientQueues(), tier_by_client={"a": "gold"}, weight_by_tier={"gold": weight})
+    with pytest.raises(ConfigError, match="'a' is 'gold'; known tiers: none"):
+        create_policy(spec, queues=ClientQueues(), tier_by_client={"a": "gold"})

@@ -174,12 +174,37 @@ def test_preemption_does_not_go_round_in_circles():
 
 def test_tiers_share_by_weight_however_many_clients_they_have():
     tiers = {"g": "gold", **{f"s{i}": "silver" for i in range(6)}}
-    server = a_server("hierarchy", {"g": 3.0}, tiers=tiers, tier_weights={"gold": 3.0, "silver": 1.0})
+    server = a_server("hierarchy", {"g": 7.0}, tiers=tiers, tier_weights={"gold": 3.0, "silver": 1.0})
     flood(server, 1500, dict.fromkeys(tiers, (10, 10)))
     found = service(server)
     silver = sum(found[f"s{i}"] for i in range(6))
     assert found["g"] / silver == pytest.approx(3, rel=0.1)
     assert max(found[f"s{i}"] for i in range(6)) / min(found[f"s{i}"] for i in range(6)) < 1.2
+
+
+def test_without_a_hierarchy_a_tiers_weight_is_a_factor_of_its_clients():
+    tiers = {"g": "gold", "h": "gold", "s": "silver"}
+    server = a_server("vtc", {"g": 2.0}, tiers=tiers, tier_weights={"gold": 2.0, "silver": 1.0})
+    flood(server, 1500, dict.fromkeys("ghso", (10, 10)))
+    found = service(server)
+    assert [found[c] / found["o"] for c in "ghs"] == pytest.approx([4, 2, 1], rel=0.1)
+
+
+def test_a_client_that_changes_its_tier_moves_there_at_once():
+    weights, tiers, tier_weights = {}, {"a": "gold", "b": "silver", "c": "silver"}, {"gold": 1.0, "silver": 1.0}
+    server = a_server("hierarchy", weights, tiers=tiers, tier_weights=tier_weights)
+    everybody = dict.fromkeys("abc", (10, 10))
+    flood(server, 600, everybody)
+    before = service(server)
+    assert before["a"] / (before["b"] + before["c"]) == pytest.approx(1, rel=0.1)
+    tiers["b"], tier_weights["gold"] = "gold", 2.0
+    weights["b"] = 3.0
+    server.policy.shares_changed()
+    server.check_integrity()
+    flood(server, 1500, everybody)
+    gained = {client: total - before[client] for client, total in service(server).items()}
+    assert (gained["a"] + gained["b"]) / gained["c"] == pytest.approx(2, rel=0.1)
+    assert gained["b"] / gained["a"] == pytest.approx(3, rel=0.15)
 
 
 def test_a_tenants_users_share_what_the_tenant_gets():

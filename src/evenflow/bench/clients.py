@@ -17,7 +17,7 @@ class ClientShares:
     """Who is due how much."""
 
     weight_by_client: Mapping[str, float] = field(default_factory=dict)
-    """A client's own weight times its tier's; 1 for everybody else."""
+    """A client's own, without its tier's; 1 for everybody else."""
     tier_by_client: Mapping[str, str] = field(default_factory=dict)
     weight_by_tier: Mapping[str, float] = field(default_factory=dict)
 
@@ -45,7 +45,6 @@ def read_clients(path: str | os.PathLike[str]) -> ClientShares:
                 known = ", ".join(sorted(weight_by_tier)) or "none"
                 raise ConfigError(f"{name}: clients.{client}.tier is {tier!r}; known tiers: {known}")
             tier_by_client[client] = tier
-            weight *= weight_by_tier[tier]
         weight_by_client[client] = weight
     return ClientShares(weight_by_client, tier_by_client, weight_by_tier)
 

@@ -13,6 +13,7 @@ from evenflow.bench.trace import Trace
 from evenflow.fairness import ClientQueues, CostFunction, Policy, Schedulable, Service, WeightedTokens, create_policy
 from evenflow.fairness.passthrough import PassThrough
 from evenflow.fairness.runlog import RequestRecord, RunLog, ServiceLog
+from evenflow.fairness.weights import tiered
 from evenflow.serving.core.plan import StepPlan
 from evenflow.serving.core.request import AdapterDigest, ClientId, Request, RequestId
 from evenflow.serving.core.sampling import GREEDY
@@ -82,12 +83,14 @@ def replay(
     started_s = time.process_time()
     price = cost or WeightedTokens()
     shares = shares or ClientShares()
-    weight_by_client = {**trace.weight_by_client, **shares.weight_by_client}
+    own_weights = {**trace.weight_by_client, **shares.weight_by_client}
+    weight_of = tiered(own_weights, shares.tier_by_client, shares.weight_by_tier)
+    weight_by_client = {client: weight_of(client) for client in {*own_weights, *shares.tier_by_client}}
     queues = ClientQueues()
     chosen = create_policy(
         policy,
         queues=queues,
-        weights=weight_by_client,
+        weights=own_weights,
         cost=price,
         seed=seed,
         is_simulation=True,

@@ -44,6 +44,9 @@ class PolicyDefaults:
         """Nobody: what runs may finish."""
         return None
 
+    def shares_changed(self) -> None:
+        """Do nothing: weights are read when they are needed."""
+
     def counters(self) -> Mapping[str, float]:
         """No counters."""
         return {}

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from evenflow.base.errors import ConfigError
 from evenflow.fairness.cost import CostFunction
 from evenflow.fairness.level import Level
 from evenflow.fairness.policy import Schedulable
 from evenflow.fairness.prediction import LengthPredictor, PredictedVTC, parse_predictor
 from evenflow.fairness.queue import ClientQueues
 from evenflow.fairness.registry import PolicySettings
-from evenflow.fairness.weights import Weights, weight_lookup
+from evenflow.fairness.weights import Weights, check_tiers, weight_lookup
 
 Path = tuple[str, ...]
 
@@ -25,8 +24,9 @@ Path = tuple[str, ...]
 class Tree(Level):
     """Levels at the inner nodes of a tree whose leaves are competitors. A Level from outside.
 
-    ``path_of`` gives the path of a competitor, ``depth`` names from below the root down to the competitor's own name;
-    it must stay the same while the competitor waits or is held. ``weight_of`` gives the weight of a node by its path.
+    ``path_of`` gives the path of a competitor, ``depth`` names from below the root down to the competitor's own name.
+    It is asked when the competitor joins; from then on the competitor has its place until it neither waits nor is
+    held, or ``move`` is called. ``weight_of`` gives the weight of a node by its path.
     A node that its parent has forgotten is forgotten with everything below it.
     """
 
@@ -35,6 +35,8 @@ class Tree(Level):
         self._depth = depth
         self._path_of = path_of
         self._weight_of = weight_of
+        self._places: dict[str, Path] = {}
+        """Of those that wait or are held."""
         self._levels: dict[Path, Level] = {}
         self._open(())
 
@@ -51,11 +53,12 @@ class Tree(Level):
 
     def standing(self, name: str) -> tuple[float, ...]:
         """Counters of the nodes on the path of one that waits or is held, from below the root down to it."""
-        path = self._path_of(name)
+        path = self._places[name]
         return tuple(self._levels[path[:depth]].counters[path[depth]] for depth in range(self._depth))
 
     def join(self, name: str) -> None:
         """Lift it among its siblings, and its ancestors as far as they had nothing waiting."""
+        self._take_place(name)
         for above, child in reversed(self._steps(name)):
             level = self._levels[above]
             was_waiting = len(level) > 0
@@ -75,6 +78,7 @@ class Tree(Level):
             level.leave(child)
             if len(level) > 0:
                 break
+        self._give_up_place(name)
 
     def hold(self, name: str) -> None:
         """Remember it and its ancestors."""
@@ -85,6 +89,24 @@ class Tree(Level):
         """One hold less, on it and its ancestors: from below, because an ancestor may then be forgotten."""
         for above, child in reversed(self._steps(name)):
             self._levels[above].release(child)
+        self._give_up_place(name)
+
+    def move(self) -> None:
+        """Ask ``path_of`` again for all that wait or are held. One that moves is lifted like a newcomer where it comes to."""
+        for name, old in list(self._places.items()):
+            if self._path_of(name) == old:
+                continue
+            level = self._levels[old[:-1]]
+            was_waiting, num_held = name in level, level.num_held(name)
+            for _ in range(num_held):
+                self.release(name)
+            if was_waiting:
+                self.leave(name)
+            self.join(name)
+            for _ in range(num_held):
+                self.hold(name)
+            if not was_waiting:
+                self.leave(name)
 
     def add(self, name: str, amount: float) -> None:
         """Raise or lower the counters on its path, each by ``amount`` over the weight of the node."""
@@ -108,9 +130,8 @@ class Tree(Level):
         return [] if least is None else [least]
 
     def __contains__(self, name: object) -> bool:
-        path = self._path_of(str(name))
-        level = self._levels.get(path[:-1])
-        return level is not None and path[-1] in level
+        path = self._places.get(str(name))
+        return path is not None and path[-1] in self._levels[path[:-1]]
 
     def __iter__(self) -> Iterator[str]:
         return (name for above, level in self._levels.items() if len(above) == self._depth - 1 for name in level)
@@ -120,6 +141,7 @@ class Tree(Level):
 
     def check_integrity(self, waiting: Collection[str], num_held: Mapping[str, int]) -> None:
         """Assert the books of every level against those that wait and are held below it."""
+        assert set(self._places) == {*waiting, *num_held}, "a place is kept for one that neither waits nor is held, or missing"
         wanted: dict[Path, tuple[set[str], dict[str, int]]] = {path: (set(), {}) for path in self._levels}
         for name in waiting:
             for above, child in self._steps(name):
@@ -135,14 +157,25 @@ class Tree(Level):
 
     def _steps(self, name: str) -> list[tuple[Path, str]]:
         """(path of a node, its child on the way), from the root down to the parent of the competitor. Makes missing levels."""
-        path = self._path_of(name)
-        assert len(path) == self._depth
-        assert path[-1] == name, f"the path of {name!r} ends in {path[-1]!r}"
+        path = self._places[name]
         steps = [(path[:depth], path[depth]) for depth in range(self._depth)]
         for above, _ in steps:
             if above not in self._levels:
                 self._open(above)
         return steps
+
+    def _take_place(self, name: str) -> None:
+        if name not in self._places:
+            path = self._path_of(name)
+            assert len(path) == self._depth
+            assert path[-1] == name, f"the path of {name!r} ends in {path[-1]!r}"
+            self._places[name] = path
+
+    def _give_up_place(self, name: str) -> None:
+        path = self._places[name]
+        level = self._levels.get(path[:-1])
+        if level is None or not (name in level or level.num_held(name)):
+            del self._places[name]
 
     def _open(self, path: Path) -> None:
         self._levels[path] = Level(on_forgotten=lambda child: self._drop((*path, child)))
@@ -167,23 +200,18 @@ class HierarchicalVTC(PredictedVTC):
         tier_by_client: Mapping[str, str] | None = None,
         weight_by_tier: Mapping[str, float] | None = None,
     ) -> None:
-        """``weights`` are of clients and tenants; those of clients contain the factor of their tier."""
+        """``weights`` are the own ones of clients and tenants, without their tier's. The mappings are read at every use."""
         weight = weight_lookup(weights)
-        tiers, tier_weights = tier_by_client or {}, weight_by_tier or {}
-        for tier, share in tier_weights.items():
-            if not share > 0:
-                raise ConfigError(f"the weight of tier {tier!r} is {share}; allowed: finite and above 0")
+        tiers = {} if tier_by_client is None else tier_by_client
+        tier_weights = {} if weight_by_tier is None else weight_by_tier
+        check_tiers(tiers, tier_weights)
 
         def path_of(client_id: str) -> Path:
             tenant = client_id.partition("/")[0]
             return tiers.get(client_id, tiers.get(tenant, "")), tenant, client_id
 
         def weight_of(path: Path) -> float:
-            tier_weight = tier_weights.get(path[0], 1.0)
-            if len(path) == 1:
-                return tier_weight
-            name = path[-1]
-            return weight(name) / (tier_weight if name in tiers else 1.0)
+            return tier_weights.get(path[0], 1.0) if len(path) == 1 else weight(path[-1])
 
         self._tree = Tree(3, path_of, weight_of)
         super().__init__(queues, None, cost, predictor, self._tree)
@@ -193,12 +221,16 @@ class HierarchicalVTC(PredictedVTC):
         """``hierarchy[:PREDICTOR]``, as ``vtc-predict``."""
         return cls(
             settings.queues,
-            settings.weights,
+            settings.own_weights,
             settings.cost,
             parse_predictor(argument),
             tier_by_client=settings.tier_by_client,
             weight_by_tier=settings.weight_by_tier,
         )
+
+    def shares_changed(self) -> None:
+        """Clients that are in another tier now move there."""
+        self._tree.move()
 
     def victim(self, running: Sequence[Schedulable]) -> Schedulable | None:
         """The newest request of the richest client of the richest tenant of the richest tier."""

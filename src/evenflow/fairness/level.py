@@ -87,6 +87,10 @@ class Level:
         if amount < 0.0:
             self._waiting.lowered(name)
 
+    def num_held(self, name: str) -> int:
+        """How many ``release`` are still to come for it."""
+        return self._num_held.get(name, 0)
+
     def least(self) -> str | None:
         """Whose turn it is: the one with the least counter of those that wait."""
         return self._waiting.peek()

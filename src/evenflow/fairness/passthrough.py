@@ -58,6 +58,10 @@ class PassThrough:
         """Pass it on."""
         return self._policy.displaced(head, running)
 
+    def shares_changed(self) -> None:
+        """Pass it on."""
+        self._policy.shares_changed()
+
     def counters(self) -> Mapping[str, float]:
         """Pass it on."""
         return self._policy.counters()

@@ -17,6 +17,8 @@ tensors, no HTTP, and reads no clock of its own: times are arguments. The walk o
     policy.settle(request)                        exactly once, at finish or abort of a request that was admitted
     policy.requeued(request)                      preempted: back at the head of its queue, no lift
     policy.cancelled(request)                     aborted while waiting, never admitted (then emptied(), if it was the last)
+
+At any time: policy.shares_changed()              the owner of weights and tiers has changed them
 """
 
 from __future__ import annotations
@@ -113,6 +115,10 @@ class Policy(Protocol):
 
     def displaced(self, head: Schedulable, running: Sequence[Schedulable]) -> Schedulable | None:
         """``head``, just picked, does not fit: which running request must give way to it; None: it waits, as usual."""
+        ...
+
+    def shares_changed(self) -> None:
+        """The weights or tiers that the policy reads are others now. What was charged stays charged."""
         ...
 
     def counters(self) -> Mapping[str, float]:

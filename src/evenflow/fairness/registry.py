@@ -11,7 +11,7 @@ from evenflow.base.registry import Registry
 from evenflow.fairness.cost import CostFunction, WeightedTokens
 from evenflow.fairness.policy import Policy
 from evenflow.fairness.queue import ClientQueues
-from evenflow.fairness.weights import Weights
+from evenflow.fairness.weights import Weights, tiered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,9 @@ class PolicySettings:
     queues: ClientQueues
     """Shared with the scheduler."""
     weights: Weights | None = None
-    """None: every client has weight 1."""
+    """A client's own weight times its tier's; None: every client has weight 1."""
+    own_weights: Weights | None = None
+    """Without the tier's, for policies that share between tiers first."""
     cost: CostFunction = field(default_factory=WeightedTokens)
     seed: int = 0
     """For policies that draw random numbers."""
@@ -30,7 +32,6 @@ class PolicySettings:
     tier_by_client: Mapping[str, str] = field(default_factory=dict)
     """For policies that share between tiers first; a client not in it is in the tier "" of weight 1."""
     weight_by_tier: Mapping[str, float] = field(default_factory=dict)
-    """Already a factor of ``weights``."""
 
 
 class PolicyFactory(Protocol):
@@ -76,17 +77,24 @@ def create_policy(
     weight_by_tier: Mapping[str, float] | None = None,
     registry: Registry | None = None,
 ) -> Policy:
-    """Build the policy ``NAME[:ARGUMENT]``. Raises RegistryError, listing the known names, for an unknown one."""
+    """Build the policy ``NAME[:ARGUMENT]``. Raises RegistryError, listing the known names, for an unknown one.
+
+    ``weights`` are the clients' own; policies that know no tiers multiply them by the tier's. All three mappings are read
+    at every use: whoever changes one tells the policy by ``shares_changed``. Raises ConfigError for a weight that is none.
+    """
     name, colon, argument = spec.partition(":")
     factory: PolicyFactory = (registry or policy_registry()).load(name.strip())
+    tiers = {} if tier_by_client is None else tier_by_client
+    tier_weights = {} if weight_by_tier is None else weight_by_tier
     settings = PolicySettings(
         queues=queues,
-        weights=weights,
+        weights=tiered(weights, tiers, tier_weights),
+        own_weights=weights,
         cost=cost or WeightedTokens(),
         seed=seed,
         is_simulation=is_simulation,
-        tier_by_client=tier_by_client or {},
-        weight_by_tier=weight_by_tier or {},
+        tier_by_client=tiers,
+        weight_by_tier=tier_weights,
     )
     return factory.from_settings(settings, argument.strip() if colon else None)
 

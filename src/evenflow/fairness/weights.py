@@ -1,4 +1,8 @@
-"""Shares of clients: a client of weight 2 is due twice the service of a client of weight 1."""
+"""Shares of clients: a client of weight 2 is due twice the service of a client of weight 1.
+
+A client may be in a tier, which has a weight too. Policies that compare clients with each other multiply the
+two (``tiered``); a hierarchy lets tiers compete first and uses the client's own weight within its tier.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,31 @@ def weight_lookup(weights: Weights | None) -> Callable[[str], float]:
             return shares.get(client_id, 1.0)
 
     return lambda client_id: _checked(client_id, read(client_id))
+
+
+def tiered(
+    weights: Weights | None, tier_by_client: Mapping[str, str], weight_by_tier: Mapping[str, float]
+) -> Callable[[str], float]:
+    """A function from client to its own weight times its tier's. All three are read at every use. Raises ConfigError."""
+    check_tiers(tier_by_client, weight_by_tier)
+    own = weight_lookup(weights)
+
+    def weight(client_id: str) -> float:
+        tier = tier_by_client.get(client_id)
+        return own(client_id) if tier is None else own(client_id) * weight_by_tier[tier]
+
+    return weight
+
+
+def check_tiers(tier_by_client: Mapping[str, str], weight_by_tier: Mapping[str, float]) -> None:
+    """Raise ConfigError for a tier's weight that is not finite and above 0, or a client in a tier without one."""
+    for tier, weight in weight_by_tier.items():
+        if not (0 < weight < math.inf):
+            raise ConfigError(f"the weight of tier {tier!r} is {weight}; allowed: finite and above 0")
+    for client_id, tier in tier_by_client.items():
+        if tier not in weight_by_tier:
+            known = ", ".join(sorted(weight_by_tier)) or "none"
+            raise ConfigError(f"the tier of client {client_id!r} is {tier!r}; known tiers: {known}")
 
 
 def _checked(client_id: str, weight: float) -> float:

@@ -207,8 +207,11 @@ class FakeEngine:
     async def list_adapters(self) -> list[AdapterInfo]:
         return list(self.infos.values())
 
-    async def set_weights(self, weight_by_client: Mapping[str, float]) -> None:
+    async def set_weights(
+        self, weight_by_client: Mapping[str, float], tier_by_client: Mapping[str, str], weight_by_tier: Mapping[str, float]
+    ) -> None:
         self.weights = dict(weight_by_client)
+        self.tiers = (dict(tier_by_client), dict(weight_by_tier))
 
     async def close(self) -> None:
         self.dead.set()

@@ -53,7 +53,8 @@ adapters = ["alice-*", "common"]
     assert alice.max_queued_requests == 5
     assert [alice.may_use(name) for name in ("alice-1", "common", "bob-1", "alice")] == [True, True, False, False]
     assert directory.clients["bob"].may_use("anything")
-    assert directory.weight_by_client == {"alice": 2.0}
+    assert directory.weight_by_client == {"alice": 0.5}, "her own: the engine's policy knows what to do with the tier's"
+    assert (directory.tier_by_client, directory.weight_by_tier) == ({"alice": "gold"}, {"gold": 4.0})
     assert directory.client(alice, {"x-evenflow-client": "bob"}, ("user", "bob")) is alice
     with pytest.raises(NotAllowed, match="'alice'"):
         directory.require_admin(alice)

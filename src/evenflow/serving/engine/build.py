@@ -17,6 +17,7 @@ from evenflow.serving.backends.storage import Storage
 from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.engine.engine import Engine
 from evenflow.serving.engine.executor import LocalExecutor
+from evenflow.serving.engine.live_shares import LiveShares
 from evenflow.serving.engine.sampler import Sampler
 from evenflow.serving.engine.text import Tokenizer
 from evenflow.serving.engine.worker import Worker
@@ -40,8 +41,16 @@ def build_engine(config: EngineConfig) -> Engine:
     model_config = load_config(config.model)
     tokenizer = Tokenizer.from_folder(config.model)
     eos_token_ids = end_tokens(model_config, tokenizer)
-    queues, weights = ClientQueues(), dict(config.weight_by_client)
-    policy = create_policy(config.policy, queues=queues, weights=weights, seed=config.seed)
+    queues = ClientQueues()
+    shares = LiveShares(dict(config.weight_by_client), dict(config.tier_by_client), dict(config.weight_by_tier))
+    policy = create_policy(
+        config.policy,
+        queues=queues,
+        weights=shares.weight_by_client,
+        seed=config.seed,
+        tier_by_client=shares.tier_by_client,
+        weight_by_tier=shares.weight_by_tier,
+    )
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     model = load_model(config.model, model_config, dtype, device)
@@ -88,7 +97,7 @@ def build_engine(config: EngineConfig) -> Engine:
         catalog=catalog,
         executor=LocalExecutor(worker),
         tokenizer=tokenizer,
-        weight_by_client=weights,
+        shares=shares,
         eos_token_ids=eos_token_ids,
         vocab_size=model_config.shape.vocab_size,
         dtype=str(dtype).removeprefix("torch."),

@@ -128,9 +128,14 @@ class EngineClient:
         """Every registered adapter, and those that still drain."""
         return await self._call(ListAdapters(next(self._call_ids)))
 
-    async def set_weights(self, weight_by_client: Mapping[str, float]) -> None:
-        """Replace the weights of clients that differ from 1."""
-        await self._send(SetWeights(dict(weight_by_client)))
+    async def set_weights(
+        self,
+        weight_by_client: Mapping[str, float],
+        tier_by_client: Mapping[str, str] | None = None,
+        weight_by_tier: Mapping[str, float] | None = None,
+    ) -> None:
+        """Replace the own weights of clients that differ from 1, and the tiers."""
+        await self._send(SetWeights(dict(weight_by_client), dict(tier_by_client or {}), dict(weight_by_tier or {})))
 
     async def close(self) -> None:
         """End the engine process. Running requests get EngineDead. Idempotent."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evenflow.base.errors import ConfigError
+from evenflow.fairness.weights import check_tiers
 
 DTYPES = ("auto", "bfloat16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
@@ -46,7 +47,10 @@ class EngineConfig:
     seed: int = 0
     """Seeds requests that bring no seed of their own."""
     weight_by_client: Mapping[str, float] = field(default_factory=dict)
-    """Share weights of clients that differ from 1."""
+    """Share weights of clients that differ from 1, without their tier's."""
+    tier_by_client: Mapping[str, str] = field(default_factory=dict)
+    """Under ``hierarchy`` tiers share first; other policies multiply a client's weight by its tier's."""
+    weight_by_tier: Mapping[str, float] = field(default_factory=dict)
     log_level: str = "warning"
     """What the engine process writes to stderr: debug, info, warning or error."""
     stats_interval_s: float = 0.25
@@ -81,3 +85,4 @@ class EngineConfig:
         for client, weight in self.weight_by_client.items():
             if not weight > 0:
                 raise ConfigError(f"weight of client {client!r} is {weight!r}; allowed: above 0")
+        check_tiers(self.tier_by_client, self.weight_by_tier)

@@ -7,15 +7,23 @@ what it said. It knows no HTTP; names of adapters become digests here, and nowhe
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from evenflow.base.errors import AdapterError, ClientOverLimit, EvenFlowError, InvalidRequest, PromptTooLong, Rejected
+from evenflow.base.errors import (
+    AdapterError,
+    ClientOverLimit,
+    ConfigError,
+    EvenFlowError,
+    InvalidRequest,
+    PromptTooLong,
+    Rejected,
+)
 from evenflow.serving.core.plan import StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
 from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.engine.executor import Executor
+from evenflow.serving.engine.live_shares import LiveShares
 from evenflow.serving.engine.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit
 from evenflow.serving.engine.meters import Meters, collect_stats
 from evenflow.serving.engine.reply import Reply
@@ -39,7 +47,7 @@ class Engine:
         catalog: Catalog,
         executor: Executor,
         tokenizer: Tokenizer,
-        weight_by_client: dict[str, float],
+        shares: LiveShares,
         eos_token_ids: Sequence[int],
         vocab_size: int,
         dtype: str,
@@ -52,7 +60,7 @@ class Engine:
         self._residency = residency
         self._executor = executor
         self._tokenizer = tokenizer
-        self._weight_by_client = weight_by_client
+        self._shares = shares
         self._eos_token_ids = tuple(eos_token_ids)
         self._vocab_size = vocab_size
         self._dtype = dtype
@@ -161,14 +169,19 @@ class Engine:
         elif self._pinned.pop(name, None) is not None and digest not in self._pinned.values():
             self._residency.unpin(digest)
 
-    def set_weights(self, weight_by_client: Mapping[str, float]) -> None:
-        """Replace the weights of clients that differ from 1; all stay as they are if one is not finite and above 0."""
-        wrong = {client: weight for client, weight in weight_by_client.items() if not 0 < weight < math.inf}
-        if wrong:
-            log.error("weights are kept as they were: %s; allowed: finite and above 0", wrong)
+    def set_weights(
+        self,
+        weight_by_client: Mapping[str, float],
+        tier_by_client: Mapping[str, str] | None = None,
+        weight_by_tier: Mapping[str, float] | None = None,
+    ) -> None:
+        """Replace the clients' own weights and tiers; all stay as they are if one weight is not finite and above 0."""
+        try:
+            self._shares.replace(weight_by_client, tier_by_client or {}, weight_by_tier or {})
+        except ConfigError as error:
+            log.error("weights and tiers are kept as they were: %s", error)
             return
-        self._weight_by_client.clear()
-        self._weight_by_client.update(weight_by_client)
+        self._scheduler.policy.shares_changed()
 
     def adapters(self, names: set[str] | None = None) -> list[AdapterInfo]:
         """What is known of the adapters (of those in ``names``), draining ones included."""
@@ -190,7 +203,7 @@ class Engine:
             self.catalog,
             self._meters,
             self._config.policy,
-            self._weight_by_client,
+            self._shares.weight,
             self._clock(),
         )
 

@@ -96,7 +96,7 @@ class EngineLoop:
             elif isinstance(message, Abort):
                 self._engine.abort(message.request_ids)
             elif isinstance(message, SetWeights):
-                self._engine.set_weights(message.weight_by_client)
+                self._engine.set_weights(message.weight_by_client, message.tier_by_client, message.weight_by_tier)
             elif isinstance(message, Shutdown):
                 self._is_stopping = True
             elif isinstance(message, LoadAdapter):

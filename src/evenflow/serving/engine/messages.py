@@ -62,9 +62,11 @@ class ListAdapters(msgspec.Struct, tag=True, array_like=True):
 
 
 class SetWeights(msgspec.Struct, tag=True, array_like=True):
-    """Weights of clients that differ from 1, replacing the earlier set."""
+    """Own weights of clients that differ from 1, and tiers, replacing the earlier ones."""
 
     weight_by_client: dict[str, float]
+    tier_by_client: dict[str, str] = {}
+    weight_by_tier: dict[str, float] = {}
 
 
 class Shutdown(msgspec.Struct, tag=True, array_like=True):

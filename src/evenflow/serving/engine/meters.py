@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from evenflow.fairness.cost import WeightedTokens
@@ -65,7 +65,7 @@ def collect_stats(
     catalog: Catalog,
     meters: Meters,
     policy: str,
-    weight_by_client: Mapping[str, float],
+    weight_of: Callable[[str], float],
     now_s: float,
 ) -> EngineStats:
     """The snapshot. O(clients + adapters in the books)."""
@@ -80,7 +80,7 @@ def collect_stats(
             completion_tokens=tally.completion_tokens,
             service=_PRICE(tally.prompt_tokens, tally.completion_tokens),
             virtual_counter=counters.get(client),
-            weight=weight_by_client.get(client, 1.0),
+            weight=weight_of(client),
         )
         for client, tally in _busiest(scheduler.clients)
     }

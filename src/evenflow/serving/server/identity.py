@@ -5,7 +5,7 @@
     [tiers.gold]
     weight = 4.0
     [clients.alice]
-    tier = "gold"                        # her share is weight x the tier's weight
+    tier = "gold"                        # her share is weight x the tier's weight; under `hierarchy` tiers share first
     weight = 1.0
     api_keys = ["sha256:..."]            # made by `evenflow keys new alice`
     requests_per_minute = 600
@@ -72,6 +72,7 @@ class Client:
 
     name: str
     weight: float = 1.0
+    """Its own times its tier's."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     """Prompt and output tokens."""
@@ -94,11 +95,10 @@ class Directory:
     """Administrators too."""
     needs_key: bool = False
     """True once any client has a key."""
-
-    @property
-    def weight_by_client(self) -> dict[str, float]:
-        """Weights of the clients that differ from 1."""
-        return {name: client.weight for name, client in self.clients.items() if client.weight != 1.0}
+    weight_by_client: Mapping[str, float] = field(default_factory=dict)
+    """Own weights, without the tier's, of the clients that differ from 1."""
+    tier_by_client: Mapping[str, str] = field(default_factory=dict)
+    weight_by_tier: Mapping[str, float] = field(default_factory=dict)
 
     def holder(self, headers: Mapping[str, str]) -> Client | None:
         """The client whose key the request carries; None on an open server without a known key. Raises InvalidKey."""
@@ -184,4 +184,11 @@ def read_directory(path: Path | None) -> Directory:
         add_keys(clients[name], entry.api_keys, f"clients.{name}")
     needs_key = bool(client_by_hash)
     add_keys(Client(ADMIN, is_admin=True), content.admin.api_keys, "admin")
-    return Directory(clients, client_by_hash, needs_key)
+    return Directory(
+        clients,
+        client_by_hash,
+        needs_key,
+        {name: entry.weight for name, entry in content.clients.items() if entry.weight != 1.0},
+        {name: entry.tier for name, entry in content.clients.items() if entry.tier is not None},
+        {name: tier.weight for name, tier in content.tiers.items()},
+    )

@@ -66,8 +66,10 @@ class Engine(Protocol):
         """Every registered adapter, and those that still drain."""
         ...
 
-    async def set_weights(self, weight_by_client: Mapping[str, float]) -> None:
-        """Replace the weights of clients that differ from 1."""
+    async def set_weights(
+        self, weight_by_client: Mapping[str, float], tier_by_client: Mapping[str, str], weight_by_tier: Mapping[str, float]
+    ) -> None:
+        """Replace the own weights of clients that differ from 1, and the tiers."""
         ...
 
     async def close(self) -> None:

@@ -76,7 +76,7 @@ class ServerState:
     async def open(self, adapters: Mapping[str, Path]) -> None:
         """Wait for the engine, register ``adapters``, then take requests. Raises what the engine or an adapter fails of."""
         info = await self.engine.wait_until_ready()
-        await self.engine.set_weights(self.directory.weight_by_client)
+        await self._tell_weights()
         for name, path in adapters.items():
             await self.names.load(name, str(path))
         await self.names.refresh()
@@ -107,5 +107,9 @@ class ServerState:
             log.error("clients are as before, because the file is broken: %s", error)
             return
         self.directory = directory
-        await self.engine.set_weights(directory.weight_by_client)
+        await self._tell_weights()
         log.info("read %s: %d clients", self.config.clients_file, len(directory.clients))
+
+    async def _tell_weights(self) -> None:
+        told = self.directory
+        await self.engine.set_weights(told.weight_by_client, told.tier_by_client, told.weight_by_tier)
