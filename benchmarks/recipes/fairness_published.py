@@ -37,7 +37,7 @@ WORKLOADS = {
     "overload": ["fcfs", "vtc", "vtc-predict", "vtc-oracle", "vtc-oracle:0.5"],
     "overload_multi": ["fcfs", "vtc", "vtc-predict", "vtc-oracle", "vtc-oracle:0.5"],
     "poisson_short_long": ["fcfs", "round-robin", "drr", "vtc", "vtc-predict", "vtc-oracle"],
-    "burst_after_idle": ["fcfs", "lcf", "vtc", "vtc-predict"],
+    "burst_after_idle": ["fcfs", "lcf", "vtc-half-lift", "vtc", "vtc-predict", "hierarchy"],
     "weighted_equal_demand": ["fcfs", "vtc", "vtc-predict"],
 }
 TRACE_BANDS: dict[tuple[str, str], tuple[float, float]] = {
@@ -63,8 +63,10 @@ WORKLOAD_BANDS: dict[tuple[str, str, str], tuple[float, float]] = {
     ("poisson_short_long", "vtc-predict", "avg_diff"): (0, 20),
     ("burst_after_idle", "vtc", "steady_wait_s"): (0, 8),
     ("burst_after_idle", "vtc-predict", "steady_wait_s"): (0, 8),
+    ("burst_after_idle", "hierarchy", "steady_wait_s"): (0, 8),
     ("burst_after_idle", "fcfs", "steady_wait_s"): (90, float("inf")),
     ("burst_after_idle", "lcf", "steady_wait_s"): (90, float("inf")),
+    ("burst_after_idle", "vtc-half-lift", "steady_wait_s"): (90, float("inf")),
 }
 
 
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument(
         "--factors", type=int, default=9, metavar="N", help="how many step-time factors, evenly from 1.06 to 1.09"
     )
+    parser.add_argument("--scenario", choices=tuple(WORKLOADS), help="this generated workload only")
     args = parser.parse_args()
     profile = load_profile("a10g-llama-7b")
     server = profile.server(args.server)
@@ -89,6 +92,8 @@ def main() -> None:
             for policy in told("arena_trace", TRACE_POLICIES)
         }
     for name, policies in WORKLOADS.items():
+        if args.scenario not in (None, name):
+            continue
         traces = [make_workload(name, seed) for seed in range(args.seeds)]
         results[name] = {
             policy: figures((t, replay(t, policy, server, profile.step_time, seed=i)) for i, t in enumerate(traces))

@@ -210,6 +210,8 @@ def test_wrong_names_and_arguments_are_refused_with_what_is_allowed(spec, messag
         create_policy(spec, queues=ClientQueues(), is_simulation=True)
 
 
-def test_oracles_are_refused_outside_a_simulation():
+def test_policies_for_simulations_are_refused_outside():
     with pytest.raises(RegistryError, match="only a simulation"):
         create_policy("vtc-oracle", queues=ClientQueues())
+    with pytest.raises(RegistryError, match="only a simulation"):
+        create_policy("vtc-half-lift", queues=ClientQueues())

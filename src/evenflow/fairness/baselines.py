@@ -8,7 +8,7 @@ from collections.abc import Collection, Hashable
 
 from evenflow.base.errors import RegistryError
 from evenflow.fairness.defaults import PolicyDefaults
-from evenflow.fairness.level import RoundLevel, UnliftedLevel
+from evenflow.fairness.level import HalfLiftedLevel, RoundLevel, UnliftedLevel
 from evenflow.fairness.policy import ACCEPT, Schedulable, Verdict
 from evenflow.fairness.queue import ClientQueues
 from evenflow.fairness.registry import PolicySettings, refuse_argument
@@ -170,6 +170,18 @@ class LCF(VTC):
         """Takes no argument."""
         refuse_argument("lcf", argument)
         return cls(settings.queues, settings.weights, settings.cost, UnliftedLevel())
+
+
+class HalfLiftedVTC(VTC):
+    """VTC with the lift of the authors' published code: none when nothing else waits. To show what the other half is for."""
+
+    @classmethod
+    def from_settings(cls, settings: PolicySettings, argument: str | None) -> HalfLiftedVTC:
+        """Takes no argument. Refused outside a simulation: its bound does not hold."""
+        refuse_argument("vtc-half-lift", argument)
+        if not settings.is_simulation:
+            raise RegistryError("vtc-half-lift starves whoever stays; only a simulation may run it (use vtc)")
+        return cls(settings.queues, settings.weights, settings.cost, HalfLiftedLevel())
 
 
 class DRR(VTC):

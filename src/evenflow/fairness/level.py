@@ -164,6 +164,21 @@ class UnliftedLevel(Level):
         return self._virtual_time
 
 
+class HalfLiftedLevel(UnliftedLevel):
+    """Lifts only to those that wait: whoever comes while nothing waits keeps the counter it had long ago.
+
+    The rule of VTC's published code, which left out the second half of algorithm 2. For ablations: one that
+    comes with a burst after idleness is then served alone until it has caught up with those that never left.
+    """
+
+    def join(self, name: str) -> None:
+        """Lift it to the least of those that wait; if there is none, not at all."""
+        least = self._waiting.peek()
+        super().join(name)
+        if least is not None:
+            self._counters[name] = max(self._counters[name], self._counters[least])
+
+
 class RoundLevel(Level):
     """Counters count in whole quanta: within one, the turn order decides (deficit round robin).
 

@@ -57,6 +57,7 @@ def policy_registry() -> Registry:
             "vtc-adapter": "evenflow.fairness.adapters:AdapterVTC",
             "vtc-adapter-client": "evenflow.fairness.adapters:AdapterClientVTC",
             "vtc-client-adapter": "evenflow.fairness.adapters:ClientAdapterVTC",
+            "vtc-half-lift": "evenflow.fairness.baselines:HalfLiftedVTC",
             "vtc-oracle": "evenflow.fairness.oracle:OracleVTC",
             "vtc-preempt": "evenflow.fairness.preempting:PreemptingVTC",
             "vtc-predict": "evenflow.fairness.prediction:PredictedVTC",
