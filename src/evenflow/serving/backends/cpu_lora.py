@@ -11,10 +11,12 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.serving.backends.batch import Batch
+from evenflow.serving.backends.rank_space import RankSpace
 from evenflow.serving.backends.storage import Storage
 from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.shape import MODULES, SITES
 from evenflow.serving.kernels.lora_cpu import add_lora_rows, scratch_floats
+from evenflow.serving.kernels.lora_split_cpu import expand_lora_rows, shrink_lora_rows
 from evenflow.serving.kernels.simd import element_of
 from evenflow.serving.memory.layout import place
 
@@ -51,7 +53,7 @@ class _Work:
 
 
 class CPULoRA:
-    """LoRABackend for bf16 and fp32 on the CPU. Legend: see ``LoRABackend``.
+    """SplitLoRABackend for bf16 and fp32 on the CPU. Legend: see ``LoRABackend``.
 
     ``num_threads``: how many parts the row kernel's work is cut into; None: as many as torch and numba both use.
     ``product_macs``: see PRODUCT_MACS. Raises ConfigError for another dtype.
@@ -60,16 +62,16 @@ class CPULoRA:
     def __init__(self, storage: Storage, num_threads: int | None = None, product_macs: int = PRODUCT_MACS) -> None:
         if storage.dtype not in (torch.bfloat16, torch.float32):
             raise ConfigError(f"{storage.dtype}; allowed: bf16 or fp32")
-        shape = storage.layout.shape
+        layout, num_layers = storage.layout, storage.layout.shape.num_layers
         self._storage = storage
         self._product_macs = product_macs
         self._element = element_of(storage.layout.itemsize)
         self._num_threads = num_threads or min(torch.get_num_threads(), numba.get_num_threads())
         self._sites: dict[str, _Site] = {}
         for name, modules in SITES.items():
-            widths = np.array([shape.module_widths(module)[1] for module in modules], np.int64)
+            widths = np.array([layout.row_width(module, "B") for module in modules], np.int64)
             self._sites[name] = _Site(
-                inputs=shape.module_widths(modules[0])[0],
+                inputs=layout.row_width(modules[0], "A"),
                 modules=np.array([MODULES.index(module) for module in modules], np.int64),
                 columns=np.cumsum(widths) - widths,
                 widths=widths,
@@ -81,7 +83,8 @@ class CPULoRA:
         # What the kernel reads, by slot; grown by bind().
         self._lines_of_slot = np.zeros(0, np.int64)
         # Rank, first A row and first B row in one place: they are read together, and each adapter's from cold memory.
-        self._table = np.zeros((0, shape.num_layers, len(MODULES), 3), np.int32)
+        self._table = np.zeros((0, num_layers, len(MODULES), 3), np.int32)
+        self._a_rows = np.zeros((0, num_layers, len(MODULES)), np.int32)
         # Most multiply-adds that a row needs in any layer, by slot and site.
         self._macs = np.zeros((0, len(SITES)), np.int64)
         self._grow(16)
@@ -96,6 +99,11 @@ class CPULoRA:
         work = _Work(none, none, np.zeros(self._num_threads + 1, np.int64), ())
         x_TI = torch.empty((0, self._sites["o"].inputs), dtype=self._storage.dtype)
         self._run_rows(0, self._sites["o"], work, x_TI, torch.empty_like(x_TI))
+        shard = self._storage.layout.shard
+        if shard is not None and shard.exchanged:
+            space = RankSpace("o", self._storage.layout.shape.num_layers, shard.world_size)
+            self._shrink_rows(0, self._sites["o"], work, x_TI, space, torch.empty(0))
+            self._expand_rows(0, self._sites["o"], work, torch.empty(1, 0), torch.empty_like(x_TI), space)
 
     def bind(self, slot: int, signature: AdapterSignature, pages: Sequence[int]) -> None:
         """See ``LoRABackend.bind``."""
@@ -106,14 +114,16 @@ class CPULoRA:
         lines = placement.lines(pages)
         self._lines[slot] = lines
         self._lines_of_slot[slot] = lines.ctypes.data
+        self._a_rows[slot] = placement.a_rows
         self._table[slot] = np.stack([placement.ranks, placement.first_a, placement.first_b], axis=-1)
         for index, site in enumerate(self._sites.values()):
             ranks = placement.ranks[:, site.modules].astype(np.int64)
-            self._macs[slot, index] = (ranks * (site.inputs + site.widths)).sum(axis=1).max()
+            macs = placement.a_rows[:, site.modules] * site.inputs + ranks * site.widths
+            self._macs[slot, index] = macs.sum(axis=1).max()
             self._reserve_scratch(int(ranks.sum(axis=1).max()))
 
     def _grow(self, num_slots: int) -> None:
-        for name in ("_lines_of_slot", "_table", "_macs"):
+        for name in ("_lines_of_slot", "_table", "_a_rows", "_macs"):
             old = getattr(self, name)
             new = np.zeros((num_slots, *old.shape[1:]), old.dtype)
             new[: len(old)] = old
@@ -217,8 +227,109 @@ class CPULoRA:
         found = []
         for module, column, width in zip(site.modules, site.columns, site.widths):
             rank, a, b = (int(n) for n in self._table[slot, layer, module])
+            held = int(self._a_rows[slot, layer, module])
             if rank:
-                a_RI = self._storage.adapter_rows(lines[a : a + rank], site.inputs)
+                a_RI = self._storage.adapter_rows(lines[a : a + held], site.inputs)
                 b_RO = self._storage.adapter_rows(lines[b : b + rank], int(width))
                 found.append((slice(int(column), int(column + width)), a_RI, b_RO))
         return found
+
+    def shrink(self, layer: int, site: str, x_TI: torch.Tensor, space: RankSpace) -> torch.Tensor:
+        """See ``SplitLoRABackend.shrink``."""
+        message_M = torch.zeros(space.size(layer))
+        work = self._work.get(site)
+        if work is None:
+            return message_M
+        assert x_TI.stride(1) == 1
+        if len(work.rows):
+            self._shrink_rows(layer, self._sites[site], work, x_TI, space, message_M)
+        for slot, first, end in work.segments:
+            for (_, a_RI, _), field in zip(self._gather(layer, self._sites[site], slot), self._fields(layer, slot, space)):
+                target_TW = _rows_of(message_M, space, layer, first, end)
+                target_TW[:, field.start : field.start + len(a_RI)] = x_TI[first:end] @ a_RI.T
+        return message_M
+
+    def expand(self, layer: int, site: str, parts_PM: torch.Tensor, y_TO: torch.Tensor, space: RankSpace) -> None:
+        """See ``SplitLoRABackend.expand``."""
+        work = self._work.get(site)
+        if work is None:
+            return
+        assert y_TO.stride(1) == 1
+        if len(work.rows):
+            self._expand_rows(layer, self._sites[site], work, parts_PM, y_TO, space)
+        for slot, first, end in work.segments:
+            for (columns, _, b_RO), field in zip(
+                self._gather(layer, self._sites[site], slot), self._fields(layer, slot, space)
+            ):
+                parts = [_rows_of(part_M, space, layer, first, end)[:, field] for part_M in parts_PM]
+                s_TR = torch.cat(parts, dim=1)[:, : len(b_RO)].to(y_TO.dtype)
+                y_TO[first:end, columns].addmm_(s_TR, b_RO)
+
+    def _fields(self, layer: int, slot: int, space: RankSpace) -> list[slice]:
+        """Where the fields of the adapter's modules lie inside a row's part, of those that it has."""
+        fields = space.fields[slot, layer]
+        ends = np.cumsum(fields)
+        return [slice(int(end - field), int(end)) for field, end in zip(fields, ends) if field]
+
+    def _shrink_rows(
+        self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, space: RankSpace, message_M: torch.Tensor
+    ) -> None:
+        shrink_lora_rows(
+            self._element,
+            self._num_threads,
+            self._storage.address,
+            x_TI.data_ptr(),
+            x_TI.stride(0) * self._storage.layout.itemsize,
+            site.inputs,
+            layer,
+            site.modules,
+            self._lines_of_slot,
+            self._table,
+            self._a_rows,
+            space.fields,
+            space.offsets,
+            work.rows,
+            work.slots,
+            work.cuts,
+            message_M.data_ptr(),
+            self._max_outputs,
+            self._max_site_rank,
+            self._scratch.ctypes.data,
+            self._scratch.strides[0],
+        )
+
+    def _expand_rows(
+        self, layer: int, site: _Site, work: _Work, parts_PM: torch.Tensor, y_TO: torch.Tensor, space: RankSpace
+    ) -> None:
+        assert parts_PM.is_contiguous()
+        expand_lora_rows(
+            self._element,
+            self._num_threads,
+            self._storage.address,
+            parts_PM.data_ptr(),
+            4 * parts_PM.shape[1],
+            len(parts_PM),
+            y_TO.data_ptr(),
+            y_TO.stride(0) * self._storage.layout.itemsize,
+            layer,
+            site.modules,
+            site.columns,
+            site.widths,
+            self._lines_of_slot,
+            self._table,
+            space.fields,
+            space.offsets,
+            work.rows,
+            work.slots,
+            work.cuts,
+            self._max_outputs,
+            self._max_site_rank,
+            self._scratch.ctypes.data,
+            self._scratch.strides[0],
+        )
+
+
+def _rows_of(part_M: torch.Tensor, space: RankSpace, layer: int, first: int, end: int) -> torch.Tensor:
+    """[rows, floats of a row]: a view of what a part holds of the rows from ``first`` to ``end``, all of one adapter."""
+    offsets = space.offsets[layer]
+    return part_M[int(offsets[first]) : int(offsets[end])].view(end - first, -1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from evenflow.serving.backends.batch import Batch
+from evenflow.serving.backends.rank_space import RankSpace
 from evenflow.serving.core.adapter import AdapterSignature
 
 
@@ -35,5 +36,27 @@ class LoRABackend(Protocol):
 
         Both in the model's dtype with unit stride inside a row (rows may lie apart).
         Base-only rows are untouched, bit for bit.
+        """
+        ...
+
+
+@runtime_checkable
+class SplitLoRABackend(LoRABackend, Protocol):
+    """A LoRA backend whose two halves can be called apart, so that tensor-parallel ranks can exchange what lies between.
+
+    Rows of A and B are this rank's, as the storage's layout says. Legend: P parts, M floats per part, see ``RankSpace``.
+    """
+
+    def shrink(self, layer: int, site: str, x_TI: torch.Tensor, space: RankSpace) -> torch.Tensor:
+        """The rank's message: fp32 [M], zero where it holds no row of A.
+
+        message[offset of t + field of m + r] = sum_i A_m[r, i] x_TI[t, i] for the rows r of A_m in this arena.
+        """
+        ...
+
+    def expand(self, layer: int, site: str, parts_PM: torch.Tensor, y_TO: torch.Tensor, space: RankSpace) -> None:
+        """y_TO[t, columns of m] += sum_r s[t, m, r] B_m[r], in place, with s read from the exchanged fp32 parts.
+
+        ``y_TO``: as wide as this rank's rows of B. Base-only rows are untouched, bit for bit.
         """
         ...

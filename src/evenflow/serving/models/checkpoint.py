@@ -39,10 +39,19 @@ class Checkpoint:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, as stored, on the CPU. Valid as long as the checkpoint is open."""
-        value: torch.Tensor = self._file_of[name].get_tensor(name)
+        return self._checked(name, self._file_of[name].get_tensor(name))
+
+    def _checked(self, name: str, value: torch.Tensor) -> torch.Tensor:
         if not value.is_floating_point():
             raise ModelError(f"{self._folder}: {name} is {value.dtype}; supported: float32, float16, bfloat16")
         return value
+
+    def part(self, name: str, rows: range, columns: range | None = None) -> torch.Tensor:
+        """Rows, and of a matrix columns, of one tensor; only these are read from the file."""
+        piece = self._file_of[name].get_slice(name)
+        index = slice(rows.start, rows.stop)
+        value: torch.Tensor = piece[index] if columns is None else piece[index, columns.start : columns.stop]
+        return self._checked(name, value)
 
     def close(self) -> None:
         """Let go of the files."""

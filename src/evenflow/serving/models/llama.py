@@ -11,28 +11,30 @@ import torch
 from evenflow.serving.backends.attention import AttentionBackend
 from evenflow.serving.backends.batch import Batch
 from evenflow.serving.backends.lora import LoRABackend
+from evenflow.serving.core.shape import ModelShape
+from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.config import ModelConfig
 from evenflow.serving.models.layers import HeadNorm, RMSNorm, silu_and_multiply
 from evenflow.serving.models.weights import LayerWeights, ModelWeights
 from evenflow.serving.parallel.embedding import Embedding, OutputHead
-from evenflow.serving.parallel.linear import Collective, ColumnLinear, OneRank, RowLinear
+from evenflow.serving.parallel.group import Group, OneRank
+from evenflow.serving.parallel.linear import ColumnLinear, RowLinear
 
 
 class DecoderLayer:
     """Attention and gated MLP, each behind a norm and added to the residual stream."""
 
-    def __init__(self, index: int, weights: LayerWeights, config: ModelConfig, collective: Collective) -> None:
-        shape, eps = config.shape, config.rms_norm_eps
+    def __init__(self, index: int, weights: LayerWeights, shape: ModelShape, eps: float, group: Group) -> None:
         self.index = index
         self._attention_norm = RMSNorm(weights.attention_norm, eps)
         self._qkv = ColumnLinear(weights.qkv, weights.qkv_bias, index, "qkv")
         self._head_norm: HeadNorm | None = None
         if weights.q_norm is not None and weights.k_norm is not None:
             self._head_norm = HeadNorm(weights.q_norm, weights.k_norm, shape.num_heads, shape.num_kv_heads, eps)
-        self._o = RowLinear(weights.o, weights.o_bias, index, "o", collective)
+        self._o = RowLinear(weights.o, weights.o_bias, index, "o", group)
         self._mlp_norm = RMSNorm(weights.mlp_norm, eps)
         self._gate_up = ColumnLinear(weights.gate_up, weights.gate_up_bias, index, "gate_up")
-        self._down = RowLinear(weights.down, weights.down_bias, index, "down", collective)
+        self._down = RowLinear(weights.down, weights.down_bias, index, "down", group)
 
     def run(
         self, hidden_TH: torch.Tensor, delta_TH: torch.Tensor | None, attention: AttentionBackend, lora: LoRABackend | None
@@ -50,18 +52,25 @@ class DecoderLayer:
 
 
 class LlamaForCausalLM:
-    """A decoder ready to run once ``bind`` has given it its backends. Takes over (and drops) ``weights``."""
+    """A decoder ready to run once ``bind`` has given it its backends. Takes over (and drops) ``weights``.
 
-    def __init__(self, config: ModelConfig, weights: ModelWeights, collective: Collective | None = None) -> None:
-        collective = collective or OneRank()
+    With a ``shard`` of the config's shape it is one rank's part, and ``group`` is the ranks it works with.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: ModelWeights, group: Group | None = None, shard: Shard | None = None
+    ) -> None:
+        group = group or OneRank()
+        shape, vocab_size = config.shape if shard is None else shard.shape, config.shape.vocab_size
+        assert group.world_size == (1 if shard is None else shard.world_size)
         self.config = config
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
-        self._embedding = Embedding(weights.embedding)
+        self._embedding = Embedding(weights.embedding, 0 if shard is None else shard.vocabulary().start, group)
         self._layers: list[DecoderLayer] = []
         while weights.layers:
-            self._layers.append(DecoderLayer(len(self._layers), weights.layers.popleft(), config, collective))
+            self._layers.append(DecoderLayer(len(self._layers), weights.layers.popleft(), shape, config.rms_norm_eps, group))
         self._norm = RMSNorm(weights.norm, config.rms_norm_eps)
-        self._head = OutputHead(weights.head)
+        self._head = OutputHead(weights.head, vocab_size, group)
         self._attention: AttentionBackend | None = None
         self._lora: LoRABackend | None = None
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from evenflow.base.errors import ConfigError
+from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.config import ModelConfig
 from evenflow.serving.models.llama import LlamaForCausalLM
 from evenflow.serving.models.weights import load_weights
-from evenflow.serving.parallel.linear import Collective
+from evenflow.serving.parallel.group import Group
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -37,10 +38,11 @@ def load_model(
     config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
-    collective: Collective | None = None,
+    group: Group | None = None,
+    shard: Shard | None = None,
 ) -> LlamaForCausalLM:
-    """Read the folder's weights into a decoder of ``config``. Raises ModelError. ``bind`` it before use."""
-    return LlamaForCausalLM(config, load_weights(path, config, dtype, torch.device(device)), collective)
+    """Read a folder's weights, or a shard of them, into a decoder of ``config``. ``bind`` it before use. Raises ModelError."""
+    return LlamaForCausalLM(config, load_weights(path, config, dtype, torch.device(device), shard), group, shard)
 
 
 __all__ = ["has_fast_bfloat16", "load_model", "resolve_dtype"]

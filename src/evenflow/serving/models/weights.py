@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from evenflow.base.errors import ModelError
+from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.checkpoint import Checkpoint
 from evenflow.serving.models.config import ModelConfig
 
@@ -80,21 +81,27 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-def load_weights(path: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> ModelWeights:
-    """Read the folder's safetensors. Raises ModelError naming missing, left-over or misshapen tensors."""
+def load_weights(
+    path: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, shard: Shard | None = None
+) -> ModelWeights:
+    """Read the folder's safetensors, or one rank's shard. Raises ModelError naming missing, left-over or misshapen tensors."""
+    shard = shard or Shard(config.shape, 0, 1)
     with Checkpoint(path) as checkpoint:
         _check(checkpoint.shapes, config, Path(path))
         source = _Source(checkpoint, dtype, device)
-        embedding = source.tensor("model.embed_tokens.weight")
+        vocabulary = [shard.vocabulary()]
+        embedding = source.stacked(["model.embed_tokens.weight"], vocabulary)
         if not config.tie_word_embeddings:
-            head = source.tensor("lm_head.weight")
+            head = source.stacked(["lm_head.weight"], vocabulary)
         else:
             head = embedding
-            if "lm_head.weight" in checkpoint.shapes and not torch.equal(source.tensor("lm_head.weight"), embedding):
+            if "lm_head.weight" in checkpoint.shapes and not torch.equal(
+                source.stacked(["lm_head.weight"], vocabulary), embedding
+            ):
                 raise ModelError(
                     f"{path}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight"
                 )
-        layers = deque(_layers(source, config))
+        layers = deque(_layers(source, config, shard))
         return ModelWeights(embedding=embedding, layers=layers, norm=source.tensor("model.norm.weight"), head=head)
 
 
@@ -108,17 +115,26 @@ class _Source:
         # A copy even where nothing changes: the file's mapping is closed after loading.
         return self._checkpoint.tensor(name).to(device=self._device, dtype=self._dtype, copy=True)
 
-    def stacked(self, names: list[str]) -> torch.Tensor:
-        shapes = [self._checkpoint.shapes[name] for name in names]
-        total = torch.empty((sum(s[0] for s in shapes), *shapes[0][1:]), dtype=self._dtype, device=self._device)
+    def stacked(self, names: list[str], rows: list[range]) -> torch.Tensor:
+        """These rows of each, one after another."""
+        shape = self._checkpoint.shapes[names[0]][1:]
+        total = torch.empty((sum(map(len, rows)), *shape), dtype=self._dtype, device=self._device)
         start = 0
-        for name, shape in zip(names, shapes):
-            total[start : start + shape[0]].copy_(self._checkpoint.tensor(name))
-            start += shape[0]
+        for name, some in zip(names, rows):
+            total[start : start + len(some)].copy_(self._checkpoint.part(name, some))
+            start += len(some)
         return total
 
+    def columns(self, name: str, columns: range) -> torch.Tensor:
+        """These columns of a matrix."""
+        rows = range(self._checkpoint.shapes[name][0])
+        return self._checkpoint.part(name, rows, columns).to(device=self._device, dtype=self._dtype, copy=True).contiguous()
 
-def _layers(source: _Source, config: ModelConfig) -> Iterator[LayerWeights]:
+
+def _layers(source: _Source, config: ModelConfig, shard: Shard) -> Iterator[LayerWeights]:
+    qkv_rows = [shard.outputs(f"{which}_proj") for which in "qkv"]
+    gate_up_rows = [shard.outputs(f"{which}_proj") for which in ("gate", "up")]
+    holds_biases = shard.rank == 0  # a bias behind a sum over ranks is added once
     for layer in range(config.shape.num_layers):
         prefix = f"model.layers.{layer}."
         qkv = [prefix + f"self_attn.{which}_proj" for which in "qkv"]
@@ -126,17 +142,17 @@ def _layers(source: _Source, config: ModelConfig) -> Iterator[LayerWeights]:
         o, down = prefix + "self_attn.o_proj", prefix + "mlp.down_proj"
         yield LayerWeights(
             attention_norm=source.tensor(prefix + "input_layernorm.weight"),
-            qkv=source.stacked([name + ".weight" for name in qkv]),
-            qkv_bias=source.stacked([name + ".bias" for name in qkv]) if config.has_qkv_bias else None,
+            qkv=source.stacked([name + ".weight" for name in qkv], qkv_rows),
+            qkv_bias=source.stacked([name + ".bias" for name in qkv], qkv_rows) if config.has_qkv_bias else None,
             q_norm=source.tensor(prefix + "self_attn.q_norm.weight") if config.has_qk_norm else None,
             k_norm=source.tensor(prefix + "self_attn.k_norm.weight") if config.has_qk_norm else None,
-            o=source.tensor(o + ".weight"),
-            o_bias=source.tensor(o + ".bias") if config.has_o_bias else None,
+            o=source.columns(o + ".weight", shard.inputs("o_proj")),
+            o_bias=source.tensor(o + ".bias") if config.has_o_bias and holds_biases else None,
             mlp_norm=source.tensor(prefix + "post_attention_layernorm.weight"),
-            gate_up=source.stacked([name + ".weight" for name in gate_up]),
-            gate_up_bias=source.stacked([name + ".bias" for name in gate_up]) if config.has_mlp_bias else None,
-            down=source.tensor(down + ".weight"),
-            down_bias=source.tensor(down + ".bias") if config.has_mlp_bias else None,
+            gate_up=source.stacked([name + ".weight" for name in gate_up], gate_up_rows),
+            gate_up_bias=source.stacked([name + ".bias" for name in gate_up], gate_up_rows) if config.has_mlp_bias else None,
+            down=source.columns(down + ".weight", shard.inputs("down_proj")),
+            down_bias=source.tensor(down + ".bias") if config.has_mlp_bias and holds_biases else None,
         )
 
 

@@ -1,0 +1,78 @@
+"""A group of tensor-parallel ranks over ``evenflow.comm``: exact or compressed sums, with books.
+
+The collective underneath is injected: torch.distributed, the threads of a test, a link that is shaped or timed.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from evenflow.base.errors import ConfigError
+from evenflow.comm.collective import Collective
+from evenflow.comm.compressor import Algebra, Compressor, get_compressor
+from evenflow.comm.exchange import Exchange
+from evenflow.comm.ledger import Kind, Ledger, sent_bytes
+from evenflow.comm.transport import Transport, get_transport
+
+
+class RankGroup:
+    """``Group`` over a collective, with books. Owns the ledger.
+
+    ``compress``: a compressor for the sums of outputs, as ``spec`` or ``spec/transport``. ``width``: of those outputs.
+    Raises ConfigError for a compressor that must be trained or that remembers earlier tensors (a step's rows are
+    other requests' rows than the last one's), and RegistryError for an unknown name.
+    """
+
+    def __init__(self, collective: Collective, compress: str = "none", width: int = 1) -> None:
+        self._collective = collective
+        self.rank, self.world_size = collective.rank, collective.world_size
+        self.ledger = Ledger()
+        self._exchanges: dict[str, Exchange] = {}
+        self._compressor, self._transport = serving_compressor(compress, width)
+
+    def sum_outputs(self, y_TO: torch.Tensor, site: str) -> torch.Tensor:
+        """See ``Group``."""
+        if self._compressor is None:
+            return self.all_reduce(y_TO, site)
+        exchange = self._exchanges.get(site)
+        if exchange is None:
+            exchange = Exchange(site, self._compressor, self._collective, transport=self._transport, ledger=self.ledger)
+            self._exchanges[site] = exchange
+        return exchange.sum(y_TO)
+
+    def all_reduce(self, x: torch.Tensor, site: str) -> torch.Tensor:
+        """See ``Group``."""
+        self._book(site, Kind.ALL_REDUCE, x)
+        return self._collective.all_reduce(x)
+
+    def all_gather(self, x: torch.Tensor, site: str) -> torch.Tensor:
+        """See ``Group``."""
+        self._book(site, Kind.ALL_GATHER, x)
+        return self._collective.all_gather(x)
+
+    def _book(self, site: str, kind: Kind, x: torch.Tensor) -> None:
+        num_bytes = x.numel() * x.element_size()
+        self.ledger.plan(site, sent_bytes(kind, num_bytes, self.world_size))
+        self.ledger.count(site, kind, num_bytes, self.world_size)
+
+
+def serving_compressor(text: str, width: int) -> tuple[Compressor | None, Transport | None]:
+    """What ``spec`` or ``spec/transport`` names, ready for outputs of ``width``; None for ``none``. Raises: see RankGroup."""
+    spec, _, transport = text.partition("/")
+    compressor = get_compressor(spec)
+    if spec.strip() == "none" and not transport:
+        return None, None
+    compressor.prepare(width)
+    trial = torch.ones(2, width)
+    compressor.decode(compressor.encode(trial), trial.shape, trial.dtype)
+    if compressor.parameters() or compressor.state_dict() or compressor.rounds > 1:
+        raise ConfigError(
+            f"compress is {text!r}; allowed: compressors that need no training and remember nothing, such as bf16, int8-g32, "
+            "int6-g32, int4-g32, fp8-g128, mxfp8, hadamard-int4"
+        )
+    if compressor.algebra is Algebra.LINEAR and transport not in ("", "all-reduce"):
+        raise ConfigError(f"compress is {text!r}; allowed for {spec}: {spec}/all-reduce")
+    return compressor, get_transport(transport or None, compressor)
+
+
+__all__ = ["RankGroup", "serving_compressor"]
