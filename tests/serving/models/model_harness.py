@@ -12,6 +12,7 @@ from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model
 from evenflow.serving.models.rope_table import rope_table
+from evenflow.serving.parallel.lora import ExchangedLoRA
 
 PAGES_PER_SEQUENCE = 8
 
@@ -19,14 +20,16 @@ PAGES_PER_SEQUENCE = 8
 class Harness:
     """Runs prompts through a decoder with the torch backends, each sequence in pages of its own."""
 
-    def __init__(self, folder, config, dtype=torch.float32, num_pages=512):
+    def __init__(self, folder, config, dtype=torch.float32, num_pages=512, shard=None, group=None):
         self.config = config
-        self.layout = ArenaLayout(config.shape, dtype.itemsize)
+        self.layout = ArenaLayout.of_shard(shard, dtype.itemsize) if shard else ArenaLayout(config.shape, dtype.itemsize)
         self.storage = Storage(self.layout, num_pages, dtype, torch.device("cpu"))
         cos, sin = rope_table(config.rope, config.shape.head_dim, config.context_length())
-        self.model = load_model(folder, config, dtype)
+        self.model = load_model(folder, config, dtype, group=group, shard=shard)
         self.attention = TorchAttention(self.storage, cos, sin, config.shape.head_dim**-0.5)
         self.lora = TorchLoRA(self.storage)
+        if shard and shard.exchanged:
+            self.lora = ExchangedLoRA(self.lora, shard, group)
         self.model.bind(self.attention, self.lora)
         self._next_page = num_pages
 

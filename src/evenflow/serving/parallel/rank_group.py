@@ -65,10 +65,11 @@ def serving_compressor(text: str, width: int) -> tuple[Compressor | None, Transp
     compressor.prepare(width)
     trial = torch.ones(2, width)
     compressor.decode(compressor.encode(trial), trial.shape, trial.dtype)
-    if compressor.parameters() or compressor.state_dict() or compressor.rounds > 1:
+    # caat leaves some channels to each rank, so that ranks would go on with different tensors.
+    if compressor.parameters() or compressor.state_dict() or compressor.rounds > 1 or spec.startswith("caat"):
         raise ConfigError(
-            f"compress is {text!r}; allowed: compressors that need no training and remember nothing, such as bf16, int8-g32, "
-            "int6-g32, int4-g32, fp8-g128, mxfp8, hadamard-int4"
+            f"compress is {text!r}; allowed: compressors that need no training, remember nothing and give all ranks the same, "
+            "such as bf16, int8-g32, int6-g32, int4-g32, fp8-g128, mxfp8, hadamard-int4"
         )
     if compressor.algebra is Algebra.LINEAR and transport not in ("", "all-reduce"):
         raise ConfigError(f"compress is {text!r}; allowed for {spec}: {spec}/all-reduce")
