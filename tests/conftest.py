@@ -4,6 +4,7 @@ Beside this file lies ``tolerances``, which tests can import.
 """
 
 import os
+import tempfile
 
 from evenflow.serving.engine.environment import default_cache_dir
 
@@ -19,3 +20,6 @@ for _name, _value in {
     "TOKENIZERS_PARALLELISM": "false",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# Engine processes that tests start keep converted adapters here, not in the user's own cache.
+os.environ["XDG_CACHE_HOME"] = os.path.join(tempfile.gettempdir(), f"evenflow-tests-{os.getuid()}")

@@ -9,6 +9,7 @@
     ├── AdapterError             anything about one adapter
     │   ├── AdapterRejected      the folder holds something that cannot be served faithfully (all `reasons`)
     │   ├── AdapterNotFound      no such name, or no adapter at that path
+    │   ├── AdapterDamaged       its rows on the host were lost or changed behind our back
     │   └── AdapterExists        the name is taken
     ├── AccessDenied             the caller may not do this
     │   ├── InvalidKey           no key, or one that nobody has
@@ -75,6 +76,10 @@ class AdapterRejected(AdapterError):
 
 class AdapterNotFound(AdapterError):
     """No adapter of that name, or nothing at that path."""
+
+
+class AdapterDamaged(AdapterError):
+    """The server's own copy of the adapter's rows is gone, short or changed: nothing is computed with it."""
 
 
 class AdapterExists(AdapterError):

@@ -36,6 +36,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kernels", default="auto", help="auto, cpu or torch")
     group.add_argument("--threads", type=int, metavar="N", help="compute threads; default: the usable cores")
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="where compiled kernels are kept between starts")
+    group.add_argument("--adapter-cache", type=Path, metavar="DIR", help="where converted adapters are kept between starts")
+    group.add_argument(
+        "--adapter-cache-size", metavar="SIZE", help="its largest size; default: 64GiB, or half of what the disk has left"
+    )
     group.add_argument("--seed", type=int, default=0, help="for requests without a seed (0)")
     group.add_argument(
         "--tensor-parallel", "--tensor-parallel-size", "-tp", type=int, default=1, metavar="N", help="ranks (1 in this release)"
@@ -60,6 +64,8 @@ def engine_config(args: argparse.Namespace, model: Path, weight_by_client: dict[
         kernels=args.kernels,
         num_threads=args.threads,
         cache_dir=args.cache_dir,
+        adapter_cache=args.adapter_cache,
+        adapter_cache_bytes=None if args.adapter_cache_size is None else parse_size(args.adapter_cache_size),
         seed=args.seed,
         log_level=args.log_level,
         weight_by_client=weight_by_client or {},

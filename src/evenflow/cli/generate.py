@@ -47,7 +47,16 @@ def run(args: argparse.Namespace) -> int:
     adapters = parse_adapters(args.adapter)
     names: list[str | None] = list(adapters) or [None]
     config = engine_config(args, args.model)
-    shared = ("device", "page_tokens", "kernels", "num_threads", "cache_dir", "log_level")
+    shared = (
+        "device",
+        "page_tokens",
+        "kernels",
+        "num_threads",
+        "cache_dir",
+        "adapter_cache",
+        "adapter_cache_bytes",
+        "log_level",
+    )
     options = {name: getattr(config, name) for name in shared}
     sampling = SamplingParams(
         max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, stop=tuple(args.stop), seed=None

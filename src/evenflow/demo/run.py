@@ -165,6 +165,7 @@ def _play(
     trained = adapter_paths()
     arguments = [str(model_path()), "--served-model-name", BASE_VOICE, "--policy", policy]
     arguments += ["--memory", options.memory, "--max-num-seqs", str(options.max_num_seqs)]
+    arguments += ["--adapter-cache", str(log.parent / "cache")]  # the random ones are not worth keeping
     arguments += ["--adapters", *(f"{name}={path}" for name, path in trained.items())]
 
     async def keep_samples(http: httpx.AsyncClient) -> None:

@@ -13,6 +13,7 @@ from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.core.shape import MODULES
 from evenflow.serving.lora.catalog import Catalog, PreparedAdapter
+from evenflow.serving.lora.rows import MemoryRows
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.config import parse_config
 from evenflow.serving.models.tiny import TINY
@@ -26,7 +27,9 @@ DIGESTS = [AdapterDigest(f"digest-{i}") for i in range(3)]
 
 def prepared(digest):
     signature = AdapterSignature(((1,) * len(MODULES),) * 2)
-    return PreparedAdapter(AdapterRecord(digest, signature, 1, 64), np.zeros((1, 64), np.uint8), ("q_proj",), Path("."))
+    return PreparedAdapter(
+        AdapterRecord(digest, signature, 1, 64), MemoryRows(np.zeros((1, 64), np.uint8)), ("q_proj",), Path(".")
+    )
 
 
 class CatalogMachine(RuleBasedStateMachine):

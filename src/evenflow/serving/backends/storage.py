@@ -9,6 +9,7 @@ import contextlib
 import mmap
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from evenflow.base.errors import ConfigError
@@ -61,6 +62,11 @@ class Storage:
         for first, last in _runs(pages):
             page = pages[first]
             self._words[page : page + last - first].copy_(words[first:last], non_blocking=True)
+
+    def page_views(self, pages: Sequence[int]) -> list[np.ndarray]:
+        """The bytes of ``pages`` themselves, in their order: uint8 [n, page_bytes] per run of neighbours. CPU only."""
+        words = self._words.numpy().view(np.uint8)
+        return [words[pages[first] : pages[first] + last - first] for first, last in _runs(pages)]
 
     def read_pages(self, pages: Sequence[int]) -> torch.Tensor:
         """A copy of the bytes of ``pages``: uint8 [len(pages), page_bytes]."""

@@ -6,7 +6,7 @@ Everything an executor needs for a step is in the plan; nothing below it asks ba
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evenflow.serving.core.request import AdapterDigest, RequestId
 from evenflow.serving.core.sampling import SamplingParams
@@ -58,11 +58,30 @@ class PlannedSequence:
 
 @dataclass(frozen=True, slots=True)
 class AdapterLoad:
-    """Copy this adapter's host image into these pages, before the step computes anything."""
+    """Copy an adapter's rows from the host into its pages: page ``first`` up to, not including, ``stop`` of them.
+
+    Before the step computes anything; a prefetch at any time until the step ends. The pages before ``first`` were
+    copied by earlier steps; once ``stop`` is ``len(pages)`` the slot may be used, by this step unless it is a prefetch.
+    """
 
     digest: AdapterDigest
     slot: int
     pages: Sequence[int]
+    """All pages of the adapter, in order."""
+    first: int = 0
+    stop: int = -1
+    """-1, when made: all pages."""
+    is_prefetch: bool = False
+    """No sequence of this step needs it."""
+
+    def __post_init__(self) -> None:
+        if self.stop < 0:
+            object.__setattr__(self, "stop", len(self.pages))
+
+    @property
+    def is_last(self) -> bool:
+        """After this one the adapter is complete."""
+        return self.stop == len(self.pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +127,5 @@ class StepResult:
     prompt_logprobs: Mapping[RequestId, Sequence[TokenLogprobs]]
     duration_s: float = 0.0
     """Time the step took on the executor; virtual in a simulation."""
+    failed_loads: Mapping[AdapterDigest, str] = field(default_factory=dict)
+    """Adapters whose rows could not be copied, and why. What was computed with them means nothing."""

@@ -22,6 +22,7 @@ from evenflow.serving.engine.sampler import Sampler
 from evenflow.serving.engine.text import Tokenizer
 from evenflow.serving.engine.worker import Worker
 from evenflow.serving.lora.catalog import Catalog
+from evenflow.serving.lora.store import RowStore
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.memory.residency import Residency
@@ -66,9 +67,11 @@ def build_engine(config: EngineConfig) -> Engine:
     attention = ATTENTION_BACKENDS.load(names.attention)(storage, cos_PD, sin_PD, sm_scale)
     lora = LORA_BACKENDS.load(names.lora)(storage)
     arena = Arena(num_pages)
-    catalog = Catalog(layout, max_rank=config.max_lora_rank, on_freed=lambda digest: residency.forget(digest))
+    cache = config.adapter_cache
+    store = None if cache is None else RowStore(cache, layout, capacity_bytes=config.adapter_cache_bytes)
+    catalog = Catalog(layout, max_rank=config.max_lora_rank, on_freed=lambda digest: residency.forget(digest), store=store)
     residency = Residency(arena, catalog.record)
-    worker = Worker(model, storage, attention, lora, Sampler(eos_token_ids), catalog.host_image)
+    worker = Worker(model, storage, attention, lora, Sampler(eos_token_ids), catalog.host_rows)
     worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs)
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,

@@ -38,6 +38,10 @@ class EngineConfig:
     """Adapters of a higher rank are refused."""
     max_adapters: int = 100_000
     """Registered at once; beyond it loading is refused."""
+    adapter_cache: Path | None = None
+    """Folder of converted adapters. None: in the user's cache folder; for an engine inside the caller's process: memory."""
+    adapter_cache_bytes: int | None = None
+    """Largest size of that folder; None: 64 GiB, or half of what its disk has left, if that is less."""
     kernels: str = "auto"
     """auto, cpu (numba), torch, triton: see backends."""
     num_threads: int | None = None
@@ -62,8 +66,9 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
 
         object.__setattr__(self, "model", Path(self.model))
-        if self.cache_dir is not None:
-            object.__setattr__(self, "cache_dir", Path(self.cache_dir))
+        for folder in ("cache_dir", "adapter_cache"):
+            if getattr(self, folder) is not None:
+                object.__setattr__(self, folder, Path(getattr(self, folder)))
         check(self.dtype in DTYPES, "dtype", ", ".join(DTYPES))
         check(self.device in DEVICES or self.device.startswith("cuda:"), "device", "auto, cpu, cuda or cuda:N")
         check(self.memory_bytes is None or self.memory_bytes > 0, "memory_bytes", "above 0")
@@ -81,6 +86,7 @@ class EngineConfig:
         )
         check(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", "2 or more")
         check(self.max_lora_rank >= 1, "max_lora_rank", "1 or more")
+        check(self.adapter_cache_bytes is None or self.adapter_cache_bytes > 0, "adapter_cache_bytes", "above 0")
         check(self.num_threads is None or self.num_threads >= 1, "num_threads", "1 or more")
         for client, weight in self.weight_by_client.items():
             if not weight > 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from evenflow.base.errors import (
     AdapterError,
@@ -69,6 +70,7 @@ class Engine:
         self._replies: dict[RequestId, Reply] = {}
         self._meters = Meters()
         self._pinned: dict[str, AdapterDigest] = {}
+        self._damaged: list[AdapterDigest] = []
         self.is_stalled = False
         """True if the last step had nothing to compute although requests wait: the policy lets nobody start now."""
 
@@ -129,9 +131,13 @@ class Engine:
         finished: dict[RequestId, FinishReason] = {}
         gained = self._read(plan, result, finished)
         self._scheduler.commit(result, finished, ran_s)
+        for digest in result.failed_loads:
+            self._note_damage(digest)
         outputs += self._take_ended()
         for output in gained:
-            reply = self._replies[RequestId(output.request_id)]
+            reply = self._replies.get(RequestId(output.request_id))
+            if reply is None:  # its adapter could not be loaded: what it was about to say means nothing
+                continue
             if output.finish_reason is not None:
                 output.usage = reply.usage(ran_s)
                 self._drop(reply.request)
@@ -153,12 +159,27 @@ class Engine:
         if name in self._pinned and self._pinned[name] != record.digest:
             self._residency.unpin(self._pinned.pop(name))
 
-    def unload_adapter(self, name: str) -> None:
-        """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound."""
+    def take_damaged(self) -> list[tuple[AdapterDigest, Path]]:
+        """Adapters whose stored rows turned out damaged since the last call, and their folders: to be prepared again."""
+        damaged, self._damaged = self._damaged, []
+        return [(digest, self.catalog.path(digest)) for digest in damaged if digest in self.catalog]
+
+    def give_up_adapter(self, digest: AdapterDigest, why: str) -> None:
+        """Its rows are damaged and its folder no longer holds those weights: forget every name of it."""
+        if digest in self.catalog:
+            log.error("adapter %s is given up: %s", self.catalog.last_name(digest), why)
+            for name in self.catalog.names(digest):
+                self.unload_adapter(name)
+
+    def unload_adapter(self, name: str, *, purge: bool = False) -> None:
+        """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound.
+
+        ``purge``: the row file in the cache goes too.
+        """
         digest = self.catalog.resolve(name)
         if self._pinned.pop(name, None) is not None and digest not in self._pinned.values():
             self._residency.unpin(digest)
-        self.catalog.unregister(name)
+        self.catalog.unregister(name, purge=purge)
 
     def pin_adapter(self, name: str, is_pinned: bool) -> None:
         """Load the adapter now and keep it, or let it be evicted again. Raises AdapterNotFound, AdapterError."""
@@ -187,8 +208,7 @@ class Engine:
         """What is known of the adapters (of those in ``names``), draining ones included."""
         if names is not None:
             known = self.catalog.digest_by_name
-            wanted = {known[name]: name for name in names if name in known}
-            return [self._adapter_info(name, digest) for digest, name in wanted.items()]
+            return [self._adapter_info(name, known[name]) for name in names if name in known]
         infos = []
         for digest in self.catalog:
             for name in self.catalog.names(digest) or (self.catalog.last_name(digest),):
@@ -214,6 +234,13 @@ class Engine:
         if close_policy is not None:
             close_policy()
 
+    def _note_damage(self, digest: AdapterDigest) -> None:
+        self.catalog.discard_rows(digest)
+        self._damaged.append(digest)
+        for name in [name for name, pinned in self._pinned.items() if pinned == digest]:
+            log.warning("adapter %s is no longer pinned: its rows are damaged", name)
+            del self._pinned[name]
+
     def _submit(self, message: Submit) -> None:
         digest = None if message.adapter is None else self.catalog.resolve(message.adapter)
         request = self._request(message, digest)
@@ -223,6 +250,8 @@ class Engine:
             raise ClientOverLimit(verdict.reason or "the policy rejects the request", verdict.retry_after_s)
         if digest is not None:
             self.catalog.retain(digest)
+            if not self._residency.is_resident(digest):
+                self.catalog.rows(digest)  # so that the disk brings them while the request waits
         self._replies[request.request_id] = reply
 
     def _request(self, message: Submit, digest: AdapterDigest | None) -> Request:
@@ -280,7 +309,7 @@ class Engine:
                 output = reply.cut()
                 output.usage = reply.usage(self._clock())
             else:
-                output = RequestOutput(request.request_id, error_type="EvenFlowError", error=ended.message)
+                output = RequestOutput(request.request_id, error_type=ended.error_type, error=ended.message)
                 log.warning("request %s of client %s: %s", request.request_id, request.client_id, ended.message)
             self._drop(request)
             outputs.append(output)
@@ -300,7 +329,13 @@ class Engine:
             rank=record.signature.max_rank,
             size_bytes=record.size_bytes,
             num_pages=record.num_pages,
-            state="draining" if not names else "resident" if resident else "host",
+            state="draining"
+            if not names
+            else "resident"
+            if resident
+            else "host"
+            if self.catalog.is_on_host(digest)
+            else "disk",
             is_pinned=self._residency.is_pinned(digest),
             in_flight=self._scheduler.num_in_flight(digest),
             target_modules=list(self.catalog.target_modules(digest)),

@@ -22,8 +22,12 @@ def usable_cores() -> int:
 
 def default_cache_dir(environment: Mapping[str, str]) -> Path:
     """Folder for compiled kernels: one per Python version, below the user's cache folder."""
-    root = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "/tmp")) / ".cache")
-    return Path(root) / "evenflow" / f"numba-py{sys.version_info.major}{sys.version_info.minor}"
+    return _cache_root(environment) / f"numba-py{sys.version_info.major}{sys.version_info.minor}"
+
+
+def default_adapter_cache(environment: Mapping[str, str]) -> Path:
+    """Folder for converted adapters, beside the compiled kernels."""
+    return _cache_root(environment) / "adapters"
 
 
 def engine_environment(config: EngineConfig, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -45,3 +49,8 @@ def engine_environment(config: EngineConfig, inherited: Mapping[str, str]) -> di
     if config.num_threads is not None:
         environment |= {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
     return environment
+
+
+def _cache_root(environment: Mapping[str, str]) -> Path:
+    root = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME", "/tmp")) / ".cache")
+    return Path(root) / "evenflow"

@@ -31,4 +31,5 @@ class LocalExecutor:
         return self._worker.run(plan)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """See Executor."""
+        self._worker.close()

@@ -15,6 +15,7 @@ from functools import partial
 import zmq
 
 from evenflow.base.errors import AdapterRejected, EvenFlowError
+from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.engine.build import build_engine
 from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.engine.messages import (
@@ -51,6 +52,7 @@ class EngineLoop:
         self._engine = build_engine(config)
         self._loader = ThreadPoolExecutor(1, "adapter-loader")
         self._loads: list[tuple[LoadAdapter, Future[PreparedAdapter]]] = []
+        self._repairs: list[tuple[AdapterDigest, Future[PreparedAdapter]]] = []
         self._next_stats_s = 0.0
         self._is_stopping = False
 
@@ -64,6 +66,7 @@ class EngineLoop:
             has_work = self._engine.has_work
             if has_work:
                 outputs += self._engine.step()
+                self._repair()
             # After the last step one more snapshot says that nothing runs any more; then silence.
             is_due = time.monotonic() >= self._next_stats_s
             if outputs or (is_due and (has_work or not is_quiet)):
@@ -80,7 +83,7 @@ class EngineLoop:
         """Handle every message that is there; wait for one only if there is nothing else to do."""
         outputs: list[RequestOutput] = []
         if not self._engine.has_work or self._engine.is_stalled:
-            timeout_ms = _LOADING_POLL_MS if self._loads or self._engine.has_work else _IDLE_POLL_MS
+            timeout_ms = _LOADING_POLL_MS if self._loads or self._repairs or self._engine.has_work else _IDLE_POLL_MS
             if not self._socket.poll(timeout_ms) and self._is_orphan():
                 log.error("the process that started this engine is gone; the engine ends")
                 self._is_stopping = True
@@ -107,7 +110,7 @@ class EngineLoop:
 
     def _admin(self, message: UnloadAdapter | PinAdapter | ListAdapters) -> Callable[[], None]:
         if isinstance(message, UnloadAdapter):
-            return lambda: self._engine.unload_adapter(message.name)
+            return lambda: self._engine.unload_adapter(message.name, purge=message.purge)
         if isinstance(message, PinAdapter):
             return lambda: self._engine.pin_adapter(message.name, message.is_pinned)
         return lambda: None
@@ -116,6 +119,18 @@ class EngineLoop:
         while self._loads and self._loads[0][1].done():
             message, future = self._loads.pop(0)
             self._answer(message, partial(self._register, message, future))
+        while self._repairs and self._repairs[0][1].done():
+            digest, repair = self._repairs.pop(0)
+            error = repair.exception()
+            if error is not None:
+                self._engine.give_up_adapter(digest, str(error))
+            elif repair.result().record.digest != digest:
+                self._engine.give_up_adapter(digest, "its folder holds other weights now")
+
+    def _repair(self) -> None:
+        """Have damaged rows made again from their folders, beside the steps."""
+        for digest, path in self._engine.take_damaged():
+            self._repairs.append((digest, self._loader.submit(self._engine.catalog.prepare, path)))
 
     def _register(self, message: LoadAdapter, future: Future[PreparedAdapter]) -> None:
         self._engine.register_adapter(message.name, future.result(), replace=message.replace)

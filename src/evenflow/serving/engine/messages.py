@@ -45,6 +45,8 @@ class UnloadAdapter(msgspec.Struct, tag=True, array_like=True):
 
     call_id: int
     name: str
+    purge: bool = False
+    """True: its row file in the adapter cache is deleted too."""
 
 
 class PinAdapter(msgspec.Struct, tag=True, array_like=True):
@@ -83,7 +85,8 @@ class AdapterInfo(msgspec.Struct):
     size_bytes: int
     num_pages: int
     state: str
-    """"host" | "resident" | "draining" (unloaded or replaced, still used by running requests)."""
+    """"disk" | "host" (its rows are open and read ahead) | "resident" | "draining" (unloaded or replaced, still used by
+    running requests)."""
     is_pinned: bool
     in_flight: int
     """Requests, waiting or running, that use this digest."""

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,7 @@ import evenflow.base.errors as errors
 from evenflow.base.errors import EngineDead, EvenFlowError
 from evenflow.base.openmp import share_openmp
 from evenflow.serving.engine.config import EngineConfig
-from evenflow.serving.engine.environment import engine_environment
+from evenflow.serving.engine.environment import default_adapter_cache, engine_environment
 from evenflow.serving.engine.messages import Failed, FromEngine, Ready, Shutdown, ToEngine
 
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
@@ -59,7 +59,8 @@ class EngineProcess:
     def __init__(self, config: EngineConfig) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="evenflow-"))
         self.address = f"ipc://{self._folder}/engine.sock"
-        (self._folder / "config.json").write_text(json.dumps(asdict(config), default=str))
+        cache = config.adapter_cache or default_adapter_cache(os.environ)
+        (self._folder / "config.json").write_text(json.dumps(asdict(replace(config, adapter_cache=cache)), default=str))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "evenflow.serving.engine.process", str(self._folder)],
             env=engine_environment(config, os.environ),

@@ -6,24 +6,32 @@ A worker owns the model, the arena's storage and the backends. It knows no clien
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from evenflow.serving.backends.attention import AttentionBackend
 from evenflow.serving.backends.batch import Batch, build_batch
 from evenflow.serving.backends.lora import LoRABackend
+from evenflow.serving.backends.page_loader import HostRows, PageLoader, page_loader
 from evenflow.serving.backends.storage import Storage
 from evenflow.serving.core.adapter import AdapterSignature
-from evenflow.serving.core.plan import PlannedSequence, SampledToken, SampleSpec, StepPlan, StepResult, TokenLogprobs
+from evenflow.serving.core.plan import (
+    AdapterLoad,
+    PlannedSequence,
+    SampledToken,
+    SampleSpec,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+)
 from evenflow.serving.core.request import AdapterDigest, RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.engine.sampler import Sampler, token_logprobs
 from evenflow.serving.models.llama import LlamaForCausalLM
 
-HostImage = Callable[[AdapterDigest], tuple[AdapterSignature, np.ndarray]]
-"""Signature and page-form image (uint8 [num_pages, page_bytes]) of an adapter on the host."""
+HostSide = Callable[[AdapterDigest], tuple[AdapterSignature, HostRows]]
+"""Signature and rows of an adapter on the host."""
 
 
 class Worker:
@@ -36,14 +44,16 @@ class Worker:
         attention: AttentionBackend,
         lora: LoRABackend,
         sampler: Sampler,
-        host_image: HostImage,
+        host_rows: HostSide,
+        loader: PageLoader | None = None,
     ) -> None:
         self._model = model
         self._storage = storage
         self._attention = attention
         self._lora = lora
         self._sampler = sampler
-        self._host_image = host_image
+        self._host_rows = host_rows
+        self._loader = loader or page_loader(storage)
         model.bind(attention, lora)
 
     def warm_up(self, max_batch_tokens: int, max_num_seqs: int) -> None:
@@ -65,16 +75,46 @@ class Worker:
     def run(self, plan: StepPlan) -> StepResult:
         """Load adapters, compute the plan's rows, sample."""
         started_s = time.perf_counter()
-        for load in plan.loads:
-            signature, image = self._host_image(load.digest)
-            self._storage.write_pages(load.pages, torch.from_numpy(image))
-            self._lora.bind(load.slot, signature, load.pages)
+        failed = self._begin_loads(plan.loads) if plan.loads else {}
         batch = build_batch(plan, self._storage.layout.page_tokens, self._storage.device)
         self._attention.plan(batch)
         self._lora.plan(batch)
         logits_LV = self._model.logits(self._model.forward(batch))
         tokens, prompt_logprobs = self._sample(plan, batch, logits_LV)
-        return StepResult(plan.step, tokens, prompt_logprobs, time.perf_counter() - started_s)
+        if plan.loads:
+            failed |= self._finish_prefetches(plan.loads)
+        return StepResult(plan.step, tokens, prompt_logprobs, time.perf_counter() - started_s, failed)
+
+    def close(self) -> None:
+        """Give back the loader's thread. Idempotent."""
+        self._loader.close()
+
+    def _begin_loads(self, loads: Sequence[AdapterLoad]) -> dict[AdapterDigest, str]:
+        """Start the prefetches, copy what this step needs, and bind it. Returns what failed.
+
+        A slot whose load has failed is bound all the same, to zeros: under tensor parallelism all ranks then
+        compute the same shapes, whoever of them failed.
+        """
+        failed: dict[AdapterDigest, str] = {}
+        for load in sorted(loads, key=lambda load: not load.is_prefetch):
+            signature, rows = self._host_rows(load.digest)
+            pages = load.pages[load.first : load.stop]
+            if load.is_prefetch:
+                self._loader.prefetch(rows, load.first, pages)
+                continue
+            fault = self._loader.load(rows, load.first, pages)
+            if fault is not None:
+                failed[load.digest] = fault
+            self._lora.bind(load.slot, signature, load.pages)
+        return failed
+
+    def _finish_prefetches(self, loads: Sequence[AdapterLoad]) -> dict[AdapterDigest, str]:
+        prefetched = [load for load in loads if load.is_prefetch]
+        faults = self._loader.finish() if prefetched else []
+        for load in prefetched:
+            if load.is_last:
+                self._lora.bind(load.slot, self._host_rows(load.digest)[0], load.pages)
+        return {load.digest: fault for load, fault in zip(prefetched, faults, strict=True) if fault is not None}
 
     def _sample(
         self, plan: StepPlan, batch: Batch, logits_LV: torch.Tensor

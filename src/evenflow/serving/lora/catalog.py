@@ -2,23 +2,26 @@
 
 A digest lives as long as a name points at it or a request in flight uses it. So a reload under the
 same name leaves running requests their old weights, and an unload drains before it frees. It knows
-neither slots nor pages of the arena (residency) and no clients.
+neither slots nor pages of the arena (residency) and no clients; the bytes are the store's.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from evenflow.base.errors import AdapterExists, AdapterNotFound, AdapterRejected, InvalidRequest
+from evenflow.base.errors import AdapterExists, AdapterNotFound, InvalidRequest
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
-from evenflow.serving.lora.image import page_image
+from evenflow.serving.lora.host_tier import HostTier
 from evenflow.serving.lora.peft import read_adapter
+from evenflow.serving.lora.rows import MemoryRows, RowFile
+from evenflow.serving.lora.store import RowStore, image_of
 from evenflow.serving.memory.layout import ArenaLayout
 
 log = logging.getLogger("evenflow.lora")
@@ -29,8 +32,7 @@ class PreparedAdapter:
     """One adapter, read, checked and laid out, ready to be registered."""
 
     record: AdapterRecord
-    image: np.ndarray
-    """uint8 [num_pages, page_bytes]"""
+    rows: RowFile | MemoryRows
     target_modules: tuple[str, ...]
     path: Path
 
@@ -42,13 +44,16 @@ class _Entry:
     """Names in the order they were given."""
     last_name: str = ""
     num_users: int = 0
+    is_purged: bool = False
+    """Its row file goes with it."""
 
 
 class Catalog:
     """All adapters the engine may serve. ``prepare`` may run on any thread; everything else on the engine's.
 
     ``reserved``: names of the base model. ``max_rank``: highest rank to accept. ``on_freed`` is called
-    with a digest after its last name and its last user are gone, and its rows with them.
+    with a digest after its last name and its last user are gone, and its rows with them. ``store``: keeps rows in
+    files; without one they are kept in this process's memory.
     """
 
     def __init__(
@@ -58,26 +63,30 @@ class Catalog:
         reserved: Sequence[str] = (),
         max_rank: int | None = None,
         on_freed: Callable[[AdapterDigest], object] | None = None,
+        store: RowStore | None = None,
     ) -> None:
         self._layout = layout
         self._reserved = frozenset(reserved)
         self._max_rank = max_rank
         self._on_freed = on_freed
+        self._store = store
+        self._host = HostTier()
         self._digest_by_name: dict[str, AdapterDigest] = {}
         self._entries: dict[AdapterDigest, _Entry] = {}
 
     def prepare(self, path: str | Path) -> PreparedAdapter:
         """Read and check the PEFT folder at ``path`` and lay its rows out in pages. Changes nothing.
 
-        Raises AdapterNotFound, or AdapterRejected with all reasons.
+        With a store, what has been laid out before is only looked up. Raises AdapterNotFound, AdapterRejected with all
+        reasons, or AdapterError if the store is full.
         """
-        adapter = read_adapter(path, self._layout.whole_shape, self._max_rank)
-        try:
-            placement, image = page_image(adapter, self._layout)
-        except OverflowError as error:
-            raise AdapterRejected(str(path), [str(error)]) from None
-        record = AdapterRecord(adapter.digest, adapter.signature, placement.num_pages, placement.size_bytes)
-        return PreparedAdapter(record, image, adapter.target_modules, Path(path))
+        folder = Path(path)
+        if self._store is not None:
+            file = self._store.prepare(folder, self._max_rank, self._entries.keys())
+            return PreparedAdapter(file.header.record, file, file.header.target_modules, folder)
+        adapter = read_adapter(folder, self._layout.whole_shape, self._max_rank)
+        image, record = image_of(adapter, self._layout, folder)
+        return PreparedAdapter(record, MemoryRows(image), adapter.target_modules, folder)
 
     def register(self, name: str, adapter: PreparedAdapter | str | Path, *, replace: bool = False) -> AdapterDigest:
         """Serve ``adapter`` (prepared, or a folder) under ``name`` from now on.
@@ -99,15 +108,20 @@ class Catalog:
         entry = self._entries.setdefault(digest, _Entry(prepared))
         entry.names[name] = None
         entry.last_name = name
+        entry.is_purged = False
         self._digest_by_name[name] = digest
         if previous is not None:
             self._drop_name(previous, name)
         return digest
 
-    def unregister(self, name: str) -> AdapterDigest:
-        """Forget ``name``. Its rows stay until the last request that uses them ends. Raises AdapterNotFound."""
+    def unregister(self, name: str, *, purge: bool = False) -> AdapterDigest:
+        """Forget ``name``. Its rows stay until the last request that uses them ends. Raises AdapterNotFound.
+
+        ``purge``: when the weights are freed, their row file is deleted too, unless another name has come to use it.
+        """
         digest = self.resolve(name)
         del self._digest_by_name[name]
+        self._entries[digest].is_purged = purge
         self._drop_name(digest, name)
         return digest
 
@@ -134,13 +148,43 @@ class Catalog:
         return self._entry(digest).prepared.record
 
     def image(self, digest: AdapterDigest) -> np.ndarray:
-        """Rows in page form: uint8 [num_pages, page_bytes]; not to be changed. Raises AdapterNotFound."""
-        return self._entry(digest).prepared.image
+        """A copy of the rows in page form: uint8 [num_pages, page_bytes]. Raises AdapterNotFound, AdapterDamaged."""
+        image = np.empty((self.record(digest).num_pages, self._layout.page_bytes), np.uint8)
+        self.rows(digest).read(0, [image])
+        return image
 
     def host_image(self, digest: AdapterDigest) -> tuple[AdapterSignature, np.ndarray]:
-        """Signature and page-form image: what a worker needs to load it. Raises AdapterNotFound."""
-        prepared = self._entry(digest).prepared
-        return prepared.record.signature, prepared.image
+        """Signature and a copy of the page-form image. Raises AdapterNotFound, AdapterDamaged."""
+        return self.record(digest).signature, self.image(digest)
+
+    def host_rows(self, digest: AdapterDigest) -> tuple[AdapterSignature, RowFile | MemoryRows]:
+        """Signature and rows: what a worker needs to load it. Raises AdapterNotFound."""
+        return self.record(digest).signature, self.rows(digest)
+
+    def rows(self, digest: AdapterDigest) -> RowFile | MemoryRows:
+        """The rows, held ready on the host from now on. Raises AdapterNotFound."""
+        rows = self._entry(digest).prepared.rows
+        self._host.want(digest, rows)
+        return rows
+
+    def is_on_host(self, digest: AdapterDigest) -> bool:
+        """True if the rows are held ready, False if they are on the disk only."""
+        return digest in self._host
+
+    @property
+    def num_on_host(self) -> int:
+        """Adapters whose rows are held ready."""
+        return len(self._host)
+
+    def path(self, digest: AdapterDigest) -> Path:
+        """The folder it was read from. Raises AdapterNotFound."""
+        return self._entry(digest).prepared.path
+
+    def discard_rows(self, digest: AdapterDigest) -> None:
+        """The rows are damaged: forget them, so that ``prepare`` makes them again."""
+        self._host.drop(digest)
+        if self._store is not None:
+            self._store.discard(digest)
 
     def target_modules(self, digest: AdapterDigest) -> tuple[str, ...]:
         """The modules it adapts in any layer. Raises AdapterNotFound."""
@@ -169,14 +213,19 @@ class Catalog:
         return len(self._entries)
 
     @property
-    def digest_by_name(self) -> dict[str, AdapterDigest]:
-        """A copy: every name that can be asked for."""
-        return dict(self._digest_by_name)
+    def digest_by_name(self) -> Mapping[str, AdapterDigest]:
+        """Every name that can be asked for. Do not change it."""
+        return MappingProxyType(self._digest_by_name)
 
     @property
     def size_bytes(self) -> int:
-        """Host memory that the images take."""
-        return sum(entry.prepared.image.nbytes for entry in self._entries.values())
+        """Bytes of all images, on the disk or in memory."""
+        return sum(entry.prepared.rows.size_bytes for entry in self._entries.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of the images that are held ready."""
+        return self._host.size_bytes
 
     def check_integrity(self) -> None:
         """Assert that names and digests agree, and that nothing without a name and a user is kept."""
@@ -202,6 +251,10 @@ class Catalog:
         if entry.names or entry.num_users:
             return
         del self._entries[digest]
+        self._host.drop(digest)
+        entry.prepared.rows.close()
+        if entry.is_purged and self._store is not None:
+            self._store.discard(digest)
         log.info("adapter %s (%s) is gone", entry.last_name, digest[:12])
         if self._on_freed is not None:
             self._on_freed(digest)

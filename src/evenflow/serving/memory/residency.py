@@ -178,6 +178,14 @@ class Residency:
         self._evict(resident)
         return True
 
+    def discard(self, digest: AdapterDigest) -> None:
+        """Its rows could not be copied: take it out, pinned or not. Nobody uses it, and nothing happens if it is gone."""
+        resident = self._residents.get(digest)
+        if resident is not None:
+            assert resident.num_users == 0, f"adapter {digest} is used although its load failed"
+            self.unpin(digest)
+            self._evict(resident)
+
     def evict_idle(self, num_pages: int, wanted_by: OwnerKind = "adapter") -> bool:
         """Evict idle adapters until owners of a kind can be given ``num_pages`` pages. False if that cannot be reached."""
         arena = self._arena

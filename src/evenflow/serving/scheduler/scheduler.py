@@ -101,12 +101,14 @@ class Scheduler:
     def commit(self, result: StepResult, finished: Mapping[RequestId, FinishReason], now_s: float) -> None:
         """Book the tokens of the step that was planned last, charge for them, and end what has ``finished``.
 
-        A token with an error is not booked; it ends its request, and ``take_ended`` has it. Requests that were
-        aborted after ``plan`` are passed over.
+        A token with an error is not booked; it ends its request, and ``take_ended`` has it, as it has those whose
+        adapter could not be loaded. Requests that were aborted after ``plan`` are passed over.
         """
         assert self._in_flight is not None, "no step was planned"
         assert result.step == self._num_steps, f"step {result.step} was not the last one planned"
         in_flight, self._in_flight = self._in_flight, None
+        if result.failed_loads:
+            self._drop_failed(result.failed_loads, now_s)
         tokens, running, serve = result.tokens, self._running, self._lives.serve
         for entry, sequence in in_flight:
             request = entry.request
@@ -215,6 +217,16 @@ class Scheduler:
         self._waiting_for = draft.waiting_for
         self._ended += draft.ended
         return draft
+
+    def _drop_failed(self, failed_loads: Mapping[AdapterDigest, str], now_s: float) -> None:
+        """End whoever runs with an adapter that could not be loaded, and take it out of the arena."""
+        for request in self._running.requests():
+            fault = None if request.adapter is None else failed_loads.get(request.adapter)
+            if fault is not None:
+                self._ended.append(EndedRequest(request, fault, "AdapterDamaged"))
+                self._lives.end(request, FinishReason.ERROR, now_s)
+        for digest in failed_loads:
+            self._residency.discard(digest)
 
     def _check(self, request: Request) -> None:
         limits, num_prompt = self.limits, request.num_prompt_tokens

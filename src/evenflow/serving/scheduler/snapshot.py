@@ -13,6 +13,8 @@ class EndedRequest:
 
     request: Request
     message: str
+    error_type: str = "EvenFlowError"
+    """Class in evenflow.base.errors, if it ended in an error."""
 
 
 @dataclass(frozen=True, slots=True)

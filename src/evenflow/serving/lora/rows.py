@@ -1,0 +1,242 @@
+"""One adapter's rows in page form on the host: in a row file on disk, or in an array.
+
+A row file is a header and the page image (``image``). It is read with positioned reads straight into the
+pages where it is wanted, never mapped: a mapped file that is cut short kills its reader with SIGBUS, a read
+says so. Every page has a checksum, tested on the bytes that have arrived, at every load.
+
+    0        magic, 8 bytes
+    8        uint32 length of the header text, uint32 CRC-32 of it, little-endian
+    16       header, JSON
+    n x 4096 page 0, page 1, ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evenflow.base.errors import AdapterDamaged
+from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
+from evenflow.serving.core.request import AdapterDigest
+
+_MAGIC = b"EVFLROWS"
+_PREFIX = struct.Struct("<8sII")
+_ALIGNMENT = 4096
+_LONGEST_HEADER = 64 << 20
+_BUFFERS_PER_READ = 512
+"""Below every system's limit for one vectored read (Linux: 1024)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowHeader:
+    """What a row file says of itself."""
+
+    record: AdapterRecord
+    target_modules: tuple[str, ...]
+    layout: str
+    """Fingerprint of the layout and shard that the image was made for."""
+    page_bytes: int
+    checksums: tuple[int, ...]
+    """CRC-32 of each page."""
+
+
+class MemoryRows:
+    """Rows in an array, uint8 [num_pages, page_bytes]. For engines without a store."""
+
+    is_open = True
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.image = image
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the image."""
+        return self.image.nbytes
+
+    def read(self, first: int, buffers: Sequence[np.ndarray]) -> None:
+        """See RowFile."""
+        for buffer in buffers:
+            count = len(buffer)
+            buffer[:] = self.image[first : first + count]
+            first += count
+
+    def read_ahead(self) -> None:
+        """It is in memory."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class RowFile:
+    """A row file, opened when it is first read and closed by ``close``; may be opened again.
+
+    What another process does to the file after it was opened cannot make a read wrong, only fail: a file
+    that is replaced or deleted stays as it was for whoever has it open, and every page is checked.
+    """
+
+    def __init__(self, path: Path, header: RowHeader, offset: int) -> None:
+        self.path = path
+        self.header = header
+        self._offset = offset
+        self._file = -1
+        self._lock = threading.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """True while a file handle is held."""
+        return self._file >= 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the image."""
+        return self.header.record.num_pages * self.header.page_bytes
+
+    def read(self, first: int, buffers: Sequence[np.ndarray]) -> None:
+        """Fill ``buffers`` (each uint8 [n, page_bytes], contiguous) with the pages from ``first`` on, and check them.
+
+        Raises AdapterDamaged if the file is gone, short or changed; the buffers hold anything then. Any thread.
+        """
+        try:
+            file = self._open()
+            position = self._offset + first * self.header.page_bytes
+            for start in range(0, len(buffers), _BUFFERS_PER_READ):
+                position = self._read_fully(file, list(buffers[start : start + _BUFFERS_PER_READ]), position)
+        except OSError as error:
+            raise self._damage(f"cannot be read ({error.strerror})") from None
+        page = first
+        for buffer in buffers:
+            for row in buffer:
+                if zlib.crc32(row) != self.header.checksums[page]:
+                    raise self._damage(f"does not have its checksum in page {page}")
+                page += 1
+
+    def read_ahead(self) -> None:
+        """Ask the system to bring the rows from the disk into memory meanwhile. Never raises."""
+        with contextlib.suppress(OSError, AttributeError):
+            os.posix_fadvise(self._open(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """Give the file handle back. Idempotent."""
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _open(self) -> int:
+        with self._lock:
+            if self._file < 0:
+                self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            return self._file
+
+    def _read_fully(self, file: int, buffers: list[np.ndarray], position: int) -> int:
+        """Read until all buffers are full; returns the position behind them."""
+        views = [memoryview(buffer.data).cast("B") for buffer in buffers]
+        while views:
+            count = os.preadv(file, views, position)
+            if count == 0:
+                raise self._damage("is shorter than it was")
+            position += count
+            while views and count >= len(views[0]):
+                count -= len(views.pop(0))
+            if views and count:
+                views[0] = views[0][count:]
+        return position
+
+    def _damage(self, what: str) -> AdapterDamaged:
+        return AdapterDamaged(
+            f"the stored rows of adapter {self.header.record.digest[:12]} are damaged: {self.path.name} {what}"
+        )
+
+
+def write_rows(path: Path, record: AdapterRecord, target_modules: Sequence[str], layout: str, image: np.ndarray) -> None:
+    """Write ``image`` (uint8 [num_pages, page_bytes]) as a row file: wholly or not at all. Raises OSError."""
+    pages = np.ascontiguousarray(image)
+    fields = {
+        "digest": record.digest,
+        "layout": layout,
+        "ranks": record.signature.ranks,
+        "num_pages": record.num_pages,
+        "size_bytes": record.size_bytes,
+        "page_bytes": image.shape[1],
+        "target_modules": list(target_modules),
+        "checksums": [zlib.crc32(page) for page in pages],
+    }
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    head = _PREFIX.pack(_MAGIC, len(text), zlib.crc32(text)) + text
+    write_whole(path, [head + b"\0" * (-len(head) % _ALIGNMENT), pages.reshape(-1).data])
+
+
+def open_rows(path: Path, signatures: dict[AdapterSignature, AdapterSignature] | None = None) -> RowFile:
+    """The row file at ``path``, its header and length checked. No file handle is kept.
+
+    ``signatures``: those known so far; equal ones are shared. Raises OSError, or ValueError saying what is wrong.
+    """
+    with path.open("rb") as file:
+        start = file.read(_PREFIX.size)
+        if len(start) < _PREFIX.size or start[:8] != _MAGIC:
+            raise ValueError(f"{path.name} is no row file")
+        _, length, checksum = _PREFIX.unpack(start)
+        text = file.read(min(length, _LONGEST_HEADER))
+        if len(text) < length or zlib.crc32(text) != checksum:
+            raise ValueError(f"the header of {path.name} is damaged")
+        size = os.fstat(file.fileno()).st_size
+    header = _parse(json.loads(text), signatures if signatures is not None else {})
+    offset = -(-(_PREFIX.size + length) // _ALIGNMENT) * _ALIGNMENT
+    expected = offset + header.record.num_pages * header.page_bytes
+    if size != expected:
+        raise ValueError(f"{path.name} has {size} bytes; its header says {expected}")
+    return RowFile(path, header, offset)
+
+
+def write_whole(path: Path, parts: Sequence[Any], *, is_durable: bool = True) -> None:
+    """Write the bytes of ``parts`` to ``path`` so that a reader finds all of it or nothing. Raises OSError.
+
+    ``is_durable``: so does whoever reads after a crash of the machine.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            if is_durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if not is_durable:
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _parse(fields: dict[str, Any], signatures: dict[AdapterSignature, AdapterSignature]) -> RowHeader:
+    signature = AdapterSignature(tuple(tuple(layer) for layer in fields["ranks"]))
+    signature = signatures.setdefault(signature, signature)
+    return RowHeader(
+        record=AdapterRecord(AdapterDigest(fields["digest"]), signature, fields["num_pages"], fields["size_bytes"]),
+        target_modules=tuple(fields["target_modules"]),
+        layout=fields["layout"],
+        page_bytes=fields["page_bytes"],
+        checksums=tuple(fields["checksums"]),
+    )
+
+
+__all__ = ["MemoryRows", "RowFile", "RowHeader", "open_rows", "write_rows", "write_whole"]
