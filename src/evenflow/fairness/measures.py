@@ -3,8 +3,8 @@
 Two measures over the same run, never mixed:
 
 * ``paper``: a request's whole cost, input included, is spread evenly from its first to its last token; demand leaves out
-  rejected requests (VTC's published tables and figures).
-* ``token``: cost counts when a token is computed; demand includes rejected requests; differences between clients are
+  rejected (or shed) requests (VTC's published tables and figures).
+* ``token``: cost counts when a token is computed; demand includes them; differences between clients are
   weighed against their entitlement.
 
 It reads logs and knows no scheduler, no policy and no clock. Service is in the cost function's unit, rates per second.
@@ -195,7 +195,7 @@ def measure_run(log: RunLog, measure: str, windows: Windows) -> Fairness:
     """Everything the report says of one run, through one measure."""
     accounts = Accounts(log, measure)
     differences = service_differences(accounts, windows)
-    served = [r for r in log.requests if not r.is_rejected]
+    served = [r for r in log.requests if not r.is_refused]
     waits = [r.first_token_s - r.arrival_s for r in served if r.first_token_s is not None]
     waits_by_client: dict[str, list[float]] = {}
     for r in served:
@@ -257,7 +257,7 @@ def _spread_service(log: RunLog) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Piecewise linear cumulative service: knots and values at the knots."""
     slopes: dict[str, list[tuple[float, float]]] = {}
     for r in log.requests:
-        if r.is_rejected or r.first_token_s is None or r.finished_s is None:
+        if r.is_refused or r.first_token_s is None or r.finished_s is None:
             continue
         # a single token has no duration: it counts within the microsecond after it
         end = max(r.finished_s, r.first_token_s + 1e-6)
@@ -283,7 +283,7 @@ def _cumulative_demand(log: RunLog, *, include_rejected: bool) -> dict[str, tupl
     """Step function of the cost that has been asked for."""
     asked: dict[str, list[tuple[float, float]]] = {}
     for r in log.requests:
-        if include_rejected or not r.is_rejected:
+        if include_rejected or not r.is_refused:
             asked.setdefault(r.client_id, []).append((r.arrival_s, log.cost(r.input_tokens, r.wanted_output_tokens)))
     curves = {}
     for client, pairs in asked.items():

@@ -25,9 +25,17 @@ class RequestRecord:
     wanted_output_tokens: int
     """What it would have produced, had it been served to its end: its part in the demand."""
     is_rejected: bool = False
+    """Turned away on arrival."""
+    is_shed: bool = False
+    """Accepted, and given up while it waited: it would have come too late."""
     admitted_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Rejected or shed: it received nothing."""
+        return self.is_rejected or self.is_shed
 
 
 @dataclass(slots=True)
@@ -65,10 +73,10 @@ class RunLog:
 
 
 def backlog_by_client(log: RunLog) -> dict[str, list[Interval]]:
-    """Disjoint intervals, in order, in which each client has a request waiting (arrived, not yet admitted)."""
+    """Disjoint intervals, in order, in which each client has a request waiting (arrived, not yet admitted or given up)."""
     waits: dict[str, list[Interval]] = {}
     for record in log.requests:
-        end = record.admitted_s if record.admitted_s is not None else log.total_s
+        end = next((time for time in (record.admitted_s, record.finished_s) if time is not None), log.total_s)
         if not record.is_rejected and end > record.arrival_s:
             waits.setdefault(record.client_id, []).append((record.arrival_s, end))
     return {client: _merge(intervals) for client, intervals in waits.items()}
