@@ -18,7 +18,22 @@ EXTRA_SPECS = (
     "vtc-oracle:0.5",
     "vtc-adapter:20:0",
     "vtc-preempt:10",
+    "cluster:1+vtc",
+    "cluster:2:3:50+vtc-predict",
+    "cluster:1:inf:inf+fcfs",
+    "cluster:1+rpm:4",
+    "cluster:1+lcfs",
+    "cluster:1+lcfs-overload",
+    "cluster:1+round-robin",
+    "cluster:1:2:30+drr:50",
+    "cluster:1+hierarchy",
+    "cluster:1+vtc-adapter:20:0",
+    "cluster:1+vtc-client-adapter",
+    "cluster:1+vtc-adapter-client",
+    "cluster:1+vtc-preempt:10",
+    "cluster:1+cluster:2+vtc",
 )
+NEWEST_FIRST = ("lcfs", "lcfs-overload")
 SPECS = [*(name for name in policy_registry() if name != "vtc-shared"), *EXTRA_SPECS]
 """vtc-shared needs a server of its own: tests/fairness/test_shared_counters.py."""
 
@@ -160,7 +175,7 @@ def test_what_is_settled_is_what_was_received(spec, actions):
             assert charged == pytest.approx(price, abs=1e-6), f"request {request} was charged {charged}, not {price}"
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.endswith(NEWEST_FIRST)])
 def test_the_queue_of_one_client_is_in_order_of_arrival(spec):
     server = a_server(spec, max_running=2)
     requests = [server.submit("a", 2, 1 + i % 3)[1] for i in range(20)]
@@ -185,6 +200,19 @@ def test_a_victim_is_one_of_those_that_run(spec):
     ("spec", "message"),
     [
         ("nope", "known: .*drr, fcfs, .*vtc"),
+        ("lcfs:1", "takes no argument"),
+        ("lcfs-overload:1", "'lcfs-overload' takes no argument"),
+        ("cluster:8", r"in front of a policy, as in cluster:8\+vtc"),
+        ("cluster:8+", "in front of a policy"),
+        ("cluster+vtc", "distinct adapters from 1, .* got None"),
+        ("cluster:0+vtc", "got '0'"),
+        ("cluster:2:-1+vtc", "got '2:-1'"),
+        ("cluster:2:nan+vtc", "got '2:nan'"),
+        ("cluster:2:1:x+vtc", "got '2:1:x'"),
+        ("cluster:2:1:5:3+vtc", "got '2:1:5:3'"),
+        ("cluster:2+nope", "unknown policy 'nope'"),
+        ("cluster:2+fcfs:1", "takes no argument"),
+        ("fcfs+vtc", r"unknown policy 'fcfs\+vtc'"),
         ("fcfs:1", "takes no argument"),
         ("vtc:x", "takes no argument"),
         ("lcf:", "takes no argument"),

@@ -4,7 +4,7 @@ from evenflow.fairness.cost import CostFunction, Service, WeightedTokens
 from evenflow.fairness.defaults import PolicyDefaults
 from evenflow.fairness.policy import ACCEPT, Policy, Schedulable, Verdict
 from evenflow.fairness.queue import ClientQueues
-from evenflow.fairness.registry import PolicySettings, check_policy, create_policy, policy_registry
+from evenflow.fairness.registry import PolicySettings, check_policy, create_policy, modifier_registry, policy_registry
 from evenflow.fairness.weights import Weights
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "Weights",
     "check_policy",
     "create_policy",
+    "modifier_registry",
     "policy_registry",
 ]

@@ -16,6 +16,7 @@ from typing import Literal
 from evenflow.base.errors import RegistryError
 from evenflow.fairness.cost import CostFunction, Service
 from evenflow.fairness.hierarchy import Path, Tree
+from evenflow.fairness.in_use import AdaptersInUse
 from evenflow.fairness.policy import ACCEPT, Schedulable, Verdict
 from evenflow.fairness.prediction import LengthPredictor, PredictedVTC, parse_predictor
 from evenflow.fairness.queue import ClientQueues
@@ -49,8 +50,7 @@ class AdapterVTC(PredictedVTC):
         self._max_overtaking = max_overtaking
         self._price_per_byte = price_per_mib / MIB
         self._most_candidates = most_candidates
-        self._num_using: dict[str, int] = {}
-        self._adapter_of: dict[Hashable, str | None] = {}
+        self._in_use = AdaptersInUse()
         self._overtaken = 0.0
 
     @classmethod
@@ -67,21 +67,18 @@ class AdapterVTC(PredictedVTC):
 
     def pick(self, now_s: float) -> Schedulable | None:
         """The head of the client that is due; or, within the bound, of the next ones if its adapter is in use."""
-        if self._overtaken < self._max_overtaking and self._num_using:
+        if self._overtaken < self._max_overtaking and self._in_use:
             left = self._max_overtaking - self._overtaken
             for client_id in self._level.nearest(left, self._most_candidates):
                 head = self._queues.head(client_id)
                 assert head is not None
-                if head.adapter is None or head.adapter in self._num_using:
+                if head.adapter is None or head.adapter in self._in_use:
                     return head
         return super().pick(now_s)
 
     def admitted(self, request: Schedulable, planned: Service) -> None:
         """Charge the predicted cost and the load, and count what overtakes the client that is due."""
-        adapter = request.adapter
-        if adapter is not None:
-            self._num_using[adapter] = self._num_using.get(adapter, 0) + 1
-        self._adapter_of[request.request_id] = adapter
+        self._in_use.start(request)
         due = self._level.least()
         is_new = request.request_id not in self._accounts
         super().admitted(request, planned)
@@ -99,35 +96,23 @@ class AdapterVTC(PredictedVTC):
     def settle(self, request: Schedulable) -> None:
         """It uses its adapter no more."""
         super().settle(request)
-        self._stop_using(request)
+        self._in_use.stop(request)
 
     def requeued(self, request: Schedulable) -> None:
         """It uses its adapter no more, for now."""
         super().requeued(request)
-        self._stop_using(request)
+        self._in_use.stop(request)
 
     def check_integrity(self, waiting_clients: Collection[str]) -> None:
         """Assert also the counts of adapters in use."""
         super().check_integrity(waiting_clients)
-        assert self._adapter_of.keys() <= self._accounts.keys()
-        used = [adapter for adapter in self._adapter_of.values() if adapter is not None]
-        assert self._num_using == {adapter: used.count(adapter) for adapter in used}
+        self._in_use.check_integrity(self._accounts)
         assert self._overtaken >= 0
 
     def _open(self, request: Schedulable, planned: Service) -> Account:
         account = super()._open(request, planned)
         account.planned_extra = planned.adapter_bytes * self._price_per_byte
         return account
-
-    def _stop_using(self, request: Schedulable) -> None:
-        adapter = self._adapter_of.pop(request.request_id, None)
-        if adapter is None:
-            return
-        left = self._num_using[adapter] - 1
-        if left:
-            self._num_using[adapter] = left
-        else:
-            del self._num_using[adapter]
 
 
 class AxisVTC(PredictedVTC):
@@ -195,6 +180,10 @@ class AxisVTC(PredictedVTC):
     def cancelled(self, request: Schedulable) -> None:
         """It left its FIFO."""
         self._remove(request)
+
+    def ahead(self, request: Schedulable, head: Schedulable) -> float:
+        """Between the branches of the two pairs where they part."""
+        return self._tree.gap(pair_of(request), pair_of(head))
 
     def victim(self, running: Sequence[Schedulable]) -> Schedulable | None:
         """The newest request of the richest branch of the tree."""

@@ -47,6 +47,10 @@ class PolicyDefaults:
     def shares_changed(self) -> None:
         """Do nothing: weights are read when they are needed."""
 
+    def ahead(self, request: Schedulable, head: Schedulable) -> float:
+        """No accounts: nobody is ahead."""
+        return 0.0
+
     def counters(self) -> Mapping[str, float]:
         """No counters."""
         return {}

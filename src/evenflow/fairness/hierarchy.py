@@ -124,6 +124,15 @@ class Tree(Level):
             path = (*path, name)
         return name
 
+    def gap(self, name: str, other: str) -> float:
+        """Between the branches of the two, in the level where their paths part."""
+        for mine, theirs, mine_path, their_path in zip(
+            self.standing(name), self.standing(other), self._path_of(name), self._path_of(other), strict=True
+        ):
+            if mine_path != their_path:
+                return mine - theirs
+        return 0.0
+
     def nearest(self, within: float, at_most: int) -> list[str]:
         """Only the least: a distance between branches has no meaning."""
         least = self.least()

@@ -95,6 +95,10 @@ class Level:
         """Whose turn it is: the one with the least counter of those that wait."""
         return self._waiting.peek()
 
+    def gap(self, name: str, other: str) -> float:
+        """By how much the counter of one that waits exceeds another's."""
+        return self._counters[name] - self._counters[other]
+
     def nearest(self, within: float, at_most: int) -> list[str]:
         """Up to ``at_most`` of those that wait, least first, whose counters exceed the least by no more than ``within``."""
         return self._waiting.nearest(within, at_most)

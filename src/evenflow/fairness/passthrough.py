@@ -62,6 +62,16 @@ class PassThrough:
         """Pass it on."""
         self._policy.shares_changed()
 
+    def ahead(self, request: Schedulable, head: Schedulable) -> float:
+        """Pass it on."""
+        return self._policy.ahead(request, head)
+
+    def close(self) -> None:
+        """Close the policy inside, if it holds something outside this process."""
+        close = getattr(self._policy, "close", None)
+        if close is not None:
+            close()
+
     def counters(self) -> Mapping[str, float]:
         """Pass it on."""
         return self._policy.counters()

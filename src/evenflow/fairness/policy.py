@@ -121,6 +121,13 @@ class Policy(Protocol):
         """The weights or tiers that the policy reads are others now. What was charged stays charged."""
         ...
 
+    def ahead(self, request: Schedulable, head: Schedulable) -> float:
+        """How much more service per weight the payer of ``request`` has had than that of ``head``, by this policy's accounts.
+
+        Both wait. 0 if it keeps none. Bounds what may overtake.
+        """
+        ...
+
     def counters(self) -> Mapping[str, float]:
         """Virtual counter by client, for the clients that the policy remembers (metrics only)."""
         ...

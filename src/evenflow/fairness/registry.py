@@ -1,4 +1,7 @@
-"""Policies by name: ``create_policy("rpm:20", queues=...)``. Modules are imported when a name is asked for."""
+"""Policies by name: ``create_policy("rpm:20", queues=...)``; some go in front of another: ``cluster:8+vtc``.
+
+Modules are imported when a name is asked for.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,8 @@ def policy_registry() -> Registry:
             "drr": "evenflow.fairness.baselines:DRR",
             "fcfs": "evenflow.fairness.baselines:FCFS",
             "hierarchy": "evenflow.fairness.hierarchy:HierarchicalVTC",
+            "lcfs": "evenflow.fairness.lcfs:LCFS",
+            "lcfs-overload": "evenflow.fairness.lcfs:LCFSUnderOverload",
             "lcf": "evenflow.fairness.baselines:LCF",
             "round-robin": "evenflow.fairness.baselines:RoundRobin",
             "rpm": "evenflow.fairness.baselines:RPM",
@@ -66,6 +71,19 @@ def policy_registry() -> Registry:
     )
 
 
+class ModifierFactory(Protocol):
+    """What an entry of the modifiers points to: a class with this constructor."""
+
+    def around(self, policy: Policy, argument: str | None) -> Policy:
+        """Build it in front of ``policy``. Raises RegistryError if the argument makes no sense."""
+        ...
+
+
+def modifier_registry() -> Registry:
+    """What may be put in front of a policy with a plus sign."""
+    return Registry("modifier", {"cluster": "evenflow.fairness.clustering:Clustered"})
+
+
 def create_policy(
     spec: str,
     *,
@@ -78,13 +96,11 @@ def create_policy(
     weight_by_tier: Mapping[str, float] | None = None,
     registry: Registry | None = None,
 ) -> Policy:
-    """Build the policy ``NAME[:ARGUMENT]``. Raises RegistryError, listing the known names, for an unknown one.
+    """Build the policy ``[MODIFIER[:ARGUMENT]+]NAME[:ARGUMENT]``. Raises RegistryError, naming what is known.
 
     ``weights`` are the clients' own; policies that know no tiers multiply them by the tier's. All three mappings are read
     at every use: whoever changes one tells the policy by ``shares_changed``. Raises ConfigError for a weight that is none.
     """
-    name, colon, argument = spec.partition(":")
-    factory: PolicyFactory = (registry or policy_registry()).load(name.strip())
     tiers = {} if tier_by_client is None else tier_by_client
     tier_weights = {} if weight_by_tier is None else weight_by_tier
     settings = PolicySettings(
@@ -97,6 +113,20 @@ def create_policy(
         tier_by_client=tiers,
         weight_by_tier=tier_weights,
     )
+    return _build(spec, settings, registry or policy_registry())
+
+
+def _build(spec: str, settings: PolicySettings, registry: Registry) -> Policy:
+    first, plus, rest = spec.partition("+")
+    modifier, colon, argument = first.partition(":")
+    modifiers = modifier_registry()
+    if modifier.strip() in modifiers:
+        if not plus or not rest.strip():
+            raise RegistryError(f"{modifier.strip()!r} goes in front of a policy, as in {first.strip()}+vtc; got {spec!r}")
+        outer: ModifierFactory = modifiers.load(modifier.strip())
+        return outer.around(_build(rest, settings, registry), argument.strip() if colon else None)
+    name, colon, argument = spec.partition(":")
+    factory: PolicyFactory = registry.load(name.strip())
     return factory.from_settings(settings, argument.strip() if colon else None)
 
 

@@ -121,6 +121,10 @@ class VTC(PolicyDefaults):
         counters = self._level.counters
         return max(reversed(running), key=lambda request: (counters[request.client_id], request.arrival_s), default=None)
 
+    def ahead(self, request: Schedulable, head: Schedulable) -> float:
+        """Difference of the two clients' counters."""
+        return self._level.gap(request.client_id, head.client_id)
+
     def counters(self) -> Mapping[str, float]:
         """Counters of the clients that wait, run, or have had more than the virtual time."""
         return self._level.counters
