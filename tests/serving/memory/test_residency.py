@@ -122,7 +122,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 9))
     def kv_wants_pages(self, count: int) -> None:
         fits = count <= self.num_available()
-        assert self.residency.evict_idle(count) == fits
+        assert self.residency.idle_pages.reclaim(count, "request") == fits
         if fits:
             gone = [d for d in self.idle_order if not self.residency.is_resident(d)]
             assert not gone or self.arena.num_free - SIZES[gone[-1]] < count, "somebody left for nothing"

@@ -2,6 +2,7 @@
 
 The token it produces depends on every token before it as found in the pages, and on the adapter as found in
 its pages. So a page given to two owners, freed too early, or a load that was forgotten changes the output.
+As real K and V do, what a slot holds depends on the adapter and on all tokens before it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ def alone(adapter: str | None, prompt: list[int], num_tokens: int) -> list[int]:
     return token_ids[len(prompt) :]
 
 
+def _mark(adapter: str | None, token_ids: list[int]) -> int:
+    return zlib.crc32(repr((adapter, token_ids)).encode())
+
+
 class KVOracle:
     """Runs plans over a map of pages."""
 
@@ -37,7 +42,7 @@ class KVOracle:
         self._page_tokens = page_tokens
         self._adapter_pages = adapter_pages
         self._content: dict[int, object] = {}
-        """Page -> list of token ids by slot, or the digest of the adapter whose rows it holds."""
+        """Page -> list of (token id, mark of everything it depends on) by slot, or the digest of the adapter it holds."""
         self._slots: dict[int, tuple[AdapterDigest, tuple[int, ...]]] = {}
 
     def run(self, plan: StepPlan, requests: Mapping[RequestId, Request], duration_s: float = 0.0) -> StepResult:
@@ -48,7 +53,8 @@ class KVOracle:
             self._slots[load.slot] = (load.digest, tuple(load.pages))
             for page in load.pages:
                 self._content[page] = load.digest
-        written: set[int] = set()
+        written: set[tuple[int, int]] = set()
+        num_written = 0
         for sequence in plan.sequences:
             request = requests[sequence.request_id]
             known = request.prompt_token_ids + request.output_token_ids
@@ -63,20 +69,25 @@ class KVOracle:
                 page, slot = sequence.pages[position // self._page_tokens], position % self._page_tokens
                 if not isinstance(self._content.get(page), list):
                     self._content[page] = [None] * self._page_tokens
-                self._content[page][slot] = token_id
-                written.add(page)
+                self._content[page][slot] = (token_id, _mark(request.adapter, known[: position + 1]))
+                written.add((page, slot))
+                num_written += 1
+        assert len(written) == num_written, "two requests write to one place"
         tokens = {}
         for sequence in plan.sequences:
             stop = sequence.start + len(sequence.token_ids)
             adapter = self._adapter(sequence.adapter_slot)
             assert adapter == requests[sequence.request_id].adapter, "rows of another adapter"
-            cached: list[int] = []
+            cached: list[tuple[int, int]] = []
             for page in sequence.pages:
                 content = self._content[page]
                 assert isinstance(content, list), "KV was overwritten by an adapter"
                 cached += content
+            token_ids = [token_id for token_id, _ in cached[:stop]]
+            marks = [mark for _, mark in cached[:stop]]
+            assert marks == [_mark(adapter, token_ids[: i + 1]) for i in range(stop)], "K and V of another prefix or adapter"
             if sequence.sample is not None:
-                tokens[sequence.request_id] = SampledToken(next_token(adapter, cached[:stop]))
+                tokens[sequence.request_id] = SampledToken(next_token(adapter, token_ids))
         assert len({s.request_id for s in plan.sequences}) == len(plan.sequences)
         return StepResult(plan.step, tokens, {}, duration_s)
 

@@ -20,10 +20,11 @@ from evenflow.fairness.queue import ClientQueues
 from evenflow.fairness.registry import create_policy, policy_registry
 from evenflow.fairness.vtc import VTC
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
-from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
+from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId, RequestState
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.partition import PartitionedArena
+from evenflow.serving.memory.prefix_cache import PrefixCache
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler import (
     ExclusivePrefillRule,
@@ -72,6 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         max_batch_tokens=st.integers(6, 12),
         decode_steps=st.integers(0, 3),
+        caches_prefixes=st.booleans(),
     )
     def start(
         self,
@@ -85,6 +87,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs: int,
         max_batch_tokens: int,
         decode_steps: int,
+        caches_prefixes: bool,
     ) -> None:
         self.queues = ClientQueues()
         self.policy: Policy = (
@@ -96,6 +99,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.limits = SchedulerLimits(
             max_num_seqs=max_num_seqs, max_batch_tokens=max_batch_tokens, max_model_len=24, page_tokens=page_tokens
         )
+        self.cache = PrefixCache(self.arena, self.residency.idle_pages, page_tokens) if caches_prefixes else None
         self.is_mixed = is_mixed
         self.scheduler = Scheduler(
             policy=self.policy,
@@ -105,6 +109,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             limits=self.limits,
             batch_rule=MixedBatchRule() if is_mixed else ExclusivePrefillRule(max_prefill_tokens=8, decode_steps=decode_steps),
             admission=KnownPeak() if knows_lengths else PredictAndPreempt(initial_output_tokens=0.0),
+            prefix_cache=self.cache,
         )
         self.oracle = KVOracle(num_pages, page_tokens, ADAPTER_PAGES)
         self.requests: dict[RequestId, Request] = {}
@@ -126,17 +131,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         adapter=st.sampled_from([None, *sorted(ADAPTER_PAGES)]),
         num_prompt=st.integers(1, 14),
         num_output=st.integers(1, 10),
+        conversation=st.sampled_from([0, 0, 1, 2]),
+        salt=st.sampled_from(["", "", "", "s"]),
     )
-    def add(self, client: str, adapter: AdapterDigest | None, num_prompt: int, num_output: int) -> None:
+    def add(
+        self, client: str, adapter: AdapterDigest | None, num_prompt: int, num_output: int, conversation: int, salt: str
+    ) -> None:
         request = Request(
             RequestId(f"r{len(self.requests)}"),
             ClientId(client),
-            [(7 * i + len(self.requests)) % 50 for i in range(num_prompt)],
+            [(7 * i + conversation * (i > 5)) % 50 for i in range(num_prompt)],
             GREEDY,
             self.now_s,
             adapter,
             max_output_tokens=num_output,
             known_output_tokens=num_output,
+            cache_salt=salt,
         )
         if not self.fits(-(-num_prompt // self.limits.page_tokens) + 1, adapter):
             with pytest.raises(PromptTooLong):
@@ -150,6 +160,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.run_step(aborted_meanwhile)
 
     def run_step(self, aborted_meanwhile: int) -> bool:
+        were_running = {r for r, request in self.requests.items() if request.state is RequestState.RUNNING}
         plan = self.scheduler.plan(self.now_s)
         self.note_ended()
         if plan is None:
@@ -160,7 +171,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert rows <= self.limits.max_batch_tokens
         else:
             assert len(plan.sequences) == 1 or rows <= max(8, self.limits.max_num_seqs)
-            assert len({s.num_tokens > 1 for s in plan.sequences}) == 1 or all(s.start == 0 for s in plan.sequences)
+            assert len({s.request_id in were_running for s in plan.sequences}) == 1, "prompts beside decodes"
         assert len(plan.sequences) <= self.limits.max_num_seqs
         self.scheduler.check_integrity()
         result = self.oracle.run(plan, self.requests)
@@ -201,6 +212,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.residency.unpin(digest)
         else:
             self.residency.forget(digest)
+            if self.cache is not None:
+                self.cache.forget(digest)
 
     def note_ended(self) -> None:
         for ended in self.scheduler.take_ended():
@@ -234,7 +247,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert budget, "it never ends"
         assert self.scheduler.num_waiting == self.scheduler.num_running == 0
         assert self.arena.num_owned("request") == 0
-        assert self.arena.num_free == self.arena.num_pages - self.arena.num_owned("adapter")
+        assert self.arena.num_free == self.arena.num_pages - self.arena.num_owned("adapter") - self.arena.num_owned("cache")
+        if self.cache is not None:
+            assert self.cache.num_idle_pages == self.arena.num_owned("cache")
+            self.cache.clear()
+        assert self.arena.num_owned("cache") == 0
         for request in self.requests.values():
             assert request.finish_reason is not None
             if request.request_id not in self.ended_early:
@@ -251,10 +268,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert received.decode_tokens == request.num_output_tokens
             assert received.recomputed_tokens == request.num_recomputed_tokens
             if request.num_output_tokens:
-                assert received.prefill_tokens == request.num_prompt_tokens, "the prompt counts once, preempted or not"
-            assert received.prefill_tokens <= request.num_prompt_tokens
+                prompt = received.prefill_tokens + received.cached_tokens
+                assert prompt == request.num_prompt_tokens, "the prompt counts once, preempted or not"
+            assert received.prefill_tokens + received.cached_tokens <= request.num_prompt_tokens
             charged = self.policy.charged.get(request.request_id, 0.0)
-            assert charged == received.prefill_tokens + 2 * received.decode_tokens
+            price = received.prefill_tokens + 2 * received.decode_tokens + 0.1 * received.cached_tokens
+            assert charged == pytest.approx(price)
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)

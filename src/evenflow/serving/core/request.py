@@ -52,10 +52,14 @@ class Request:
     """Resolved from sampling.max_tokens and the model's context when the request is made."""
     known_output_tokens: int | None = None
     """The true output length, where a trace gives it; only KnownPeakAdmission and oracle policies may read it."""
+    cache_salt: str = ""
+    """Only requests with the same salt find each other's prefixes in the cache."""
     state: RequestState = RequestState.WAITING
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     """Tokens whose K and V are in the arena now; 0 again after a preemption."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were found in the prefix cache when the request first started."""
     num_preemptions: int = 0
     num_recomputed_tokens: int = 0
     admitted_s: float | None = None

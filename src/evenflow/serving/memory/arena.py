@@ -86,6 +86,17 @@ class Arena:
             self._release(owner, tail)
         return len(tail)
 
+    def hand_over(self, page: int, owner: PageOwner, new_owner: PageOwner) -> None:
+        """Make ``new_owner``, who holds nothing yet, the owner of a page of ``owner``. O(pages of owner)."""
+        assert new_owner not in self._pages, f"{new_owner} holds pages already"
+        pages = self._pages[owner]
+        pages.remove(page)
+        if not pages:
+            del self._pages[owner]
+        self._pages[new_owner] = [page]
+        self._num_owned[owner.kind] -= 1
+        self._num_owned[new_owner.kind] += 1
+
     def pages_of(self, owner: PageOwner) -> Sequence[int]:
         """The pages of ``owner``, in the order in which it got them."""
         return tuple(self._pages.get(owner, ()))

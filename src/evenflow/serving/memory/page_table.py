@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from evenflow.serving.memory.arena import Arena, PageOwner
 
@@ -13,13 +13,16 @@ def pages_for(num_tokens: int, page_tokens: int) -> int:
 
 
 class PageTable:
-    """Grows with its request's tokens. Owns its list; the arena knows who holds which page."""
+    """Grows with its request's tokens. Owns its list; the arena knows who holds which page.
 
-    __slots__ = ("_arena", "_owner", "_page_tokens", "capacity", "pages")
+    The first pages may be borrowed from the prefix cache, and pages that the cache takes over stay in the table.
+    """
+
+    __slots__ = ("_arena", "_page_tokens", "capacity", "owner", "pages")
 
     def __init__(self, arena: Arena, request_id: str, page_tokens: int) -> None:
         self._arena = arena
-        self._owner = PageOwner("request", request_id)
+        self.owner = PageOwner("request", request_id)
         self._page_tokens = page_tokens
         self.pages: list[int] = []
         """Only ever appended to until ``release``, which starts a new list: a plan may hold it."""
@@ -34,12 +37,18 @@ class PageTable:
         """Hold ``num_tokens`` tokens. False, and nothing happens, if the arena has too few free pages."""
         missing = self.num_missing(num_tokens)
         if missing:
-            pages = self._arena.allocate(self._owner, missing)
+            pages = self._arena.allocate(self.owner, missing)
             if pages is None:
                 return False
             self.pages.extend(pages)
             self.capacity = len(self.pages) * self._page_tokens
         return True
+
+    def borrow(self, pages: Sequence[int]) -> None:
+        """Begin with pages that belong to somebody else. The table is empty."""
+        assert not self.pages, f"{self.owner} has pages already"
+        self.pages.extend(pages)
+        self.capacity = len(self.pages) * self._page_tokens
 
     def first(self, num_tokens: int) -> Sequence[int]:
         """The pages up to and including the one of token ``num_tokens - 1``."""
@@ -47,12 +56,13 @@ class PageTable:
         return self.pages if count == len(self.pages) else self.pages[:count]
 
     def release(self) -> int:
-        """Give all pages back. Returns how many there were."""
+        """Give back all pages that are its request's own. Returns how many there were."""
         self.pages = []
         self.capacity = 0
-        return self._arena.free(self._owner)
+        return self._arena.free(self.owner)
 
-    def check_integrity(self) -> None:
-        """Assert that the arena agrees."""
-        assert tuple(self.pages) == tuple(self._arena.pages_of(self._owner)), f"pages of {self._owner} differ"
+    def check_integrity(self, foreign: Collection[int] = ()) -> None:
+        """Assert that the arena agrees; ``foreign``: pages of the table that the prefix cache owns."""
+        own = [page for page in self.pages if page not in foreign]
+        assert own == list(self._arena.pages_of(self.owner)), f"pages of {self.owner} differ"
         assert self.capacity == len(self.pages) * self._page_tokens

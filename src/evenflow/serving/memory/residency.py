@@ -16,6 +16,7 @@ from evenflow.serving.core.plan import AdapterLoad
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.memory.arena import Arena, OwnerKind, PageOwner
 from evenflow.serving.memory.eviction import EvictionOrder, LeastRecentlyUsed
+from evenflow.serving.memory.idle_pages import IdlePages
 
 
 @dataclass(slots=True)
@@ -25,6 +26,7 @@ class _Resident:
     pages: list[int]
     num_users: int = 0
     is_pinned: bool = False
+    idle_since: int = 0
     is_forgotten: bool = False
     """Leave as soon as nobody uses it."""
     owner: PageOwner = field(init=False)
@@ -51,8 +53,13 @@ class Residency:
         *,
         num_slots: int | None = None,
         order: EvictionOrder | None = None,
+        idle_pages: IdlePages | None = None,
     ) -> None:
         self._arena = arena
+        self.kind: OwnerKind = "adapter"
+        self.idle_pages = idle_pages or IdlePages(arena)
+        """Everything that may be taken back, adapters and others."""
+        self.idle_pages.add_holder(self)
         self._lookup = lookup
         self.num_slots = arena.num_pages if num_slots is None else num_slots
         """Adapters that can be resident at once; every adapter has a page at least, so the default never binds."""
@@ -114,7 +121,7 @@ class Residency:
         if resident is not None:
             return True
         has_slot = self._num_slots_used - len(self._free_slots) < self.num_slots or self._order.first() is not None
-        return has_slot and record.num_pages <= self._arena.num_free_for("adapter") + self.num_idle_pages
+        return has_slot and record.num_pages <= self.idle_pages.num_available("adapter")
 
     def acquire(self, digest: AdapterDigest) -> int | None:
         """Keep the adapter in the arena for one more user; load it if it is not there, evicting idle ones.
@@ -186,17 +193,17 @@ class Residency:
             self.unpin(digest)
             self._evict(resident)
 
-    def evict_idle(self, num_pages: int, wanted_by: OwnerKind = "adapter") -> bool:
-        """Evict idle adapters until owners of a kind can be given ``num_pages`` pages. False if that cannot be reached."""
-        arena = self._arena
-        num_free = arena.num_free_for(wanted_by)
-        if num_free >= num_pages:
-            return True
-        if num_free + arena.reusable(self.num_idle_pages, "adapter", wanted_by) < num_pages:
-            return False
-        while arena.num_free_for(wanted_by) < num_pages:
-            self._evict_first()
-        return True
+    def first_idle_since(self) -> int | None:
+        """When the adapter that is to be evicted next became idle."""
+        digest = self._order.first()
+        return None if digest is None else self._residents[digest].idle_since
+
+    def evict_first(self) -> None:
+        """Evict the adapter whose turn it is."""
+        digest = self._order.first()
+        assert digest is not None, "no adapter is idle"
+        self._evict(self._residents[digest])
+        self.num_evictions += 1
 
     def take_loads(self) -> tuple[AdapterLoad, ...]:
         """The loads planned since the last call. The caller sees to it that they happen."""
@@ -230,8 +237,8 @@ class Residency:
         if not self.can_acquire(record):
             return None
         if self._num_slots_used - len(self._free_slots) >= self.num_slots:
-            self._evict_first()
-        self.evict_idle(record.num_pages)
+            self.evict_first()
+        self.idle_pages.reclaim(record.num_pages, "adapter")
         if self._free_slots:
             slot = heapq.heappop(self._free_slots)
         else:
@@ -247,12 +254,6 @@ class Residency:
         self._loads_by_digest[record.digest] = self._loads_by_digest.get(record.digest, 0) + 1
         return resident
 
-    def _evict_first(self) -> None:
-        digest = self._order.first()
-        assert digest is not None, "no adapter is idle"
-        self._evict(self._residents[digest])
-        self.num_evictions += 1
-
     def _evict(self, resident: _Resident) -> None:
         """Take an idle adapter out. A load that nobody has taken yet never happens."""
         digest = resident.record.digest
@@ -264,6 +265,7 @@ class Residency:
 
     def _enter_order(self, resident: _Resident) -> None:
         if resident.is_evictable:
+            resident.idle_since = self.idle_pages.tick()
             self._order.add(resident.record)
             self.num_idle_pages += len(resident.pages)
 

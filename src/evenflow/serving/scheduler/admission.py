@@ -18,9 +18,10 @@ class MemoryView:
     num_kv_pages: int
     """Pages that KV may ever take beside the adapters in use, the candidate's included."""
     num_available_pages: int
-    """Pages that are free, or held by idle adapters, once the candidate's adapter is in."""
+    """Pages that are free or idle, once the candidate has its adapter and what the prefix cache lends it."""
     prompt_pages: int
-    """Pages that the candidate takes when it starts: its prompt, and what it had produced before a preemption."""
+    """Pages that the candidate takes when it starts: its prompt, and what it had produced before a preemption, less
+    what it borrows."""
 
 
 class Admission(Protocol):

@@ -1,6 +1,6 @@
 """One step while it is being filled: who advances, who starts, and who has to make room.
 
-Pages are found in this order: free ones, those of idle adapters, those of a preempted request.
+Pages are found in this order: free ones, idle ones (adapters, cached prefixes), those of a preempted request.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Draft:
             memory = self._running.memory_for(request, record)
             if not self._running.can_start(request, record, memory):
                 if len(self._running) == 0:
-                    if self._running.fits_empty_arena(record, memory):
+                    if self._running.fits_empty_arena(request, record):
                         self._end(request, FinishReason.ERROR, "pinned adapters leave too little memory for this request")
                     else:
                         self._end(request, FinishReason.LENGTH, "the request has filled the memory")

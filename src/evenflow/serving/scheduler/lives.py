@@ -55,13 +55,15 @@ class Lives:
         is_first = request.admitted_s is None
         if is_first:
             request.admitted_s = now_s
+            request.num_cached_tokens = entry.cached_tokens
         request.state = RequestState.RUNNING
         is_last = self._queues.remove(request)
         self._policy.admitted(
             request,
             Service(
-                prefill_tokens=request.num_prompt_tokens if is_first else 0,
-                recomputed_tokens=entry.computed_before,
+                prefill_tokens=request.num_prompt_tokens - entry.cached_tokens if is_first else 0,
+                recomputed_tokens=max(0, entry.computed_before - request.num_computed_tokens),
+                cached_tokens=entry.cached_tokens,
                 adapter_bytes=entry.adapter_bytes,
             ),
         )
@@ -81,11 +83,17 @@ class Lives:
                 tally.prompt_tokens += service.prefill_tokens
                 tally.completion_tokens += service.decode_tokens
                 tally.recomputed_tokens += service.recomputed_tokens
+                tally.cached_tokens += service.cached_tokens
         self._policy.charge(entry.request, service)
 
+    def publish(self, entry: RunningRequest) -> None:
+        """A prompt has been computed: others may use it from now on."""
+        self._running.publish(entry)
+
     def preempt(self, entry: RunningRequest) -> None:
-        """Put a running request back at the head of its client's queue; its KV is lost, its tokens are not."""
+        """Put a running request back at the head of its client's queue; its tokens are kept, its KV while there is room."""
         request = entry.request
+        self._running.publish(entry)
         self._running.stop(entry)
         self._computed_before[request.request_id] = max(entry.computed_before, request.num_computed_tokens)
         request.num_computed_tokens = 0
@@ -103,6 +111,8 @@ class Lives:
         request.finished_s = now_s
         entry = self._running.get(request.request_id)
         if entry is not None:
+            if reason is not FinishReason.ERROR:
+                self._running.publish(entry)
             self._running.stop(entry)
             _move(self._tallies(request), 0, -1)
             self._policy.settle(request)

@@ -12,6 +12,7 @@ from evenflow.serving.core.plan import NO_ADAPTER_SLOT, PlannedSequence, SampleS
 from evenflow.serving.core.request import Request, RequestId
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.page_table import PageTable, pages_for
+from evenflow.serving.memory.prefix_cache import CachedPage, CacheKey, PrefixCache
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler.admission import MemoryView
 from evenflow.serving.scheduler.tallies import Tally
@@ -35,6 +36,10 @@ class RunningRequest:
     """Tokens computed before a preemption: up to here, computing is recomputing."""
     adapter_bytes: int
     """Adapter weights loaded because of this request and not yet accounted for."""
+    cached_tokens: int
+    """Prompt tokens from the prefix cache, never computed for this request, and not yet accounted for."""
+    chain: list[CachedPage]
+    """For the first pages of the table: the cached page that is the same, or holds the same."""
 
     def plan(self, max_tokens: int) -> PlannedSequence:
         """The next at most ``max_tokens`` tokens. Its pages must be there."""
@@ -66,26 +71,36 @@ class RunningRequest:
     def received(self, sequence: PlannedSequence, has_token: bool) -> Service:
         """What a step that has been computed gave the request."""
         start, num_prompt = sequence.start, len(self.request.prompt_token_ids)
-        if has_token and start >= num_prompt and start >= self.computed_before and not self.adapter_bytes:
+        if (
+            has_token
+            and start >= num_prompt
+            and start >= self.computed_before
+            and not (self.adapter_bytes or self.cached_tokens)
+        ):
             return DECODED
         end = start + len(sequence.token_ids)
         fresh = max(start, min(end, self.computed_before))
         adapter_bytes, self.adapter_bytes = self.adapter_bytes, 0
+        cached_tokens, self.cached_tokens = self.cached_tokens, 0
         return Service(
             prefill_tokens=max(0, min(end, num_prompt) - fresh),
             decode_tokens=int(has_token),
             recomputed_tokens=fresh - start,
+            cached_tokens=cached_tokens,
             adapter_bytes=adapter_bytes,
         )
 
 
 class RunningSet:
-    """Running requests in the order of their admission. Takes pages that are free, then those of idle adapters."""
+    """Running requests in the order of their admission. Takes pages that are free, then idle ones."""
 
-    def __init__(self, arena: Arena, residency: Residency, page_tokens: int) -> None:
+    def __init__(self, arena: Arena, residency: Residency, page_tokens: int, cache: PrefixCache | None = None) -> None:
         self._arena = arena
         self._residency = residency
         self._page_tokens = page_tokens
+        self._cache = cache
+        self._match: tuple[RequestId, int, int, list[CachedPage]] | None = None
+        """The last answer of the cache, with what it depends on: a request that waits for memory asks in every step."""
         self._entries: dict[RequestId, RunningRequest] = {}
 
     def can_start(self, request: Request, record: AdapterRecord | None, memory: MemoryView) -> bool:
@@ -93,25 +108,35 @@ class RunningSet:
         has_adapter = record is None or self._residency.can_acquire(record)
         return has_adapter and memory.prompt_pages <= memory.num_available_pages
 
-    def fits_empty_arena(self, record: AdapterRecord | None, memory: MemoryView) -> bool:
+    def fits_empty_arena(self, request: Request, record: AdapterRecord | None) -> bool:
         """True if the adapter and all known tokens of the request would fit if nobody else held anything."""
-        return self._arena.could_hold(request=memory.prompt_pages, adapter=0 if record is None else record.num_pages)
+        num_pages = pages_for(request.num_tokens, self._page_tokens)
+        return self._arena.could_hold(request=num_pages, adapter=0 if record is None else record.num_pages)
 
     def memory_for(self, request: Request, record: AdapterRecord | None) -> MemoryView:
         """What the arena would look like to this candidate."""
         arena, residency = self._arena, self._residency
         taken = 0 if record is None else residency.pages_to_acquire(record)
-        num_idle = residency.num_idle_pages
-        held = arena.num_owned("adapter") - num_idle + taken
+        chain = self._cached(request)
+        borrowed_idle = sum(1 for page in chain if page.num_users == 0)
+        held = arena.num_owned("adapter") - residency.num_idle_pages + taken
+        available = residency.idle_pages.num_available("request") - arena.reusable(taken, "adapter", "request")
         return MemoryView(
             page_tokens=self._page_tokens,
             num_kv_pages=arena.num_pages_for("request") - arena.reusable(held, "adapter", "request"),
-            num_available_pages=arena.num_free_for("request") + arena.reusable(num_idle - taken, "adapter", "request"),
-            prompt_pages=pages_for(request.num_tokens, self._page_tokens),
+            num_available_pages=available - borrowed_idle,
+            prompt_pages=pages_for(request.num_tokens, self._page_tokens) - len(chain),
         )
 
     def start(self, request: Request, tallies: tuple[Tally, ...], computed_before: int) -> RunningRequest:
-        """Acquire the adapter and the pages of everything known of the request. The caller asked ``can_start``."""
+        """Acquire the adapter and the pages of everything known of the request. The caller asked ``can_start``.
+
+        What the prefix cache holds of it counts as computed.
+        """
+        chain = list(self._cached(request))
+        if self._cache is not None:
+            # Before anything else: making room could evict just these pages.
+            self._cache.acquire(chain)
         slot, adapter_bytes = NO_ADAPTER_SLOT, 0
         if request.adapter is not None:
             if not self._residency.is_resident(request.adapter):
@@ -119,9 +144,12 @@ class RunningSet:
             acquired = self._residency.acquire(request.adapter)
             assert acquired is not None, "the adapter was said to fit"
             slot = acquired
+        table = PageTable(self._arena, request.request_id, self._page_tokens)
+        table.borrow([page.page for page in chain])
+        request.num_computed_tokens = table.capacity
         entry = RunningRequest(
             request=request,
-            table=PageTable(self._arena, request.request_id, self._page_tokens),
+            table=table,
             adapter_slot=slot,
             sample=SampleSpec(
                 request.sampling,
@@ -133,6 +161,8 @@ class RunningSet:
             num_tokens=request.num_tokens,
             computed_before=computed_before,
             adapter_bytes=adapter_bytes,
+            cached_tokens=max(0, min(table.capacity, request.num_prompt_tokens) - computed_before),
+            chain=chain,
         )
         has_pages = self.grow(entry, entry.num_tokens)
         assert has_pages, "the prompt was said to fit"
@@ -140,17 +170,29 @@ class RunningSet:
         return entry
 
     def grow(self, entry: RunningRequest, num_tokens: int) -> bool:
-        """Hold ``num_tokens`` tokens, from free pages or those of idle adapters. False, and nothing happens, if short."""
+        """Hold ``num_tokens`` tokens, from free or idle pages. False, and nothing happens, if short."""
         table = entry.table
         if num_tokens <= table.capacity:
             return True
-        return self._residency.evict_idle(table.num_missing(num_tokens), "request") and table.grow(num_tokens)
+        return self._residency.idle_pages.reclaim(table.num_missing(num_tokens), "request") and table.grow(num_tokens)
+
+    def publish(self, entry: RunningRequest) -> None:
+        """Let others find the full pages that have been computed."""
+        if self._cache is None:
+            return
+        request, chain = entry.request, entry.chain
+        first, last = len(chain), request.num_computed_tokens // self._page_tokens
+        if last > first:
+            token_ids = request.token_ids(first * self._page_tokens, last * self._page_tokens)
+            self._cache.publish(_cache_key(request), chain, entry.table.owner, entry.table.pages[first:last], token_ids)
 
     def stop(self, entry: RunningRequest) -> None:
         """Give back the pages and the adapter."""
         request = entry.request
         del self._entries[request.request_id]
         entry.table.release()
+        if self._cache is not None:
+            self._cache.release(entry.chain)
         if request.adapter is not None:
             self._residency.release(request.adapter)
 
@@ -177,11 +219,31 @@ class RunningSet:
         self._arena.check_integrity()
         entries = self._entries.values()
         self._residency.check_integrity([e.request.adapter for e in entries if e.request.adapter is not None])
+        if self._cache is not None:
+            self._cache.check_integrity([entry.chain for entry in entries])
         for entry in entries:
             request = entry.request
-            entry.table.check_integrity()
+            entry.table.check_integrity({page.page for page in entry.chain})
+            shared_tokens = len(entry.chain) * self._page_tokens
+            assert shared_tokens <= request.num_computed_tokens, f"{request.request_id}: shares what it has not computed"
             assert entry.num_tokens == request.num_tokens, f"{request.request_id}: tokens miscounted"
             assert 0 <= request.num_computed_tokens < entry.num_tokens, f"{request.request_id}: nothing left to compute"
             assert request.num_computed_tokens <= entry.table.capacity, f"{request.request_id}: KV outside its pages"
         held = {owner.name for owner in self._arena.owners("request")}
-        assert held == {e.request.request_id for e in entries}, "pages of a request that does not run"
+        assert held <= {e.request.request_id for e in entries}, "pages of a request that does not run"
+
+    def _cached(self, request: Request) -> list[CachedPage]:
+        """What the cache holds of the request, its last token never: somebody has to compute the next one's logits."""
+        cache = self._cache
+        if cache is None or request.sampling.prompt_logprobs is not None:
+            return []
+        num_tokens = request.num_tokens
+        match = self._match
+        if match is None or match[:3] != (request.request_id, num_tokens, cache.version):
+            chain = cache.match(_cache_key(request), request.token_ids(0, num_tokens - 1))
+            self._match = match = (request.request_id, num_tokens, cache.version, chain)
+        return match[3]
+
+
+def _cache_key(request: Request) -> CacheKey:
+    return CacheKey(request.adapter, request.cache_salt)

@@ -5,8 +5,8 @@ arguments. Who is next is the policy's question, what a step may hold the batch 
 start the admission's, which page belongs to whom the arena's.
 
 Nothing waits for memory for ever. A request is refused at ``add`` if its prompt and one page for its output do
-not fit an arena that holds nothing but its adapter. What runs takes free pages, then those of idle adapters, then
-those of a preempted request; two running requests cannot preempt each other in turns, because each turn needs
+not fit an arena that holds nothing but its adapter. What runs takes free pages, then idle ones, then those
+of a preempted request; two running requests cannot preempt each other in turns, because each turn needs
 new tokens. The last one running that is still short is cut (finish reason LENGTH): its tokens and its adapter
 have filled the arena, which cannot happen if max_model_len and the largest adapter fit it together and nothing
 is pinned. A request at the head that does not fit although nothing runs is ended: cut, if it was preempted when it
@@ -24,6 +24,7 @@ from evenflow.serving.core.plan import PlannedSequence, StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, FinishReason, Request, RequestId
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.page_table import pages_for
+from evenflow.serving.memory.prefix_cache import PrefixCache
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler.admission import Admission, PredictAndPreempt
 from evenflow.serving.scheduler.batching import BatchRule, MixedBatchRule
@@ -52,6 +53,7 @@ class Scheduler:
         limits: SchedulerLimits,
         batch_rule: BatchRule | None = None,
         admission: Admission | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.policy = policy
         self.limits = limits
@@ -60,7 +62,8 @@ class Scheduler:
         self._residency = residency
         self._batch_rule = batch_rule or MixedBatchRule()
         self._admission = admission or PredictAndPreempt()
-        self._running = RunningSet(arena, residency, limits.page_tokens)
+        self._running = RunningSet(arena, residency, limits.page_tokens, prefix_cache)
+        self._prefix_cache = prefix_cache
         self._lives = Lives(policy, queues, self._running, self._admission)
         self._in_flight: list[tuple[RunningRequest, PlannedSequence]] | None = None
         self._ended: list[EndedRequest] = []
@@ -126,6 +129,8 @@ class Scheduler:
                     if request.first_token_s is None:
                         request.first_token_s = now_s
             serve(entry, entry.received(sequence, has_token))
+            if has_token and len(sequence.token_ids) > 1:
+                self._lives.publish(entry)
             if error is not None:
                 self._ended.append(EndedRequest(request, error))
                 self._lives.end(request, FinishReason.ERROR, now_s)
@@ -175,14 +180,17 @@ class Scheduler:
 
     def snapshot(self) -> SchedulerSnapshot:
         """The numbers of this moment. O(1)."""
-        arena, residency, total = self._arena, self._residency, self._lives.total
+        arena, residency, total, cache = self._arena, self._residency, self._lives.total, self._prefix_cache
+        num_cache_pages = arena.num_owned("cache")
+        num_idle_cache_pages = 0 if cache is None else cache.num_idle_pages
         return SchedulerSnapshot(
             num_waiting=self.num_waiting,
             num_running=self.num_running,
             waiting_for=self._waiting_for if self.num_waiting else "",
             num_pages=arena.num_pages,
             num_free_pages=arena.num_free,
-            num_kv_pages=arena.num_owned("request"),
+            num_kv_pages=arena.num_owned("request") + num_cache_pages - num_idle_cache_pages,
+            num_idle_cache_pages=num_idle_cache_pages,
             num_adapter_pages=arena.num_owned("adapter"),
             num_idle_adapter_pages=residency.num_idle_pages,
             page_tokens=self.limits.page_tokens,
@@ -194,6 +202,7 @@ class Scheduler:
             prompt_tokens=total.prompt_tokens,
             completion_tokens=total.completion_tokens,
             recomputed_tokens=total.recomputed_tokens,
+            cached_tokens=total.cached_tokens,
         )
 
     def check_integrity(self) -> None:

@@ -28,6 +28,9 @@ class SchedulerSnapshot:
     num_pages: int
     num_free_pages: int
     num_kv_pages: int
+    """Of running requests; those that they borrow from the prefix cache count once."""
+    num_idle_cache_pages: int
+    """Kept by the prefix cache, and used by nobody now."""
     num_adapter_pages: int
     num_idle_adapter_pages: int
     page_tokens: int
@@ -39,3 +42,5 @@ class SchedulerSnapshot:
     prompt_tokens: int
     completion_tokens: int
     recomputed_tokens: int
+    cached_tokens: int
+    """Prompt tokens found in the prefix cache."""

@@ -18,6 +18,8 @@ class Tally:
     """Prompt tokens computed, each once."""
     completion_tokens: int = 0
     recomputed_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache."""
 
     @property
     def is_idle(self) -> bool:
