@@ -35,10 +35,10 @@ class EngineHarness:
     def load(self, name: str, path: Path, *, replace: bool = False) -> None:
         self.engine.register_adapter(name, self.engine.catalog.prepare(path), replace=replace)
 
-    def submit(self, prompt: list[int], adapter: str | None = None, client: str = "c", **sampling) -> str:
+    def submit(self, prompt: list[int], adapter: str | None = None, client: str = "c", salt: str = "", **sampling) -> str:
         params = SamplingParams(**{"temperature": 0.0, "max_tokens": 8, "ignore_eos": True, **sampling})
         request_id = f"r{next(self._ids)}"
-        refusal = self.engine.submit(Submit(request_id, client, prompt, params, adapter))
+        refusal = self.engine.submit(Submit(request_id, client, prompt, params, adapter, cache_salt=salt))
         self.answers[request_id] = Answer([], "", refusal or RequestOutput(request_id))
         return request_id
 
@@ -64,7 +64,7 @@ class EngineHarness:
         return [self.answers[request_id].token_ids for request_id in request_ids]
 
     def assert_nothing_leaked(self) -> None:
-        """Every page is free or owned by a resident adapter."""
+        """Every page is free, owned by a resident adapter, or kept by the prefix cache for nobody in particular."""
         snapshot = self.scheduler.snapshot()
         assert snapshot.num_kv_pages == 0
-        assert snapshot.num_free_pages + snapshot.num_adapter_pages == snapshot.num_pages
+        assert snapshot.num_free_pages + snapshot.num_adapter_pages + snapshot.num_idle_cache_pages == snapshot.num_pages

@@ -33,6 +33,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-lora-rank", type=int, default=512, metavar="R", help="adapters above it are refused (512)")
     group.add_argument("--page-tokens", "--block-size", type=int, default=16, metavar="N", help="tokens per KV page (16)")
     group.add_argument("--policy", default="vtc", metavar="NAME[:ARG]", help="who is served next: vtc, fcfs, ... (vtc)")
+    group.add_argument(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep computed prefixes for requests that begin alike under the same adapter (on)",
+    )
     group.add_argument("--kernels", default="auto", help="auto, cpu or torch")
     group.add_argument("--threads", type=int, metavar="N", help="compute threads; default: the usable cores")
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="where compiled kernels are kept between starts")
@@ -61,6 +67,7 @@ def engine_config(args: argparse.Namespace, model: Path, weight_by_client: dict[
         max_lora_rank=args.max_lora_rank,
         page_tokens=args.page_tokens,
         policy=args.policy,
+        enable_prefix_caching=args.enable_prefix_caching,
         kernels=args.kernels,
         num_threads=args.threads,
         cache_dir=args.cache_dir,

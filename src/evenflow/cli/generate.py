@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         "device",
         "page_tokens",
         "kernels",
+        "enable_prefix_caching",
         "num_threads",
         "cache_dir",
         "adapter_cache",

@@ -402,3 +402,18 @@ def test_limits_that_cannot_work_are_refused() -> None:
         SchedulerLimits(max_model_len=0)
     with pytest.raises(ConfigError, match="max_prefill_tokens"):
         ExclusivePrefillRule(max_prefill_tokens=0)
+
+
+def test_a_recomputed_output_cut_to_one_token_a_step_is_not_sampled_from() -> None:
+    server = Server(max_batch_tokens=4, num_pages=40, policy="fcfs")
+    request = server.add("long", 3, 12)
+    for _ in range(6):
+        server.step()
+    entry = server.scheduler._running.get(request.request_id)
+    assert entry is not None
+    server.scheduler._lives.preempt(entry)
+    for name in ("a", "b", "c"):
+        server.add(name, 1, 30)
+    rows = [server.step() for _ in range(4)]
+    assert any(step.get("long") == 1 for step in rows), "the case did not arise"
+    server.drain()

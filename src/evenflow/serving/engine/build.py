@@ -14,6 +14,7 @@ from evenflow.fairness.queue import ClientQueues
 from evenflow.fairness.registry import create_policy
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames, choose
 from evenflow.serving.backends.storage import Storage
+from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.engine.engine import Engine
 from evenflow.serving.engine.executor import LocalExecutor
@@ -25,6 +26,7 @@ from evenflow.serving.lora.catalog import Catalog
 from evenflow.serving.lora.store import RowStore
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.layout import ArenaLayout
+from evenflow.serving.memory.prefix_cache import PrefixCache
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.models.config import ModelConfig, load_config
 from evenflow.serving.models.load import load_model, resolve_dtype
@@ -67,10 +69,17 @@ def build_engine(config: EngineConfig) -> Engine:
     attention = ATTENTION_BACKENDS.load(names.attention)(storage, cos_PD, sin_PD, sm_scale)
     lora = LORA_BACKENDS.load(names.lora)(storage)
     arena = Arena(num_pages)
+
+    def forget(digest: AdapterDigest) -> None:
+        residency.forget(digest)
+        if prefix_cache is not None:
+            prefix_cache.forget(digest)
+
     cache = config.adapter_cache
     store = None if cache is None else RowStore(cache, layout, capacity_bytes=config.adapter_cache_bytes)
-    catalog = Catalog(layout, max_rank=config.max_lora_rank, on_freed=lambda digest: residency.forget(digest), store=store)
+    catalog = Catalog(layout, max_rank=config.max_lora_rank, on_freed=forget, store=store)
     residency = Residency(arena, catalog.record)
+    prefix_cache = PrefixCache(arena, residency.idle_pages, layout.page_tokens) if config.enable_prefix_caching else None
     worker = Worker(model, storage, attention, lora, Sampler(eos_token_ids), catalog.host_rows)
     worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs)
     limits = SchedulerLimits(
@@ -79,7 +88,9 @@ def build_engine(config: EngineConfig) -> Engine:
         max_model_len=max_model_len,
         page_tokens=layout.page_tokens,
     )
-    scheduler = Scheduler(policy=policy, queues=queues, arena=arena, residency=residency, limits=limits)
+    scheduler = Scheduler(
+        policy=policy, queues=queues, arena=arena, residency=residency, limits=limits, prefix_cache=prefix_cache
+    )
     log.info(
         "%s in %s on %s, %s kernels; arena %s: %d pages of %d tokens; context %d; policy %s; ready after %.1f s",
         config.model.name,

@@ -42,6 +42,8 @@ class EngineConfig:
     """Folder of converted adapters. None: in the user's cache folder; for an engine inside the caller's process: memory."""
     adapter_cache_bytes: int | None = None
     """Largest size of that folder; None: 64 GiB, or half of what its disk has left, if that is less."""
+    enable_prefix_caching: bool = True
+    """Keep the pages of computed prefixes for requests that begin alike under the same adapter."""
     kernels: str = "auto"
     """auto, cpu (numba), torch, triton: see backends."""
     num_threads: int | None = None

@@ -277,6 +277,7 @@ class Engine:
             arrival_s=message.arrival_s or self._clock(),
             adapter=digest,
             max_output_tokens=room if wanted is None else min(wanted, room),
+            cache_salt=message.cache_salt,
         )
 
     def _read(self, plan: StepPlan, result: StepResult, finished: dict[RequestId, FinishReason]) -> list[RequestOutput]:

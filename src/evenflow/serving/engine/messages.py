@@ -22,6 +22,8 @@ class Submit(msgspec.Struct, tag=True, array_like=True):
     """time.monotonic() of the machine when the server received it."""
     weight: float = 1.0
     """The client's share weight at this moment."""
+    cache_salt: str = ""
+    """Only requests with the same salt share cached prefixes."""
 
 
 class Abort(msgspec.Struct, tag=True, array_like=True):
@@ -169,6 +171,8 @@ class ClientStats(msgspec.Struct):
     virtual_counter: float | None = None
     """None: the policy keeps none, or has forgotten an idle client."""
     weight: float = 1.0
+    cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache; not among ``prompt_tokens``."""
 
 
 class AdapterStats(msgspec.Struct):
@@ -181,6 +185,7 @@ class AdapterStats(msgspec.Struct):
     completion_tokens: int = 0
     num_loads: int = 0
     is_resident: bool = False
+    cached_tokens: int = 0
 
 
 class EngineStats(msgspec.Struct):
@@ -195,11 +200,16 @@ class EngineStats(msgspec.Struct):
     num_free_pages: int = 0
     num_kv_pages: int = 0
     num_adapter_pages: int = 0
+    num_idle_cache_pages: int = 0
+    """Kept by the prefix cache, and used by nobody now."""
     page_tokens: int = 16
     num_preemptions: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     recomputed_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache."""
+    caches_prefixes: bool = False
     num_steps: int = 0
     step_s: float = 0.0
     """Median of the last steps."""

@@ -53,11 +53,14 @@ class Reply:
         return Usage(
             prompt_tokens=request.num_prompt_tokens,
             completion_tokens=request.num_output_tokens,
+            cached_tokens=request.num_cached_tokens,
             recomputed_tokens=request.num_recomputed_tokens,
             queue_s=max(0.0, admitted_s - request.arrival_s),
             prefill_s=max(0.0, first_token_s - admitted_s),
             decode_s=max(0.0, now_s - first_token_s),
-            service=_PRICE(request.num_prompt_tokens, request.num_output_tokens),
+            service=_PRICE(
+                request.num_prompt_tokens - request.num_cached_tokens, request.num_output_tokens, request.num_cached_tokens
+            ),
         )
 
     def _told(self, scored: TokenLogprobs) -> Logprobs:

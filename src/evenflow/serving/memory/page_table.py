@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from evenflow.serving.memory.arena import Arena, PageOwner
 
@@ -61,8 +61,7 @@ class PageTable:
         self.capacity = 0
         return self._arena.free(self.owner)
 
-    def check_integrity(self, foreign: Collection[int] = ()) -> None:
-        """Assert that the arena agrees; ``foreign``: pages of the table that the prefix cache owns."""
-        own = [page for page in self.pages if page not in foreign]
-        assert own == list(self._arena.pages_of(self.owner)), f"pages of {self.owner} differ"
+    def check_integrity(self, num_foreign: int = 0) -> None:
+        """Assert that the arena agrees; the first ``num_foreign`` pages belong to the prefix cache."""
+        assert self.pages[num_foreign:] == list(self._arena.pages_of(self.owner)), f"pages of {self.owner} differ"
         assert self.capacity == len(self.pages) * self._page_tokens

@@ -29,7 +29,7 @@ class CacheKey(NamedTuple):
 
 
 class CachedPage:
-    """One full page of a prefix. ``num_users`` requests have it in their page tables, or have a page like it."""
+    """One full page of a prefix. ``num_users`` requests have it in their page tables."""
 
     __slots__ = ("_edge", "_parent", "children", "idle_since", "is_forgotten", "num_users", "owner", "page")
 
@@ -119,8 +119,9 @@ class PrefixCache:
     ) -> None:
         """Take over full ``pages`` of ``owner`` that follow the acquired ``chain`` and hold ``token_ids``; extend the chain.
 
-        The owner goes on using them, as it uses the rest of the chain. Where the same tokens are cached already, the
-        owner keeps its page, and the chain goes on through the cached one.
+        The owner goes on using them, as it uses the rest of the chain. Where the same tokens are cached already in an
+        idle page, that one is freed for the new; where it is in use, nothing more is taken over: nobody may keep from
+        being freed what it does not use.
         """
         size = self._page_tokens
         assert len(token_ids) == len(pages) * size, "only full pages can be shared"
@@ -139,8 +140,13 @@ class PrefixCache:
                 self._arena.hand_over(page, owner, child.owner)
                 node.children[edge] = child
                 child.num_users = 1
-            else:
+            elif child.num_users == 0:
                 self.acquire((child,))
+                self._arena.free(child.owner)
+                self._arena.hand_over(page, owner, child.owner)
+                child.page = page
+            else:
+                break
             chain.append(child)
             node = child
         self.version += 1

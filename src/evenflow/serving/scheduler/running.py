@@ -39,7 +39,7 @@ class RunningRequest:
     cached_tokens: int
     """Prompt tokens from the prefix cache, never computed for this request, and not yet accounted for."""
     chain: list[CachedPage]
-    """For the first pages of the table: the cached page that is the same, or holds the same."""
+    """The first pages of the table that the prefix cache owns."""
 
     def plan(self, max_tokens: int) -> PlannedSequence:
         """The next at most ``max_tokens`` tokens. Its pages must be there."""
@@ -47,7 +47,7 @@ class RunningRequest:
         start = request.num_computed_tokens
         stop = min(self.num_tokens, start + max_tokens)
         num_prompt = len(request.prompt_token_ids)
-        if start >= num_prompt and stop == start + 1:
+        if start >= num_prompt and stop == start + 1 == self.num_tokens:
             return PlannedSequence(
                 request.request_id,
                 (request.output_token_ids[start - num_prompt],),
@@ -223,7 +223,9 @@ class RunningSet:
             self._cache.check_integrity([entry.chain for entry in entries])
         for entry in entries:
             request = entry.request
-            entry.table.check_integrity({page.page for page in entry.chain})
+            shared = [page.page for page in entry.chain]
+            assert shared == entry.table.pages[: len(shared)], f"{request.request_id}: its table and its chain differ"
+            entry.table.check_integrity(num_foreign=len(shared))
             shared_tokens = len(entry.chain) * self._page_tokens
             assert shared_tokens <= request.num_computed_tokens, f"{request.request_id}: shares what it has not computed"
             assert entry.num_tokens == request.num_tokens, f"{request.request_id}: tokens miscounted"

@@ -154,6 +154,11 @@ class Scheduler:
         return len(self._lives) > 0
 
     @property
+    def caches_prefixes(self) -> bool:
+        """True if there is a prefix cache."""
+        return self._prefix_cache is not None
+
+    @property
     def num_waiting(self) -> int:
         """Requests that wait, preempted ones included."""
         return self._queues.num_waiting()

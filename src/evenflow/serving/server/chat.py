@@ -51,6 +51,7 @@ def chat_call(state: ServerState, body: ChatCompletionRequest, client: Client, a
         prompt_param="messages",
         read_prompts=read_prompts,
         arrival_s=arrival_s,
+        cache_salt=body.cache_salt or "",
     )
 
 

@@ -45,6 +45,7 @@ def completion_call(state: ServerState, body: CompletionRequest, client: Client,
         prompt_param="prompt",
         read_prompts=read_prompts,
         arrival_s=arrival_s,
+        cache_salt=body.cache_salt or "",
     )
 
 

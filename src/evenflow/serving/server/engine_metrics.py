@@ -22,10 +22,10 @@ class EngineMetrics:
         self._labels = {"model_name": model_name, "engine": engine_label}
         self._version = version
         self._unix_time = unix_time
-        self.clients = TopK(top_k, 3)
-        """Counters: service, prompt tokens, completion tokens."""
-        self.adapters = TopK(top_k, 3)
-        """Counters: completion tokens, prompt tokens, loads."""
+        self.clients = TopK(top_k, 4)
+        """Counters: service, prompt tokens, completion tokens, cached tokens."""
+        self.adapters = TopK(top_k, 4)
+        """Counters: completion tokens, prompt tokens, loads, cached tokens."""
         self.gauges: dict[str, tuple[str, float]] = {}
         """The server's own, name to (help, value)."""
 
@@ -33,14 +33,15 @@ class EngineMetrics:
         """Take the snapshot's counters. Returns clients and adapters that no longer have series of their own."""
         stats = self._engine.stats
         hidden_clients = self.clients.update(
-            {name: (c.service, c.prompt_tokens, c.completion_tokens) for name, c in stats.clients.items()}
+            {name: (c.service, c.prompt_tokens, c.completion_tokens, c.cached_tokens) for name, c in stats.clients.items()}
         )
         by_name: dict[str, list[float]] = {}
         for adapter in stats.adapters.values():  # one name may stand for several digests, after a reload
-            sums = by_name.setdefault(adapter.name, [0, 0, 0])
-            for i, value in enumerate((adapter.completion_tokens, adapter.prompt_tokens, adapter.num_loads)):
+            sums = by_name.setdefault(adapter.name, [0, 0, 0, 0])
+            counts = (adapter.completion_tokens, adapter.prompt_tokens, adapter.num_loads, adapter.cached_tokens)
+            for i, value in enumerate(counts):
                 sums[i] += value
-        return hidden_clients, self.adapters.update({name: (s[0], s[1], s[2]) for name, s in by_name.items()})
+        return hidden_clients, self.adapters.update({name: tuple(sums) for name, sums in by_name.items()})
 
     def collect(self) -> Iterator[Metric]:
         """All series of the latest snapshot."""
@@ -66,9 +67,10 @@ class EngineMetrics:
         yield counter("vllm:prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens)
         yield counter("vllm:generation_tokens", "Output tokens.", stats.completion_tokens)
         yield counter("vllm:num_preemptions", "Preemptions.", stats.num_preemptions)
-        yield counter("vllm:prefix_cache_queries", "Prompt tokens looked up in a prefix cache.", 0)
-        yield counter("vllm:prefix_cache_hits", "Prompt tokens found in a prefix cache.", 0)
-        yield counter("vllm:prompt_tokens_cached", "Prompt tokens not computed, because cached.", 0)
+        queried = stats.prompt_tokens + stats.cached_tokens if stats.caches_prefixes else 0
+        yield counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", queried)
+        yield counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.cached_tokens)
+        yield counter("vllm:prompt_tokens_cached", "Prompt tokens not computed, because cached.", stats.cached_tokens)
         running = sorted(set(stats.running_adapters))
         waiting = sorted(set(stats.waiting_adapters) - set(running))
         yield gauge(
@@ -85,7 +87,7 @@ class EngineMetrics:
             1,
             block_size=str(stats.page_tokens),
             num_gpu_blocks=str(stats.num_pages),
-            enable_prefix_caching="False",
+            enable_prefix_caching=str(stats.caches_prefixes),
         )
 
     def _own(self, stats: EngineStats) -> Iterator[Metric]:
@@ -95,7 +97,12 @@ class EngineMetrics:
                 "evenflow_info", "What runs.", 1, version=self._version, policy=info.policy, dtype=info.dtype, **self._labels
             )
         pages = GaugeMetricFamily("evenflow_pages", "Pages of the arena, by owner.", labels=["owner"])
-        for owner, count in (("free", stats.num_free_pages), ("kv", stats.num_kv_pages), ("adapter", stats.num_adapter_pages)):
+        for owner, count in (
+            ("free", stats.num_free_pages),
+            ("kv", stats.num_kv_pages),
+            ("adapter", stats.num_adapter_pages),
+            ("prefix", stats.num_idle_cache_pages),
+        ):
             pages.add_metric([owner], count)
         yield pages
         adapters = GaugeMetricFamily("evenflow_adapters", "Adapters, by where they are.", labels=["state"])
@@ -129,6 +136,7 @@ class EngineMetrics:
                 ("evenflow_client_service", "Service charged, in the policy's unit."),
                 ("evenflow_client_prompt_tokens", "Prompt tokens."),
                 ("evenflow_client_completion_tokens", "Output tokens."),
+                ("evenflow_client_cached_tokens", "Prompt tokens found in the prefix cache."),
             )
         ):
             yield _totals(name, text, "client", self.clients, i)
@@ -153,6 +161,7 @@ class EngineMetrics:
                 ("evenflow_adapter_completion_tokens", "Output tokens."),
                 ("evenflow_adapter_prompt_tokens", "Prompt tokens."),
                 ("evenflow_adapter_loads", "Copies into the arena."),
+                ("evenflow_adapter_cached_tokens", "Prompt tokens found in the prefix cache."),
             )
         ):
             yield _totals(name, text, "adapter", self.adapters, i)

@@ -43,6 +43,7 @@ class Call:
     """Tokenises; called once the request has been let in."""
     arrival_s: float
     """time.monotonic()."""
+    cache_salt: str = ""
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -132,6 +133,7 @@ class Generation:
                     adapter=call.adapter,
                     arrival_s=call.arrival_s,
                     weight=call.client.weight,
+                    cache_salt=call.cache_salt,
                 )
             )
         return submits

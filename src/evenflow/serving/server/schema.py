@@ -67,6 +67,8 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     user: str | None = None
     safety_identifier: str | None = None
     """Who the caller's own user is. Without API keys this, or ``user``, is the client if no header says otherwise."""
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    """vLLM's: only requests with the same salt share cached prefixes, so that timing tells others nothing."""
 
 
 class TextPart(msgspec.Struct):
