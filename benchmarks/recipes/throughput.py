@@ -58,7 +58,7 @@ def run(folder: Path, result: Path, repeats: int, peers: list[str]) -> None:
     prompts = generator.integers(1, config.shape.vocab_size, (NUM_REQUESTS, PROMPT_TOKENS)).tolist()
     sampling = SamplingParams(temperature=0.0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
     total = NUM_REQUESTS * OUTPUT_TOKENS
-    llm = LLM(model, adapter_dirs, memory="1GiB", max_num_seqs=NUM_REQUESTS)
+    llm = LLM(model, adapter_dirs, memory="1GiB", max_num_seqs=NUM_REQUESTS, enable_prefix_caching=False)
     processes: list[JsonProcess] = []
 
     def ours(adapters: list[str | None]) -> Callable[[], float]:
