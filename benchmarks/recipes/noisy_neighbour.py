@@ -31,7 +31,9 @@ class Scenario:
     """One engine, one policy. Each run is a fresh flood; the engine is idle again afterwards."""
 
     def __init__(self, model: Path, policy: str, num_slots: int) -> None:
-        config = EngineConfig(model=model, policy=policy, max_num_seqs=num_slots, memory_bytes=1 << 30, enable_prefix_caching=False)
+        config = EngineConfig(
+            model=model, policy=policy, max_num_seqs=num_slots, memory_bytes=1 << 30, enable_prefix_caching=False
+        )
         self._connection = EngineConnection(config)
         self._connection.wait_until_ready()
         self._rounds = 0
