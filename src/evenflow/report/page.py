@@ -58,6 +58,11 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; max-width:
 pre { background: var(--band); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto;
   font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+@media screen and (max-width: 48rem) {
+  main { padding: 1.2rem 1rem 3rem; } figure .scroll { margin: 0; } figure svg { min-width: 44rem; }
+  .scroll { border-right: 2px solid var(--line); } table { border-collapse: separate; border-spacing: 0; }
+  .scroll td:first-child, .scroll th:first-child { position: sticky; left: 0; background: var(--paper); }
+}
 @media print {
   :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --band: #f4f4f4; --accent: #000; }
   main { max-width: none; padding: 0; } nav { display: none; } body { font-size: 10.5pt; }
@@ -110,7 +115,7 @@ class Page:
         """Add a matplotlib figure, or SVG text, with its caption."""
         svg = figure if isinstance(figure, str) else figure_svg(figure, label=caption)
         note = f"<figcaption>{_inline(caption)}</figcaption>" if caption else ""
-        self._body.append(f"<figure>{svg}{note}</figure>")
+        self._body.append(f'<figure><div class="scroll">{svg}</div>{note}</figure>')
         return self
 
     def preformatted(self, text: str) -> Page:
