@@ -1,76 +1,119 @@
-"""TP 2 training of a small BERT over a shaped link: dense fp32, bf16 and two-shot int8, predicted first, then measured.
+"""TP 2 training of a small BERT over a shaped link: dense fp32, bf16, two-shot int8 and int4, predicted first, then measured.
 
     python benchmarks/recipes/tp_training.py --link 1gbit --json benchmarks/results/tp_training--MACHINE.json
 
-The prediction is made from a calibration of the same minute and is written before the measurements it is judged by. Variants
-run in turn, A B C A B C, each in fresh processes; the figure of a round is the median of its iterations.
+The prediction comes from a calibration of the same hour and from the same model's step without communication; it is written
+to the file, with its time, before the measurements it is judged by start. A second prediction, from operations alone, is
+kept beside it. Variants live in the same two ranks and take turns, A B C A B C; the figure of a round is the median of its
+steps. Interface counters are those of the shaped interface, headers and acknowledgements included.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-from evenflow.bench.recipes import interleave, paired_ratio, summary, write_result
+from evenflow.bench.recipes import paired_ratio, summary, write_result
 from evenflow.comm.links import Link
 from evenflow.mcbench.calibration import calibrate
 from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.cost_model import Shape, errors_of, step_s
-from evenflow.mcbench.run import run
+from evenflow.mcbench.cost_model import Shape, errors_of, step_s, sums_s
+from evenflow.mcbench.machine import Machine
+from evenflow.mcbench.timing import compute_s, time_variants
 
-VARIANTS = {"fp32": "none", "bf16": "tp=bf16", "int8": "tp=int8-g32/two-shot"}
-SPECS = {"fp32": "none", "bf16": "bf16", "int8": "int8-g32"}
-HIDDEN, LAYERS, BATCH = 256, 4, 16
+SPECS = {"fp32": "none", "bf16": "bf16", "int8": "int8-g32", "int4": "int4-g32"}
+RULES = {"fp32": "none", "bf16": "tp=bf16", "int8": "tp=int8-g32/two-shot", "int4": "tp=int4-g32/two-shot"}
+SEQUENCE = 64
+
+
+def predict(machine: Machine, shape: Shape, silent_s: float) -> dict[str, dict[str, float]]:
+    """Return milliseconds a step by variant: from the measured computation, and from operations alone."""
+    return {
+        "from measured computation": {
+            name: 1e3 * (silent_s + shape.layers * sums_s(machine, shape, spec, spec)) for name, spec in SPECS.items()
+        },
+        "from operations": {name: 1e3 * step_s(machine, shape, spec, spec) for name, spec in SPECS.items()},
+    }
+
+
+def interface_ratio(measurement: dict[str, Any]) -> float | None:
+    """Return (sent + received at the interface) / (bytes counted at the sites, both directions)."""
+    seen = measurement["interface_bytes_per_step"]
+    counted = sum(site["counted"] for site in measurement["bytes_per_step"].values())
+    return (seen["sent"] + seen["received"]) / (2 * counted) if seen and counted else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--link", default="1gbit")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
-    machine = calibrate(Link.parse(args.link), ("bf16", "int8-g32"), print)
-    shape = Shape(hidden=HIDDEN, layers=LAYERS, sequence=64, micro_batch=BATCH, tp=2)
-    predicted = {name: 1e3 * step_s(machine, shape, spec, spec) for name, spec in SPECS.items()}
-    print("predicted:", {name: round(value, 1) for name, value in predicted.items()}, flush=True)
-    details: dict[str, list[object]] = {name: [] for name in VARIANTS}
-
-    def measured(name: str) -> float:
-        sizes = {"hidden": HIDDEN, "num_layers": LAYERS, "batch": BATCH}
-        result = run(
-            RunConfig(
-                task="pairs",
-                tp=2,
-                compress=VARIANTS[name],
-                layers="all",
-                seeds=1,
-                steps=1,
-                link=args.link,
-                timed_steps=args.steps,
-                **sizes,
-            )
+    shape = Shape(hidden=args.hidden, layers=args.layers, sequence=SEQUENCE, micro_batch=args.batch, tp=2)
+    parameters = {"model": "BERT", "task": "pairs", "sequence": SEQUENCE, **{k: v for k, v in vars(args).items() if k != "json"}}
+    configs = {
+        name: RunConfig(
+            task="pairs",
+            tp=2,
+            compress=rules,
+            layers="all",
+            link=args.link,
+            hidden=args.hidden,
+            num_layers=args.layers,
+            batch=args.batch,
         )
-        details[name].append({key: result[key] for key in ("ms_per_iteration", "bytes_per_step", "achieved_gbit_s", "link")})
-        return float(result["ms_per_iteration"]["total"])
-
-    samples = interleave({name: lambda name=name: measured(name) for name in VARIANTS}, args.rounds, warm_up=0)
-    medians = {name: summary(values)["median"] for name, values in samples.items()}
-    results = {
-        "unit": "milliseconds per iteration",
-        "predicted_before": predicted,
-        "measured": {name: summary(values) for name, values in samples.items()},
-        "speed_up": {
-            "int8 over fp32": paired_ratio(samples["fp32"], samples["int8"]),
-            "int8 over bf16": paired_ratio(samples["bf16"], samples["int8"]),
-        },
-        "judged": errors_of(predicted, medians),
-        "samples": samples,
-        "details": details,
+        for name, rules in RULES.items()
     }
-    parameters = {"link": args.link, "hidden": HIDDEN, "layers": LAYERS, "batch": BATCH, "sequence": 64, "steps": args.steps}
+
+    machine = calibrate(Link.parse(args.link), tuple(spec for spec in SPECS.values() if spec != "none"), print)
+    silent_s = compute_s(configs["fp32"])
+    predicted = predict(machine, shape, silent_s)
+    results: dict[str, Any] = {
+        "unit": "milliseconds per step",
+        "without communication": 1e3 * silent_s,
+        "predicted": {"at": datetime.now(UTC).isoformat(timespec="seconds"), **predicted},
+    }
     write_result(args.json, "tp_training", parameters, results)
-    print(results["speed_up"], results["judged"])
+    print(json.dumps(results, indent=1), flush=True)
+
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    timed = time_variants(configs, args.rounds, args.steps)
+    samples = {name: [m["ms_per_iteration"]["total"] for m in rounds] for name, rounds in timed["variants"].items()}
+    medians = {name: median(values) for name, values in samples.items()}
+    ratios = {name: [interface_ratio(m) for m in rounds] for name, rounds in timed["variants"].items()}
+    results |= {
+        "link": timed["link"],
+        "measured": {"from": started, **{name: summary(values) for name, values in samples.items()}},
+        "speed_up": {
+            f"{name} over {base}": paired_ratio(samples[base], samples[name])
+            for base in ("fp32", "bf16")
+            for name in SPECS
+            if name not in ("fp32", base)
+        },
+        "judged": {way: errors_of(values, medians) for way, values in predicted.items()},
+        "interface bytes / counted bytes": {n: median([r for r in v if r]) if any(v) else None for n, v in ratios.items()},
+        "parts": {name: parts(rounds) for name, rounds in timed["variants"].items()},
+        "bytes_per_step": {name: rounds[0]["bytes_per_step"] for name, rounds in timed["variants"].items()},
+        "achieved_gbit_s": {name: median(m["achieved_gbit_s"] for m in rounds) for name, rounds in timed["variants"].items()},
+        "samples": samples,
+    }
+    write_result(args.json, "tp_training", parameters, results)
+    for key in ("measured", "speed_up", "judged", "interface bytes / counted bytes", "parts", "achieved_gbit_s"):
+        print(key, json.dumps(results[key]))
+
+
+def parts(rounds: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the median milliseconds of every part of the profiled pass."""
+    names = sorted({name for m in rounds for name in m["ms_per_iteration"]["profiled"]})
+    return {name: median(m["ms_per_iteration"]["profiled"].get(name, 0.0) for m in rounds) for name in names}
 
 
 if __name__ == "__main__":

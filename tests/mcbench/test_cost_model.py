@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from evenflow.base.errors import ConfigError
+from evenflow.comm.ledger import Kind
 from evenflow.mcbench.advice import advise, hidden_of
-from evenflow.mcbench.calibration import coding_s, fit
+from evenflow.mcbench.calibration import coding_s
 from evenflow.mcbench.cost_model import (
     WEAK_SCALING,
-    Machine,
     PaperModel,
     Shape,
     break_even_bytes,
@@ -21,14 +22,20 @@ from evenflow.mcbench.cost_model import (
     speed_up,
     step_s,
 )
+from evenflow.mcbench.machine import Curve, Machine, curve
 from evenflow.mcbench.report_page import prediction_page
 
 CODED = ("bf16", "int8-g32", "int4-g32", "ae:100", "topk:0.1", "powersgd:50")
 
 
+def line(fixed_s: float, unit_s: float) -> Curve:
+    return curve([(0.0, fixed_s), (1e12, fixed_s + 1e12 * unit_s)])
+
+
 def machine(gbit_s: float = 1.0, coding_ns: float = 1.0, operation_s: float = 1e-4) -> Machine:
-    coding = dict.fromkeys(CODED, coding_ns * 1e-9)
-    return Machine(1e12, operation_s, gbit_s * 1e9 / 8, coding, coding, "test", "made up")
+    coding = dict.fromkeys(CODED, line(0.0, coding_ns * 1e-9))
+    operations = {kind.value: line(operation_s, 8 / (gbit_s * 1e9)) for kind in Kind}
+    return Machine(((256, 1e12),), operations, coding, coding, "test", "made up")
 
 
 def test_operations_of_a_layer() -> None:
@@ -90,10 +97,37 @@ def test_predictions_are_judged() -> None:
     assert bad["swapped"] == [("a", "b")]
 
 
-def test_fit_recovers_a_line() -> None:
-    fixed, rate = fit([(size, 2e-4 + size / 1e8) for size in (1e4, 1e5, 1e6)])
-    assert fixed == pytest.approx(2e-4)
-    assert rate == pytest.approx(1e8)
+def test_curves_are_straight_between_points() -> None:
+    made = curve([(1000, 1e-3), (100, 1e-4), (3000, 5e-3)])
+    assert [made.at(size) for size in (1, 100, 550, 1000, 2000, 5000)] == pytest.approx([1e-4, 1e-4, 5.5e-4, 1e-3, 3e-3, 9e-3])
+    assert made.fixed_s == 1e-4
+    assert made.unit_s == pytest.approx(2e-6)
+    assert curve([(10, 1.0)]).at(20) == pytest.approx(2.0)
+    assert curve([(10, 1.0), (20, 0.9)]).at(1000) == pytest.approx(0.9)
+
+
+def test_sums_on_the_way_cost_by_dtype_and_rings_pay_their_fixed_time_per_step() -> None:
+    slow_sums = {**machine().operations, "all-reduce bfloat16": line(1e-4, 16e-9)}
+    two = replace(machine(coding_ns=0.0), operations=slow_sums)
+    n = 512 * 1024
+    assert exchange_s(two, "bf16", 512, 1024, 2) == pytest.approx(1e-4 + 2 * n * 16e-9)
+    assert exchange_s(two, "none", 512, 1024, 8) == pytest.approx(7e-4 + 2 * 7 / 8 * 4 * n * 8e-9)
+    with pytest.raises(ConfigError, match="send was not calibrated; known: all-reduce"):
+        Machine(((256, 1e12),), {"all-reduce": line(0.0, 1.0)}).operation(Kind.SEND)
+
+
+def test_calls_of_coding_have_a_fixed_price() -> None:
+    coding = dict.fromkeys(CODED, line(1e-3, 0.0))
+    priced = replace(machine(operation_s=0.0), encode=coding, decode=coding)
+    free = machine(coding_ns=0.0, operation_s=0.0)
+    for transport, calls in (("two-shot", 5 + 8), ("one-shot", 1 + 4)):
+        extra = exchange_s(priced, "int8-g32", 64, 64, 4, transport) - exchange_s(free, "int8-g32", 64, 64, 4, transport)
+        assert extra == pytest.approx(calls * 1e-3)
+
+
+def test_rates_between_calibrated_sizes() -> None:
+    made = replace(machine(), flop_per_s=((256, 1e9), (1024, 3e9)))
+    assert [made.flops_at(h) for h in (64, 256, 512, 1024, 25600)] == pytest.approx([1e9, 1e9, 2e9, 3e9, 3e9])
 
 
 def test_calibrations_come_back_and_broken_files_are_named(tmp_path: Path) -> None:
@@ -106,9 +140,7 @@ def test_calibrations_come_back_and_broken_files_are_named(tmp_path: Path) -> No
 
 
 def test_coding_times_are_positive() -> None:
-    encode, decode = coding_s("int8-g32", rows=16, width=64, repeats=1)
-    assert encode > 0
-    assert decode > 0
+    assert min(coding_s("int8-g32", rows=16, width=64, repeats=1)) > 0
 
 
 def test_advice_orders_by_time_and_cites_evidence(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def _range(text: str, what: str) -> tuple[int, int]:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from evenflow.mcbench.cost_model import Machine
+    from evenflow.mcbench.machine import Machine
     from evenflow.mcbench.report_page import prediction_page
 
     low, high = _range(args.hidden, "hidden")
@@ -247,7 +247,7 @@ def _advise(args: argparse.Namespace) -> int:
     from evenflow.comm.links import Link
     from evenflow.mcbench.advice import advise
     from evenflow.mcbench.calibration import calibrate
-    from evenflow.mcbench.cost_model import Machine
+    from evenflow.mcbench.machine import Machine
     from evenflow.mcbench.suite import read_results
 
     machine = Machine.read(args.machine) if args.machine else calibrate(Link.parse(args.link), progress=_say)

@@ -17,6 +17,7 @@ _EXPORTS = {
     "GradientRule": "compressor",
     "Ledger": "ledger",
     "LocalCollective": "collective",
+    "SilentCollective": "collective",
     "TorchCollective": "collective",
     "Transport": "transport",
     "VirtualExchange": "exchange",
@@ -27,7 +28,7 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     from evenflow.comm.catalogue import DEFAULT_SPECS
-    from evenflow.comm.collective import Collective, LocalCollective, TorchCollective
+    from evenflow.comm.collective import Collective, LocalCollective, SilentCollective, TorchCollective
     from evenflow.comm.compressor import Algebra, Compressor, Context, GradientRule, WirePlan, get_compressor
     from evenflow.comm.exchange import Exchange, VirtualExchange
     from evenflow.comm.ledger import Ledger
@@ -43,6 +44,7 @@ __all__ = [
     "GradientRule",
     "Ledger",
     "LocalCollective",
+    "SilentCollective",
     "TorchCollective",
     "Transport",
     "VirtualExchange",

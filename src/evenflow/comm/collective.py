@@ -1,4 +1,4 @@
-"""The operations of a group of ranks: a protocol, a world of one, and torch.distributed.
+"""The operations of a group of ranks: a protocol, a world of one, silence, and torch.distributed.
 
 Knows tensors and ranks, nothing of compression. Wrappers with the same protocol shape the link (``links``) or take the
 time (``stopwatch``); a serving engine or a model gets one of these objects and cannot tell which.
@@ -79,6 +79,37 @@ class LocalCollective:
 
     def receive(self, like: Tensor, from_rank: int) -> Tensor:
         raise WireError("a world of one has nobody to receive from")
+
+    def barrier(self) -> None:
+        return None
+
+
+class SilentCollective:
+    """A rank of a group whose peers send nothing: results have the right shape at once, and hold only the own part.
+
+    For timing what a rank computes without any communication.
+    """
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x.detach().clone(memory_format=torch.contiguous_format)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return x.detach().expand(self.world_size, *x.shape).clone(memory_format=torch.contiguous_format)
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        return x.detach().clone(memory_format=torch.contiguous_format)
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        return x[self.rank].detach().clone(memory_format=torch.contiguous_format)
+
+    def send(self, x: Tensor, to_rank: int) -> None:
+        return None
+
+    def receive(self, like: Tensor, from_rank: int) -> Tensor:
+        return like.zero_()
 
     def barrier(self) -> None:
         return None

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from torch import Tensor
@@ -46,6 +47,15 @@ class Link:
         if not match or float(match.group(1)) == 0:
             raise ConfigError(f"link {text!r}; allowed: unlimited, or a rate like 100mbit, 1gbit")
         return Link(cleaned, float(match.group(1)) * _UNITS[match.group(2).lower()])
+
+
+def interface_bytes(interface: str) -> tuple[int, int] | None:
+    """Return (sent, received) bytes of this namespace's interface so far, headers included; None where not counted."""
+    folder = Path("/sys/class/net") / interface / "statistics"
+    try:
+        return int((folder / "tx_bytes").read_text()), int((folder / "rx_bytes").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 class TokenBucket:
@@ -225,4 +235,12 @@ def shaped(collective: Collective, link: Link) -> Collective:
     return collective if link.bit_per_s is None else EmulatedLink(collective, TokenBucket(link.bit_per_s))
 
 
-__all__: Sequence[str] = ["EmulatedLink", "Link", "NamespaceLinks", "TokenBucket", "shaped", "why_no_namespaces"]
+__all__: Sequence[str] = [
+    "EmulatedLink",
+    "Link",
+    "NamespaceLinks",
+    "TokenBucket",
+    "interface_bytes",
+    "shaped",
+    "why_no_namespaces",
+]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evenflow.base.errors import ConfigError, ModelError
-from evenflow.mcbench.cost_model import Machine, break_even_bytes, exchange_s
+from evenflow.mcbench.cost_model import break_even_bytes, exchange_s
+from evenflow.mcbench.machine import Machine
 from evenflow.mcbench.metrics import mean_and_interval
 from evenflow.mcbench.models import make_model
 from evenflow.mcbench.names import MODELS
@@ -32,7 +33,7 @@ def advise(machine: Machine, model: str, tp: int, tokens: int, results: Sequence
         raise ConfigError(f"tp is {tp}; with one rank nothing is sent")
     width = hidden_of(model)
     dense = exchange_s(machine, "none", tokens, width, tp)
-    timed = sorted((exchange_s(machine, spec, tokens, width, tp), spec) for spec in machine.encode_s)
+    timed = sorted((exchange_s(machine, spec, tokens, width, tp), spec) for spec in machine.encode)
     lines = [
         f"predicted for one sum of [{tokens}, {width}] fp32 over {tp} ranks on {machine.link} ({machine.link_kind}):",
         f"{'none':<20}{1e3 * dense:8.2f} ms",

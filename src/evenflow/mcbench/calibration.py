@@ -1,21 +1,25 @@
-"""Measure what the cost model needs: the link, the arithmetic, and each compressor's encode and decode on this machine."""
+"""Measure what the cost model needs: the link, the arithmetic, and each compressor's encode and decode on this machine.
+
+Two local ranks do everything at the same time, as in training: what one rank measures, its peer is doing too.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
 from evenflow.base.errors import WireError
-from evenflow.comm import TorchCollective, get_compressor
+from evenflow.comm import Collective, TorchCollective, get_compressor
 from evenflow.comm.ledger import Kind, sent_bytes
 from evenflow.comm.links import Link, shaped
-from evenflow.mcbench.cost_model import Machine
+from evenflow.mcbench.cost_model import Shape, layer_flops
 from evenflow.mcbench.launch import launch
+from evenflow.mcbench.machine import Machine, curve, operation_name
 
 DEFAULT_CALIBRATED = (
     "bf16",
@@ -35,8 +39,13 @@ DEFAULT_CALIBRATED = (
     "srht:0.1",
     "subspace:64",
 )
-SIZES = (16_384, 131_072, 1_048_576, 4_194_304)
-"""Bytes of the dense messages that the link is measured with."""
+SIZES = (4_096, 32_768, 131_072, 262_144, 1_048_576, 4_194_304)
+"""Bytes of the messages that the link is measured with."""
+ROWS = (4, 32, 128, 1024)
+WIDTH = 1024
+"""Tensors [rows, width] that compressors are measured with."""
+HIDDEN = (256, 512, 1024)
+"""Hidden sizes of the layers that arithmetic is measured with."""
 
 
 def calibrate(
@@ -45,80 +54,111 @@ def calibrate(
     """Measure this machine and link with two local ranks. Raises WireError if the ranks fail."""
     from evenflow.mcbench.run import versions
 
-    launched = launch("calibrate", {}, 2, link)
-    points = [record["value"] for record in launched.records if record["kind"] == "point"]
-    if launched.failure or not points:
-        raise WireError(f"calibration of {link.name}: {launched.failure or 'no measurements'}")
-    operation_s, byte_per_s = fit([(p["sent"], p["seconds"]) for p in points])
-    progress(
-        f"link {link.name} ({launched.link_kind}): {8 * byte_per_s / 1e9:.2f} Gbit/s, {1e6 * operation_s:.0f} us per collective"
-    )
-    flop = next(record["value"] for record in launched.records if record["kind"] == "flop_per_s")
-    progress(f"matrix products: {flop / 1e9:.1f} GFLOP/s per rank")
-    encode, decode = {}, {}
     for spec in specs:
-        encode[spec], decode[spec] = coding_s(spec)
-        progress(f"{spec}: encode {1e9 * encode[spec]:.2f}, decode {1e9 * decode[spec]:.2f} ns per element")
-    return Machine(flop, operation_s, byte_per_s, encode, decode, link.name, launched.link_kind, versions())
+        get_compressor(spec)  # a wrong name is refused before anything starts
+    points: dict[str, list[tuple[float, float]]] = {}
+    flops: list[tuple[int, float]] = []
+
+    def note(kind: str, value: Any) -> None:
+        if kind == "flops":
+            flops.append((value["hidden"], value["flop_per_s"]))
+            progress(f"layer of hidden size {value['hidden']}: {value['flop_per_s'] / 1e9:.1f} GFLOP/s per rank")
+            return
+        points.setdefault(value["name"], []).append((value["units"], value["seconds"]))
+        if value["is_last"]:
+            seconds = curve(points[value["name"]])
+            progress(f"{value['name']}: {1e6 * seconds.fixed_s:.0f} us, then {1e9 * seconds.unit_s:.2f} ns per {value['unit']}")
+
+    launched = launch("calibrate", {"specs": list(specs)}, 2, link, note)
+    if launched.failure or not flops:
+        raise WireError(f"calibration of {link.name}: {launched.failure or 'no measurements'}")
+    curves = {name: curve(values) for name, values in points.items()}
+    coded = {way: {spec: curves[f"{way} {spec}"] for spec in specs} for way in ("encode", "decode")}
+    operations = {name: seconds for name, seconds in curves.items() if not name.startswith(("encode ", "decode "))}
+    return Machine(tuple(flops), operations, coded["encode"], coded["decode"], link.name, launched.link_kind, versions())
 
 
-def fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return (fixed seconds, bytes per second) of seconds = fixed + sent / rate, least squares of relative errors."""
-    sent, seconds = (np.array(column) for column in zip(*points))
-    matrix = np.stack([1 / seconds, sent / seconds], axis=1)
-    (fixed, per_byte), *_ = np.linalg.lstsq(matrix, np.ones(len(seconds)), rcond=None)
-    return max(0.0, float(fixed)), 1 / max(float(per_byte), 1e-15)
+def calibrate_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 9) -> None:
+    """Measure, as one of the ranks."""
+    group = TorchCollective()
+    _arithmetic(group, emit)
+    _operations(shaped(group, link), emit, repeats)
+    for spec in payload["specs"]:
+        _coding(spec, group, emit)
 
 
-def coding_s(spec: str, rows: int = 512, width: int = 1024, repeats: int = 7) -> tuple[float, float]:
-    """Return median seconds per element to encode and to decode a fp32 tensor, on one thread."""
-    compressor = get_compressor(spec)
-    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    encode, decode = [], []
-    try:
-        with torch.no_grad():
-            for _ in range(repeats + 2):
-                start = time.perf_counter()
-                message = compressor.encode(x)
-                middle = time.perf_counter()
-                compressor.decode(message, x.shape, x.dtype)
-                end = time.perf_counter()
-                encode.append(middle - start)
-                decode.append(end - middle)
-    finally:
-        torch.set_num_threads(threads)
-    return median(encode[2:]) / x.numel(), median(decode[2:]) / x.numel()
-
-
-def calibrate_rank(emit: Callable[[str, Any], None], link: Link, repeats: int = 9) -> None:
-    """Measure, as one of the ranks: times of collectives by size, and the rate of matrix products with all ranks at work."""
-    group = shaped(TorchCollective(), link)
+def _operations(group: Collective, emit: Callable[[str, Any], None], repeats: int) -> None:
     W = group.world_size
-    operations: list[tuple[Kind, Callable[[torch.Tensor], torch.Tensor]]] = [
-        (Kind.ALL_REDUCE, group.all_reduce),
-        (Kind.ALL_GATHER, group.all_gather),
-        (Kind.ALL_TO_ALL, group.all_to_all),
+    measured: list[tuple[Kind, torch.dtype, Callable[[Tensor], Tensor]]] = [
+        (Kind.ALL_REDUCE, torch.float32, group.all_reduce),
+        (Kind.ALL_REDUCE, torch.bfloat16, group.all_reduce),
+        (Kind.REDUCE_SCATTER, torch.float32, group.reduce_scatter),
+        (Kind.ALL_GATHER, torch.uint8, group.all_gather),
+        (Kind.ALL_TO_ALL, torch.uint8, group.all_to_all),
+        (Kind.SEND, torch.uint8, lambda x: _there_and_back(group, x)),
     ]
-    for size in SIZES:
-        for kind, operation in operations:
-            x = torch.zeros(W, size // 4 // W)
+    for kind, dtype, operation in measured:
+        for size in SIZES:
+            x = torch.zeros(W, size // dtype.itemsize // W, dtype=dtype)
             times = []
             for _ in range(repeats):
                 group.barrier()
                 start = time.perf_counter()
                 operation(x)
-                # Sending ends when the bytes are in a socket buffer; receiving at the slowest rank is what counts.
-                group.barrier()
+                # Both ranks send and receive equally much, so the operation ends when the last bytes have come.
                 times.append(time.perf_counter() - start)
-            emit("point", {"kind": kind.value, "sent": sent_bytes(kind, size, W), "seconds": median(times[2:])})
-    a, b = torch.randn(256, 512), torch.randn(512, 1024)
-    times = []
-    for _ in range(repeats):
+            ways = 2 if kind is Kind.SEND else 1
+            value = {"units": sent_bytes(kind, size, W), "seconds": median(times[2:]) / ways}
+            name = operation_name(kind, str(dtype).removeprefix("torch."))
+            emit("point", {"name": name, "unit": "byte", "is_last": size == SIZES[-1], **value})
+
+
+def _there_and_back(group: Collective, x: Tensor) -> Tensor:
+    """Time a message at the receiver: sending ends when the bytes are in a socket buffer."""
+    if group.rank == 0:
+        group.send(x, 1)
+        return group.receive(torch.empty_like(x), 1)
+    received = group.receive(torch.empty_like(x), 0)
+    group.send(received, 0)
+    return received
+
+
+@torch.no_grad()
+def _coding(spec: str, group: Collective, emit: Callable[[str, Any], None]) -> None:
+    for rows in ROWS:
         group.barrier()
+        encode_s, decode_s = coding_s(spec, rows)
+        for way, seconds in (("encode", encode_s), ("decode", decode_s)):
+            value = {"units": rows * WIDTH, "seconds": seconds}
+            emit("point", {"name": f"{way} {spec}", "unit": "element", "is_last": rows == ROWS[-1], **value})
+
+
+@torch.no_grad()
+def coding_s(spec: str, rows: int, width: int = WIDTH, repeats: int = 7) -> tuple[float, float]:
+    """Return median seconds of one call to encode and one to decode a fp32 tensor [rows, width]."""
+    compressor = get_compressor(spec)
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+    encode, decode = [], []
+    for _ in range(repeats + 2):
         start = time.perf_counter()
-        for _ in range(10):
-            a @ b
-        times.append((time.perf_counter() - start) / 10)
-    emit("flop_per_s", 2 * a.shape[0] * a.shape[1] * b.shape[1] / median(times))
+        message = compressor.encode(x)
+        middle = time.perf_counter()
+        compressor.decode(message, x.shape, x.dtype)
+        end = time.perf_counter()
+        encode.append(middle - start)
+        decode.append(end - middle)
+    return median(encode[2:]), median(decode[2:])
+
+
+def _arithmetic(group: Collective, emit: Callable[[str, Any], None], repeats: int = 4) -> None:
+    for hidden in HIDDEN:
+        shape = Shape(hidden=hidden, layers=1, sequence=128, micro_batch=max(1, 4096 // hidden), tp=1)
+        layer = nn.TransformerEncoderLayer(hidden, hidden // 64, 4 * hidden, dropout=0.0, activation="gelu", batch_first=True)
+        x = torch.randn(shape.micro_batch, shape.sequence, hidden, requires_grad=True)
+        times = []
+        for _ in range(repeats):
+            group.barrier()
+            start = time.perf_counter()
+            layer(x).sum().backward()
+            times.append(time.perf_counter() - start)
+        emit("flops", {"hidden": hidden, "flop_per_s": layer_flops(shape) / median(times[1:])})

@@ -11,47 +11,16 @@ Everything here is predicted, never measured, and says so where it is shown.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm import get_compressor, get_transport
-from evenflow.comm.ledger import sent_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What was calibrated on one machine and link."""
-
-    flop_per_s: float
-    """Of one rank, at matrix products of a layer's size."""
-    operation_s: float
-    """Fixed time of one collective."""
-    byte_per_s: float
-    """Achieved rate of one rank's sending."""
-    encode_s: Mapping[str, float] = field(default_factory=dict)
-    """Seconds per element, by spec."""
-    decode_s: Mapping[str, float] = field(default_factory=dict)
-    link: str = "unlimited"
-    link_kind: str = "unlimited"
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    def write(self, path: str | Path) -> None:
-        """Write as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-    @staticmethod
-    def read(path: str | Path) -> Machine:
-        """Read a file of ``write``. Raises ConfigError."""
-        try:
-            return Machine(**json.loads(Path(path).read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{path} is no calibration of `evenflow mcbench calibrate`: {error}") from error
+from evenflow.comm.ledger import Kind, sent_bytes
+from evenflow.mcbench.machine import Machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,45 +44,64 @@ def layer_flops(shape: Shape, is_recomputed: bool = False) -> float:
     return (96 * B * s * h * h + 16 * B * s * s * h) if is_recomputed else (72 * B * s * h * h + 12 * B * s * s * h)
 
 
+def ring_steps(kind: Kind, world_size: int) -> float:
+    """Return how often the fixed time of an operation among two ranks is paid among ``world_size``, in a ring."""
+    return 1.0 if kind is Kind.SEND else float(world_size - 1)
+
+
+def coding_calls(transport: str, world_size: int) -> tuple[int, int, int]:
+    """Return (calls to encode, calls to decode, share of the tensor in each, as 1 / share) of a rank in one exchange."""
+    W = world_size
+    return {"all-reduce": (1, 1, 1), "one-shot": (1, W, 1), "two-shot": (W + 1, 2 * W, W)}[transport]
+
+
 def exchange_s(machine: Machine, spec: str, rows: int, width: int, world_size: int, transport: str | None = None) -> float:
     """Return the predicted time of one compressed sum over ``world_size`` ranks of a fp32 tensor [rows, width].
 
-    Raises ConfigError for a compressor that was not calibrated.
+    Raises ConfigError for a compressor or operation that was not calibrated.
     """
     if world_size == 1:
         return 0.0
     compressor = get_compressor(spec)
     chosen = get_transport(transport, compressor)
+    dtype = str(compressor.message_dtype(torch.float32)).removeprefix("torch.")
     time_s = 0.0
     for kind, size in chosen.operations(compressor, (rows, width), torch.float32, world_size):
-        time_s += machine.operation_s + sent_bytes(kind, size, world_size) / machine.byte_per_s
-    if compressor.rounds == 2:
-        time_s += machine.operation_s
+        seconds = machine.operation(kind, dtype)
+        rounds = compressor.rounds if chosen.name == "all-reduce" else 1
+        extra = rounds * ring_steps(kind, world_size) - 1
+        time_s += seconds.at(sent_bytes(kind, size, world_size)) + extra * seconds.fixed_s
     if spec == "none":
         return time_s
-    if spec not in machine.encode_s:
-        raise ConfigError(f"{spec} was not calibrated; known: {', '.join(machine.encode_s)}")
-    n = rows * width
-    encoded, decoded = {"all-reduce": (1.0, 1.0), "one-shot": (1.0, float(world_size)), "two-shot": (1 + 1 / world_size, 2.0)}[
-        chosen.name
-    ]
-    return time_s + n * (encoded * machine.encode_s[spec] + decoded * machine.decode_s[spec])
+    if spec not in machine.encode:
+        raise ConfigError(f"{spec} was not calibrated; known: {', '.join(machine.encode)}")
+    encoded, decoded, parts = coding_calls(chosen.name, world_size)
+    n = rows * width / parts
+    return time_s + encoded * machine.encode[spec].at(n) + decoded * machine.decode[spec].at(n)
+
+
+def transfer_s(machine: Machine, spec: str, rows: int, width: int) -> float:
+    """Return the predicted time to send a fp32 tensor [rows, width] over a pipeline boundary."""
+    size = get_compressor(spec).plan((rows, width), torch.float32).payload_bytes
+    time_s = machine.operation(Kind.SEND).at(size)
+    if spec == "none":
+        return time_s
+    return time_s + machine.encode[spec].at(rows * width) + machine.decode[spec].at(rows * width)
+
+
+def sums_s(machine: Machine, shape: Shape, forward: str = "none", backward: str = "none") -> float:
+    """Return the predicted time of a layer's four tensor-parallel sums: two forward, two backward."""
+    rows = shape.micro_batch * shape.sequence
+    return sum(2 * exchange_s(machine, spec, rows, shape.hidden, shape.tp) for spec in (forward, backward))
 
 
 def step_s(machine: Machine, shape: Shape, forward: str = "none", backward: str = "none", boundary: str = "none") -> float:
     """Return the corrected prediction of one training step (forward and backward of all micro-batches)."""
-    rows = shape.micro_batch * shape.sequence
-    compute = layer_flops(shape) / shape.tp / machine.flop_per_s
-    sums = 2 * exchange_s(machine, forward, rows, shape.hidden, shape.tp)
-    sums += 2 * exchange_s(machine, backward, rows, shape.hidden, shape.tp)
+    compute = layer_flops(shape) / shape.tp / machine.flops_at(shape.hidden)
     m, n = shape.microbatches, shape.nodes
-    layers = shape.layers / n * (compute + sums)
-    transfer = 0.0
-    if n > 1:
-        compressor = get_compressor(boundary)
-        size = compressor.plan((rows, shape.hidden), torch.float32).payload_bytes
-        coded = rows * shape.hidden * (machine.encode_s.get(boundary, 0.0) + machine.decode_s.get(boundary, 0.0))
-        transfer = 2 * (machine.operation_s + size / machine.byte_per_s + coded)
+    layers = shape.layers / n * (compute + sums_s(machine, shape, forward, backward))
+    rows = shape.micro_batch * shape.sequence
+    transfer = 2 * transfer_s(machine, boundary, rows, shape.hidden) if n > 1 else 0.0
     return (m + n - 1) * (layers + transfer)
 
 
@@ -133,9 +121,10 @@ class PaperModel:
 
     @staticmethod
     def of(machine: Machine, spec: str = "ae:100") -> PaperModel:
-        """Derive the constants from a calibration."""
-        coded = machine.encode_s.get(spec, 0.0) + machine.decode_s.get(spec, 0.0)
-        return PaperModel(1 / machine.flop_per_s, 4 / machine.byte_per_s, coded, machine.operation_s)
+        """Derive the constants from a calibration: alpha from its largest layer, beta from the dense all-reduce."""
+        coded = machine.encode[spec].unit_s + machine.decode[spec].unit_s
+        fixed = machine.operation(Kind.ALL_REDUCE).fixed_s
+        return PaperModel(1 / machine.flop_per_s[-1][1], 4 / machine.byte_per_s, coded, fixed)
 
     def layer_s(self, shape: Shape, is_compressed: bool) -> float:
         """Return the time of one layer."""

@@ -27,11 +27,13 @@ def main(arguments: list[str]) -> int:
     from evenflow.mcbench.calibration import calibrate_rank
     from evenflow.mcbench.config import RunConfig
     from evenflow.mcbench.studies import break_even_rank
+    from evenflow.mcbench.timing import compute_rank, time_rank
     from evenflow.mcbench.worker import init_group, run_rank
 
     torch.set_num_threads(settings["threads"])
     link = Link.parse(settings["link"])
     config = RunConfig.from_json(settings["payload"]) if settings["job"] == "run" else None
+    counted = settings["interface"] if settings["interface"] != "lo" else ""
     # Only the last stage has logits.
     reporter = (config.pp - 1) * config.tp if config else 0
 
@@ -43,9 +45,10 @@ def main(arguments: list[str]) -> int:
     try:
         init_group(rank, settings["world_size"], folder / "rendezvous")
         if config is not None:
-            run_rank(config, emit, link)
+            run_rank(config, emit, link, counted)
         else:
-            {"calibrate": calibrate_rank, "break-even": break_even_rank}[settings["job"]](emit, link)
+            jobs = {"calibrate": calibrate_rank, "break-even": break_even_rank, "compute": compute_rank, "time": time_rank}
+            jobs[settings["job"]]({**settings["payload"], "interface": counted}, emit, link)
     except EvenFlowError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evenflow.mcbench.cost_model import WEAK_SCALING, Machine, PaperModel, Shape, speed_up
+from evenflow.mcbench.cost_model import WEAK_SCALING, PaperModel, Shape, speed_up
+from evenflow.mcbench.machine import Machine
 from evenflow.mcbench.metrics import mean_and_interval
 from evenflow.report.page import Page
 from evenflow.report.plots import bar_plot, line_plot
@@ -162,7 +163,7 @@ def _study(page: Page, study: Result) -> None:
 
 def prediction_page(machine: Machine, specs: Sequence[str], hidden: Sequence[int], nodes: Sequence[int]) -> Page:
     """Return the page of the paper's two scaling figures, predicted for a calibrated machine."""
-    rate, flops = 8 * machine.byte_per_s / 1e9, machine.flop_per_s / 1e9
+    rate, flops = 8 * machine.byte_per_s / 1e9, machine.flop_per_s[-1][1] / 1e9
     link = f"{machine.link} ({machine.link_kind})"
     source = f"From a calibration of link {link}: {rate:.2f} Gbit/s achieved, {flops:.0f} GFLOP/s per rank"
     page = Page("Predicted, not measured", source)

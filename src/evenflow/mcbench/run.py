@@ -71,6 +71,7 @@ def summarise(config: RunConfig, task: Any, records: Sequence[Mapping[str, Any]]
     result["bytes_per_step"] = measured.get("bytes_per_step", by_kind.get("bytes_per_step", {}))
     result["ms_per_iteration"] = measured.get("ms_per_iteration", {})
     result["achieved_gbit_s"] = measured.get("achieved_gbit_s")
+    result["interface_bytes_per_step"] = measured.get("interface_bytes_per_step")
     result["raw_total_ms"] = measured.get("raw_total_ms", [])
     result["parity"] = {name: by_kind[name] for name in ("parity", "pipeline_parity") if name in by_kind}
     result["data"] = {"task": task.name, "sha256": task.sha256, "is_pinned": task.is_pinned}

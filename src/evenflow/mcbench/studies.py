@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -38,7 +38,7 @@ def break_even(link: Link, world_size: int = 2, progress: Callable[[str], None] 
     return {"study": "break-even", "link": link.name, "link_kind": launched.link_kind, "world_size": world_size, "rows": rows}
 
 
-def break_even_rank(emit: Callable[[str, Any], None], link: Link, repeats: int = 7) -> None:
+def break_even_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 7) -> None:
     """Measure as one rank: interleaved over compressors, so that a slow moment of the machine hits all of them."""
     group = shaped(TorchCollective(), link)
     for rows in BREAK_EVEN_ROWS:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from evenflow.base.errors import ConfigError, ModelError
-from evenflow.comm import Ledger, TorchCollective
+from evenflow.comm import Collective, Ledger, TorchCollective
 from evenflow.comm.links import Link
 from evenflow.comm.stopwatch import Stopwatch
 from evenflow.mcbench.attach import GroupWiring, VirtualWiring, attach, compression_of
@@ -108,7 +108,7 @@ class Place:
     """Where this rank stands in the mesh."""
 
     mesh: DeviceMesh
-    tp: TorchCollective
+    tp: Collective
     pp: TorchCollective
 
     @staticmethod
@@ -120,8 +120,11 @@ class Place:
         return Place(mesh, TorchCollective(mesh["tp"].get_group()), TorchCollective(mesh["pp"].get_group()))
 
 
-def run_rank(config: RunConfig, emit: Emit, link: Link) -> None:
-    """Train and measure as one rank of an initialised default group. ``link`` shapes tensor parallelism by token bucket."""
+def run_rank(config: RunConfig, emit: Emit, link: Link, interface: str = "") -> None:
+    """Train and measure as one rank of an initialised default group. ``link`` shapes tensor parallelism by token bucket.
+
+    ``interface`` is a network interface of this rank alone, whose counters are reported with the measurement.
+    """
     task, schedule, place = task_of(config), config.training(), Place.of(config)
     inputs, _ = task.train.batch(torch.arange(2))
     if config.tp > 1:
@@ -140,7 +143,8 @@ def run_rank(config: RunConfig, emit: Emit, link: Link) -> None:
     trainee = Trainee(config, task, schedule, place, 0, link)
     index = torch.arange(min(schedule.batch_size, len(task.train)))
     if config.timed_steps:
-        measured = measure(lambda: trainee.step(0, index), trainee.stopwatch, trainee.ledger, config.timed_steps)
+        step = partial(trainee.step, 0, index)
+        measured = measure(step, trainee.stopwatch, trainee.ledger, config.timed_steps, interface=interface)
         measured["bytes_per_step"] = busiest_rank(measured["bytes_per_step"])
         emit("measured", measured)
 

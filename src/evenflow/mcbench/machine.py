@@ -1,0 +1,114 @@
+"""What was calibrated on one machine and link: the constants of the cost model, and their file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from evenflow.base.errors import ConfigError
+from evenflow.comm.ledger import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Seconds by size (bytes sent, or elements coded): measured points, straight between them.
+
+    Below the smallest size its own time; beyond the largest on with the last slope. Points and not one line: a shaped
+    link lets short bursts pass, a cache ends somewhere, and the paper's own formula has a constant branch.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    """(size, seconds) by rising size, at least one."""
+
+    @property
+    def fixed_s(self) -> float:
+        """The time of the smallest measured size."""
+        return self.points[0][1]
+
+    @property
+    def unit_s(self) -> float:
+        """Seconds per unit at large sizes: the last slope."""
+        (low, below), (high, above) = self.points[-2:] if len(self.points) > 1 else ((0.0, 0.0), self.points[0])
+        return max(above - below, 0.0) / (high - low)
+
+    def at(self, size: float) -> float:
+        """Return the seconds for a size."""
+        if size <= self.points[0][0]:
+            return self.points[0][1]
+        for (low, below), (high, above) in pairwise(self.points):
+            if size <= high:
+                return below + (size - low) / (high - low) * (above - below)
+        return self.points[-1][1] + (size - self.points[-1][0]) * self.unit_s
+
+
+def curve(points: Iterable[Iterable[float]]) -> Curve:
+    """Return the curve through (size, seconds), in any order."""
+    return Curve(tuple(sorted((float(size), float(seconds)) for size, seconds in points)))
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Times of one rank, while its peer is at work too."""
+
+    flop_per_s: tuple[tuple[int, float], ...]
+    """(hidden size, rate) of a Transformer layer's forward and backward pass, by rising size."""
+    operations: Mapping[str, Curve]
+    """Seconds by bytes that a rank sends, by ``operation_name``, measured with two ranks."""
+    encode: Mapping[str, Curve] = field(default_factory=dict)
+    """Seconds of one call by elements, by spec."""
+    decode: Mapping[str, Curve] = field(default_factory=dict)
+    link: str = "unlimited"
+    link_kind: str = "unlimited"
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def flops_at(self, hidden: int) -> float:
+        """Return the rate at a hidden size, between the calibrated ones by the logarithm, beyond them the nearest."""
+        points = self.flop_per_s
+        if hidden <= points[0][0]:
+            return points[0][1]
+        for (low, below), (high, above) in pairwise(points):
+            if hidden <= high:
+                share = math.log(hidden / low) / math.log(high / low)
+                return below + share * (above - below)
+        return points[-1][1]
+
+    def operation(self, kind: Kind, dtype: str = "uint8") -> Curve:
+        """Return the curve of an operation. Raises ConfigError if it was not calibrated."""
+        for name in (operation_name(kind, dtype), kind.value):
+            if name in self.operations:
+                return self.operations[name]
+        raise ConfigError(f"{kind.value} was not calibrated; known: {', '.join(self.operations)}")
+
+    @property
+    def byte_per_s(self) -> float:
+        """The achieved rate of a rank's sending in a large dense all-reduce."""
+        return 1 / self.operation(Kind.ALL_REDUCE).unit_s
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @staticmethod
+    def read(path: str | Path) -> Machine:
+        """Read a file of ``write``. Raises ConfigError."""
+        try:
+            values = json.loads(Path(path).read_text())
+            points = tuple((int(hidden), float(rate)) for hidden, rate in values.pop("flop_per_s"))
+            curves: dict[str, Any] = {
+                name: {key: curve(given["points"]) for key, given in values.pop(name).items()}
+                for name in ("operations", "encode", "decode")
+            }
+            return Machine(points, **curves, **values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{path} is no calibration of `evenflow mcbench calibrate`: {error}") from error
+
+
+def operation_name(kind: Kind, dtype: str) -> str:
+    """Return the key of an operation: sums on the way cost by dtype, moving bytes does not."""
+    sums = kind in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER)
+    return f"{kind.value} {dtype}" if sums and dtype not in ("uint8", "float32") else kind.value
