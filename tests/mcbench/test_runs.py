@@ -17,7 +17,7 @@ from evenflow.comm.links import Link
 from evenflow.comm.transport import SUMS
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.files import GLUE
-from evenflow.mcbench.launch import launch
+from evenflow.mcbench.launch import cores_of_ranks, launch
 from evenflow.mcbench.names import GLUE_TASKS
 from evenflow.mcbench.report_page import accuracy_rows, results_page
 from evenflow.mcbench.run import run, summarise
@@ -132,6 +132,15 @@ def test_command_line_lists_runs_and_reports(tmp_path: Path, capsys: pytest.Capt
         command.run(parse("suite", "paper", "--out", str(tmp_path), "--budget", "soon"))
     with pytest.raises(ConfigError, match="LOW:HIGH"):
         command._range("9:1", "hidden")
+
+
+def test_ranks_get_cores_of_their_own() -> None:
+    for world_size in (1, 2, 64):
+        cores = cores_of_ranks(world_size)
+        assert len(cores) == world_size
+        assert len({len(own) for own in cores}) == 1
+        flat = [core for own in cores for core in own]
+        assert len(flat) == len(set(flat))
 
 
 def test_lists_load_neither_torch_nor_transformers() -> None:

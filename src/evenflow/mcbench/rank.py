@@ -19,6 +19,8 @@ def main(arguments: list[str]) -> int:
     settings = json.loads((folder / "settings.json").read_text())
     os.environ["GLOO_SOCKET_IFNAME"] = settings["interface"]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if settings["cores"][rank]:
+        os.sched_setaffinity(0, settings["cores"][rank])
 
     import torch
 
