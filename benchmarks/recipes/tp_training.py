@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     args = parser.parse_args()
     shape = Shape(hidden=args.hidden, layers=args.layers, sequence=SEQUENCE, micro_batch=args.batch, tp=2)
-    parameters = {"model": "BERT", "task": "pairs", "sequence": SEQUENCE, **{k: v for k, v in vars(args).items() if k != "json"}}
+    parameters = {"model": "BERT", "task": "pairs", "sequence": SEQUENCE, **vars(args)}
+    del parameters["json"]
     configs = {
         name: RunConfig(
             task="pairs",
