@@ -15,9 +15,9 @@ import openai
 class Served:
     """The process, its address and a client."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, process_group: int | None = None) -> None:
         command = [sys.executable, "-m", "evenflow.cli.main", "serve", *arguments, "--port", "0"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=process_group)
         self.log: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -30,12 +30,17 @@ class Served:
         assert self.process.stderr is not None
         self.log.extend(iter(self.process.stderr.readline, ""))
 
-    def wait_for(self, pattern: str) -> str:
+    def wait_for(self, pattern: str, is_ended: bool = False) -> str:
+        """The first group of the first line that matches. ``is_ended``: the process has ended and said all."""
         deadline = time.monotonic() + 180
-        while time.monotonic() < deadline and self.process.poll() is None:
+        if is_ended:
+            self._reader.join(5)
+        while time.monotonic() < deadline and (is_ended or self.process.poll() is None):
             for line in list(self.log):
                 if found := re.search(pattern, line):
                     return found[1]
+            if is_ended:
+                break
             time.sleep(0.02)
         raise AssertionError(f"{pattern!r} is not in the log:\n{''.join(self.log)}")
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import parse_size
-from evenflow.serving.engine.config import DTYPES, EngineConfig
+from evenflow.serving.engine.config import DTYPES, SHARDINGS, EngineConfig
+
+_SHORT_COMPRESSORS = {"int8": "int8-g32", "int6": "int6-g32", "int4": "int4-g32", "fp8": "fp8-g128"}
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="keep computed prefixes for requests that begin alike under the same adapter (on)",
     )
     group.add_argument("--kernels", default="auto", help="auto, cpu or torch")
-    group.add_argument("--threads", type=int, metavar="N", help="compute threads; default: the usable cores")
+    group.add_argument("--threads", type=int, metavar="N", help="compute threads of all ranks; default: the usable cores")
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="where compiled kernels are kept between starts")
     group.add_argument("--adapter-cache", type=Path, metavar="DIR", help="where converted adapters are kept between starts")
     group.add_argument(
@@ -48,14 +50,30 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seed", type=int, default=0, help="for requests without a seed (0)")
     group.add_argument(
-        "--tensor-parallel", "--tensor-parallel-size", "-tp", type=int, default=1, metavar="N", help="ranks (1 in this release)"
+        "--tensor-parallel",
+        "--tensor-parallel-size",
+        "-tp",
+        type=int,
+        default=1,
+        metavar="N",
+        help="ranks that share a layer (1)",
+    )
+    group.add_argument(
+        "--lora-sharding",
+        default="auto",
+        choices=SHARDINGS,
+        help="divide adapters over the ranks, repeat them, or whichever moves fewer bytes (auto)",
+    )
+    group.add_argument(
+        "--compress",
+        default="none",
+        metavar="SPEC[/TRANSPORT]",
+        help="compress the sums between ranks: int8, int4, fp8, bf16 or any of evenflow mcbench list (none)",
     )
 
 
 def engine_config(args: argparse.Namespace, model: Path, weight_by_client: dict[str, float] | None = None) -> EngineConfig:
     """EngineConfig from parsed flags. Raises ConfigError."""
-    if args.tensor_parallel != 1:
-        raise ConfigError(f"--tensor-parallel is {args.tensor_parallel}; this release serves on one rank: allowed: 1")
     return EngineConfig(
         model=model,
         dtype=args.dtype,
@@ -70,6 +88,9 @@ def engine_config(args: argparse.Namespace, model: Path, weight_by_client: dict[
         enable_prefix_caching=args.enable_prefix_caching,
         kernels=args.kernels,
         num_threads=args.threads,
+        tensor_parallel=args.tensor_parallel,
+        lora_sharding=args.lora_sharding,
+        compress=_SHORT_COMPRESSORS.get(args.compress, args.compress),
         cache_dir=args.cache_dir,
         adapter_cache=args.adapter_cache,
         adapter_cache_bytes=None if args.adapter_cache_size is None else parse_size(args.adapter_cache_size),

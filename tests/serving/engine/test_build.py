@@ -4,8 +4,10 @@ import pytest
 
 from evenflow.base.errors import ConfigError
 from evenflow.serving.core.shape import ModelShape
-from evenflow.serving.engine.build import arena_pages, context_length, end_tokens, resolve_device
+from evenflow.serving.engine.build import end_tokens
+from evenflow.serving.engine.build_worker import arena_pages, context_length
 from evenflow.serving.engine.config import EngineConfig
+from evenflow.serving.engine.membership import resolve_device
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.config import parse_config
 from evenflow.serving.models.tiny import TINY

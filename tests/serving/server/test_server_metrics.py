@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, busy_stats, in_process, make_adapter
 
-from evenflow.serving.engine.messages import AdapterStats, ClientStats, EngineStats
+from evenflow.serving.engine.messages import AdapterStats, ClientStats, EngineStats, WireStats
 from evenflow.serving.server.app import create_app
 from evenflow.serving.server.config import ServerConfig
 from evenflow.serving.server.metrics import Metrics
@@ -63,6 +63,7 @@ def test_the_names_and_labels_that_gateways_read():
     async def main() -> None:
         engine = FakeEngine()
         engine.stats_now = busy_stats()
+        engine.stats_now.wire = {"lora.qkv": WireStats(3, 1200.0, 1200.0)}
         series = scrape(engine, Metrics(engine, "base", "1.2.3", 10, lambda: 12.5))
         for name in VLLM_NAMES:
             assert f"vllm:{name}" in series, name
@@ -97,7 +98,9 @@ def test_the_names_and_labels_that_gateways_read():
         assert value("evenflow_adapters", state="resident") == 2
         assert value("evenflow_adapter_evictions_total") == 6
         assert value("evenflow_recomputed_tokens_total") == 7
-        assert value("evenflow_info", version="1.2.3", policy="vtc") == 1
+        assert value("evenflow_info", version="1.2.3", policy="vtc", tensor_parallel="1") == 1
+        assert value("evenflow_wire_bytes_total", site="lora.qkv") == 1200
+        assert value("evenflow_wire_exchanges_total", site="lora.qkv") == 3
 
     asyncio.run(main())
 

@@ -11,6 +11,7 @@ from evenflow.fairness.weights import check_tiers
 
 DTYPES = ("auto", "bfloat16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
+SHARDINGS = ("auto", "sharded", "replicated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class EngineConfig:
     """auto: bfloat16 where the device is fast at it, else float32."""
     device: str = "auto"
     memory_bytes: int | None = None
-    """Size of the arena for KV cache and adapters; None: half of what is free once the weights are loaded."""
+    """Size of the arena for KV cache and adapters, of all ranks; None: half of what is free once the weights are loaded."""
     page_tokens: int = 16
     """Tokens per KV page; grows by itself if a LoRA row would not fit."""
     max_num_seqs: int = 16
@@ -47,7 +48,13 @@ class EngineConfig:
     kernels: str = "auto"
     """auto, cpu (numba), torch, triton: see backends."""
     num_threads: int | None = None
-    """Compute threads; None: the cores this process may use."""
+    """Compute threads of all ranks together; None: the cores this process may use."""
+    tensor_parallel: int = 1
+    """Ranks that share each layer, each a process: heads and the MLP's inner width are divided by it."""
+    lora_sharding: str = "auto"
+    """Adapters divided over the ranks (sharded, with messages in rank space), repeated (replicated), or what costs less."""
+    compress: str = "none"
+    """Compressor of the sums between ranks, SPEC[/TRANSPORT] of evenflow.comm."""
     cache_dir: Path | None = None
     """Where compiled kernels are kept between starts; None: the user's cache folder."""
     seed: int = 0
@@ -89,6 +96,8 @@ class EngineConfig:
         check(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", "2 or more")
         check(self.max_lora_rank >= 1, "max_lora_rank", "1 or more")
         check(self.adapter_cache_bytes is None or self.adapter_cache_bytes > 0, "adapter_cache_bytes", "above 0")
+        check(1 <= self.tensor_parallel <= 256, "tensor_parallel", "1 to 256")
+        check(self.lora_sharding in SHARDINGS, "lora_sharding", ", ".join(SHARDINGS))
         check(self.num_threads is None or self.num_threads >= 1, "num_threads", "1 or more")
         for client, weight in self.weight_by_client.items():
             if not weight > 0:

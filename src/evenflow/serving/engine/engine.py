@@ -20,12 +20,13 @@ from evenflow.base.errors import (
     PromptTooLong,
     Rejected,
 )
+from evenflow.comm.ledger import Ledger
 from evenflow.serving.core.plan import StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
 from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.engine.executor import Executor
 from evenflow.serving.engine.live_shares import LiveShares
-from evenflow.serving.engine.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit
+from evenflow.serving.engine.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, WireStats
 from evenflow.serving.engine.meters import Meters, collect_stats
 from evenflow.serving.engine.reply import Reply
 from evenflow.serving.engine.text import Tokenizer
@@ -53,6 +54,7 @@ class Engine:
         vocab_size: int,
         dtype: str,
         page_bytes: int,
+        ledger: Ledger | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.catalog = catalog
@@ -66,6 +68,7 @@ class Engine:
         self._vocab_size = vocab_size
         self._dtype = dtype
         self._page_bytes = page_bytes
+        self._ledger = ledger
         self._clock = clock
         self._replies: dict[RequestId, Reply] = {}
         self._meters = Meters()
@@ -91,6 +94,7 @@ class Engine:
             page_bytes=self._page_bytes,
             policy=self._config.policy,
             eos_token_ids=list(self._eos_token_ids),
+            tensor_parallel=self._config.tensor_parallel,
         )
 
     def submit(self, message: Submit) -> RequestOutput | None:
@@ -217,7 +221,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot for metrics, limits and reports."""
-        return collect_stats(
+        stats = collect_stats(
             self._scheduler,
             self._residency,
             self.catalog,
@@ -226,6 +230,11 @@ class Engine:
             self._shares.weight,
             self._clock(),
         )
+        if self._ledger is not None:
+            stats.wire = {
+                site: WireStats(books.exchanges, books.planned, books.counted) for site, books in self._ledger.by_site.items()
+            }
+        return stats
 
     def close(self) -> None:
         """Give back what the executor holds, and what the policy holds outside this process, if it does."""

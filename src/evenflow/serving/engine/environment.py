@@ -32,7 +32,7 @@ def default_adapter_cache(environment: Mapping[str, str]) -> Path:
 
 def engine_environment(config: EngineConfig, inherited: Mapping[str, str]) -> dict[str, str]:
     """``inherited`` plus what the engine needs. A variable that the user has set is left alone."""
-    threads = str(config.num_threads or usable_cores())
+    threads = str(max(1, (config.num_threads or usable_cores()) // config.tensor_parallel))
     cache_dir = config.cache_dir or Path(inherited.get("NUMBA_CACHE_DIR") or default_cache_dir(inherited))
     wanted = {
         "OMP_NUM_THREADS": threads,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import zmq
 
@@ -45,11 +46,13 @@ _LOADING_POLL_MS = 2
 class EngineLoop:
     """Owns the socket and the engine until the parent says Shutdown or is gone."""
 
-    def __init__(self, config: EngineConfig, socket: zmq.Socket, is_orphan: Callable[[], bool]) -> None:
+    def __init__(
+        self, config: EngineConfig, socket: zmq.Socket, is_orphan: Callable[[], bool], folder: Path | None = None
+    ) -> None:
         self._socket = socket
         self._is_orphan = is_orphan
         self._stats_interval_s = config.stats_interval_s
-        self._engine = build_engine(config)
+        self._engine = build_engine(config, folder)
         self._loader = ThreadPoolExecutor(1, "adapter-loader")
         self._loads: list[tuple[LoadAdapter, Future[PreparedAdapter]]] = []
         self._repairs: list[tuple[AdapterDigest, Future[PreparedAdapter]]] = []
@@ -58,6 +61,13 @@ class EngineLoop:
 
     def run(self) -> None:
         """Serve until told to stop."""
+        try:
+            self._serve()
+        finally:
+            self._loader.shutdown(wait=False, cancel_futures=True)
+            self._engine.close()
+
+    def _serve(self) -> None:
         self._send(self._engine.ready())
         is_quiet = False
         while not self._is_stopping:
@@ -72,8 +82,6 @@ class EngineLoop:
             if outputs or (is_due and (has_work or not is_quiet)):
                 self._send(Outputs(outputs, self._snapshot() if is_due else None))
                 is_quiet = is_due and not has_work
-        self._loader.shutdown(wait=False, cancel_futures=True)
-        self._engine.close()
 
     def _snapshot(self) -> EngineStats:
         self._next_stats_s = time.monotonic() + self._stats_interval_s

@@ -188,6 +188,14 @@ class AdapterStats(msgspec.Struct):
     cached_tokens: int = 0
 
 
+class WireStats(msgspec.Struct):
+    """What rank 0 has sent to the other tensor-parallel ranks from one site, since the start."""
+
+    exchanges: int
+    planned_bytes: float
+    sent_bytes: float
+
+
 class EngineStats(msgspec.Struct):
     """A snapshot for /metrics, limits and reports; sent a few times a second."""
 
@@ -230,6 +238,8 @@ class EngineStats(msgspec.Struct):
     clients: dict[str, ClientStats] = {}
     adapters: dict[str, AdapterStats] = {}
     """By digest; only adapters that have been used."""
+    wire: dict[str, WireStats] = {}
+    """By site: qkv, o, ... ; empty with one rank."""
 
 
 class Outputs(msgspec.Struct, tag=True, array_like=True):
@@ -250,6 +260,7 @@ class Ready(msgspec.Struct, tag=True, array_like=True):
     page_bytes: int
     policy: str
     eos_token_ids: list[int]
+    tensor_parallel: int = 1
 
 
 class Failed(msgspec.Struct, tag=True, array_like=True):

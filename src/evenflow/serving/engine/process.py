@@ -32,6 +32,7 @@ from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.engine.environment import default_adapter_cache, engine_environment
 from evenflow.serving.engine.messages import Failed, FromEngine, Ready, Shutdown, ToEngine
 
+_DEATH = "death.json"
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 
 encoder = msgspec.msgpack.Encoder()
@@ -77,8 +78,12 @@ class EngineProcess:
         """Process id of the engine."""
         return self._process.pid
 
-    def death(self) -> EngineDead:
+    def death(self) -> EvenFlowError:
         """The exception that tells how the process ended."""
+        report = self._folder / _DEATH
+        if report.exists():
+            said = json.loads(report.read_text())
+            return error_from_name(said["error_type"], said["error"])
         code = self._process.poll()
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
         return EngineDead(f"the engine process ended with {how}; no request can be served any more")
@@ -144,7 +149,14 @@ class EngineConnection:
         self._context.term()
 
 
-def _die_with_parent() -> None:
+def write_death(folder: Path, error: EvenFlowError) -> None:
+    """Leave word of what the engine process is about to end of, for a parent whose socket nobody can write to."""
+    temporary = folder / f"{_DEATH}.tmp"
+    temporary.write_text(json.dumps({"error_type": type(error).__name__, "error": str(error)}))
+    temporary.replace(folder / _DEATH)
+
+
+def die_with_parent() -> None:
     """Ask the kernel to end this process when its parent ends, however that happens."""
     with contextlib.suppress(OSError, AttributeError):
         pr_set_pdeathsig = 1
@@ -162,7 +174,7 @@ def main(folder: Path) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains first, then sends Shutdown
     parent = os.getppid()
-    _die_with_parent()
+    die_with_parent()
     share_openmp()
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
@@ -174,7 +186,7 @@ def main(folder: Path) -> int:
 
         config = read_config(folder)
         logging.basicConfig(level=config.log_level.upper(), format=LOG_FORMAT, datefmt="%H:%M:%S")
-        loop = EngineLoop(config, socket, is_orphan=lambda: os.getppid() != parent)
+        loop = EngineLoop(config, socket, is_orphan=lambda: os.getppid() != parent, folder=folder)
         loop.run()
     except Exception as error:
         import traceback

@@ -35,7 +35,7 @@ HostSide = Callable[[AdapterDigest], tuple[AdapterSignature, HostRows]]
 
 
 class Worker:
-    """Runs StepPlans on one device. All calls on one thread."""
+    """Runs StepPlans on one device. All calls on one thread. ``sampler``: None on a rank whose results nobody reads."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Worker:
         storage: Storage,
         attention: AttentionBackend,
         lora: LoRABackend,
-        sampler: Sampler,
+        sampler: Sampler | None,
         host_rows: HostSide,
         loader: PageLoader | None = None,
     ) -> None:
@@ -119,6 +119,8 @@ class Worker:
     def _sample(
         self, plan: StepPlan, batch: Batch, logits_LV: torch.Tensor
     ) -> tuple[dict[RequestId, SampledToken], dict[RequestId, list[TokenLogprobs]]]:
+        if self._sampler is None:
+            return {}, {}
         rows: list[int] = []
         specs: list[SampleSpec] = []
         request_ids: list[RequestId] = []

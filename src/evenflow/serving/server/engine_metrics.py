@@ -50,6 +50,7 @@ class EngineMetrics:
         yield from self._own(stats)
         yield from self._by_client(stats)
         yield from self._by_adapter(stats)
+        yield from self._by_site(stats)
 
     def _vllm(self, stats: EngineStats) -> Iterator[Metric]:
         gauge, counter = self._gauge, self._counter
@@ -93,9 +94,9 @@ class EngineMetrics:
     def _own(self, stats: EngineStats) -> Iterator[Metric]:
         if self._engine.is_ready:
             info = self._engine.info
-            yield self._plain(
-                "evenflow_info", "What runs.", 1, version=self._version, policy=info.policy, dtype=info.dtype, **self._labels
-            )
+            ranks = str(info.tensor_parallel)
+            what = {"version": self._version, "policy": info.policy, "dtype": info.dtype, "tensor_parallel": ranks}
+            yield self._plain("evenflow_info", "What runs.", 1, **what, **self._labels)
         pages = GaugeMetricFamily("evenflow_pages", "Pages of the arena, by owner.", labels=["owner"])
         for owner, count in (
             ("free", stats.num_free_pages),
@@ -175,6 +176,18 @@ class EngineMetrics:
             ("evenflow_adapter_resident", "1: in the arena.", "is_resident"),
         ):
             yield _summed(name, text, "adapter", stats.adapters, label, attribute)
+
+    @staticmethod
+    def _by_site(stats: EngineStats) -> Iterator[Metric]:
+        if not stats.wire:
+            return
+        sent = CounterMetricFamily("evenflow_wire_bytes", "Bytes rank 0 has sent to other ranks.", labels=["site"])
+        exchanges = CounterMetricFamily("evenflow_wire_exchanges", "Exchanges between ranks.", labels=["site"])
+        for site, wire in stats.wire.items():
+            sent.add_metric([site], wire.sent_bytes)
+            exchanges.add_metric([site], wire.exchanges)
+        yield sent
+        yield exchanges
 
     def _gauge(self, name: str, text: str, value: float, **labels: str) -> Metric:
         return self._plain(name, text, value, **self._labels, **labels)

@@ -1,0 +1,66 @@
+"""Whether the ranks of a group divide an adapter's weights or repeat them, site by site, by what each costs in bytes.
+
+Repeated (every rank holds A of qkv and gate_up, and B of o and down, whole): each rank reads (N - 1) / N r h more weights
+for every row that brings an adapter of its own. Divided: they exchange rank-space vectors instead, a message per layer.
+In bytes of memory traffic, for a batch of T such rows, m modules of rank r, hidden width h, elements of b bytes:
+
+    repeated:  T m r h b (N - 1) / N
+    divided:   T m r w 4 (N - 1) / N x wire_cost + message_cost          w = 1 for a gather, 2 for a sum
+
+Both but the last term grow with T and r in the same way, so large batches of high ranks over wide models divide, and
+small ones repeat. Under ``auto`` a site is divided if that is cheaper for a full batch of rank 16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evenflow.serving.core.shape import SITES, ModelShape
+from evenflow.serving.core.shard import COLUMN_SITES
+
+REFERENCE_RANK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What sending costs, in bytes that the rank could have read from memory meanwhile."""
+
+    byte: float
+    """One byte on the wire: memory bandwidth over link bandwidth."""
+    message: float
+    """A message of no length: memory bandwidth times latency."""
+
+
+WIRES = {"cpu": Wire(byte=8.0, message=1.5e6), "cuda": Wire(byte=8.0, message=3e7)}
+"""By device type. CPU: gloo on the loopback of two cores, 0.15 ms a message beside 10 GB/s (benchmarks/results/tp_serving).
+CUDA: 10 us beside 3 TB/s and 400 GB/s, taken from data sheets, not measured here."""
+
+
+def exchanged_sites(
+    sharding: str, shape: ModelShape, world_size: int, itemsize: int, num_rows: int, wire: Wire
+) -> tuple[str, ...]:
+    """The sites whose LoRA is divided over the ranks. ``num_rows``: T. ``sharding``: auto, sharded, replicated."""
+    if sharding == "replicated" or world_size == 1:
+        return ()
+    if sharding == "sharded":
+        return tuple(SITES)
+    return tuple(
+        site
+        for site in SITES
+        if divided_bytes(site, world_size, num_rows, wire) < repeated_bytes(site, shape, world_size, itemsize, num_rows)
+    )
+
+
+def repeated_bytes(site: str, shape: ModelShape, world_size: int, itemsize: int, num_rows: int) -> float:
+    """What a rank reads more in one layer because the site's weights are repeated."""
+    share = (world_size - 1) / world_size
+    return num_rows * len(SITES[site]) * REFERENCE_RANK * shape.hidden_size * itemsize * share
+
+
+def divided_bytes(site: str, world_size: int, num_rows: int, wire: Wire) -> float:
+    """What the site's exchange costs in one layer."""
+    sent = num_rows * len(SITES[site]) * REFERENCE_RANK * 4 * (world_size - 1) / world_size
+    return wire.message + wire.byte * sent * (1 if site in COLUMN_SITES else 2)
+
+
+__all__ = ["REFERENCE_RANK", "WIRES", "Wire", "divided_bytes", "exchanged_sites", "repeated_bytes"]
