@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -43,6 +42,20 @@ def build_engine(config: EngineConfig, folder: Path | None = None) -> Engine:
     started_s = time.perf_counter()
     start_numba_threads()
     model_config = load_config(config.model)
+    check_parallel(config, model_config)
+    if config.tensor_parallel == 1:
+        return _assemble(config, model_config, None, started_s)
+    ranks = RankProcesses(config, folder)
+    try:
+        with ranks.explained():
+            return _assemble(config, model_config, ranks, started_s)
+    except BaseException:
+        ranks.close()
+        raise
+
+
+def _assemble(config: EngineConfig, model_config: ModelConfig, ranks: RankProcesses | None, started_s: float) -> Engine:
+    """All of rank 0, in step with the other ranks."""
     tokenizer = Tokenizer.from_folder(config.model)
     eos_token_ids = end_tokens(model_config, tokenizer)
     queues = ClientQueues()
@@ -55,18 +68,8 @@ def build_engine(config: EngineConfig, folder: Path | None = None) -> Engine:
         tier_by_client=shares.tier_by_client,
         weight_by_tier=shares.weight_by_tier,
     )
-    check_parallel(config, model_config)
-    ranks = None if config.tensor_parallel == 1 else RankProcesses(config, folder)
-    try:
-        with contextlib.nullcontext() if ranks is None else ranks.explained():
-            membership = alone(config) if ranks is None else _meet(config, model_config, ranks)
-            built = build_worker(
-                config, model_config, membership, Sampler(eos_token_ids), lambda digest: catalog.host_rows(digest)
-            )
-    except BaseException:
-        if ranks is not None:
-            ranks.close()
-        raise
+    membership = alone(config) if ranks is None else _meet(config, model_config, ranks)
+    built = build_worker(config, model_config, membership, Sampler(eos_token_ids), lambda digest: catalog.host_rows(digest))
     layout, num_pages, max_model_len = built.layout, built.num_pages, built.max_model_len
     arena = Arena(num_pages)
 
