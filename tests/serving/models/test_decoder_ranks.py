@@ -138,6 +138,26 @@ def test_compressed_sums_change_little_and_send_less(tmp_path, compress, worst, 
     assert small["embedding"].counted == dense["embedding"].counted
 
 
+def test_a_row_that_is_not_finite_on_one_rank_fails_alone(tmp_path):
+    """Rank 1's shard of an adapter is broken: its row comes out as NaN everywhere, the other one as if nothing had been."""
+    config = make_model(tmp_path / "base")
+    adapter = read_adapter(make_adapter(tmp_path / "a", config, rank=4), config.shape)
+
+    def one_rank(rank, collective, slots=(0, -1), breaks=True):
+        group = RankGroup(collective, "int8-g32", config.shape.hidden_size)
+        harness = Harness(tmp_path / "base", config, shard=Shard(config.shape, rank, 2), group=group)
+        image = page_image(adapter, harness.layout)[1].copy()
+        if rank == 1 and breaks:
+            image.view("float32")[:] = float("nan")
+        harness.load(0, adapter.signature, image)
+        return harness.step([(i, [1, 2, 3], 0, slot) for i, slot in enumerate(slots)])
+
+    whole = on_ranks(2, lambda rank, collective: one_rank(rank, collective, breaks=False))
+    for broken, sound in zip(on_ranks(2, one_rank), whole):
+        assert broken[0].isnan().any()
+        assert torch.equal(broken[1], sound[1])
+
+
 @pytest.mark.parametrize("spec", ["ae:16", "powersgd:4", "ef(topk:0.1)", "subspace-learned:8", "aqsgd:4", "caat:0.5"])
 def test_a_compressor_that_learns_or_remembers_is_refused(spec):
     with pytest.raises(ConfigError, match="allowed: compressors that need no training, remember"):

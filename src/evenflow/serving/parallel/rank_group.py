@@ -38,7 +38,13 @@ class RankGroup:
         if exchange is None:
             exchange = Exchange(site, self._compressor, self._collective, transport=self._transport, ledger=self.ledger)
             self._exchanges[site] = exchange
-        return exchange.sum(y_TO)
+        # A row that cannot be encoded must not end the step for the others. It stays what it is on this rank, whose part
+        # of the logits then shows it to everybody.
+        is_lost_T = ~torch.isfinite(y_TO).all(dim=1)
+        if not bool(is_lost_T.any()):
+            return exchange.sum(y_TO)
+        total_TO = exchange.sum(y_TO.masked_fill(is_lost_T[:, None], 0))
+        return total_TO.masked_fill(is_lost_T[:, None], torch.nan)
 
     def all_reduce(self, x: torch.Tensor, site: str) -> torch.Tensor:
         """See ``Group``."""
