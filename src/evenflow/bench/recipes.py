@@ -72,14 +72,18 @@ def hardware() -> dict[str, Any]:
 def write_result(path: Path, scenario: str, parameters: Mapping[str, Any], results: Mapping[str, Any]) -> None:
     """One JSON file with everything needed to judge the numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {
+    path.write_text(json.dumps(result_document(scenario, parameters, results), indent=1) + "\n")
+
+
+def result_document(scenario: str, parameters: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``write_result`` writes."""
+    return {
         "scenario": scenario,
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": hardware(),
         "parameters": dict(parameters),
         "results": dict(results),
     }
-    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 class JsonProcess:

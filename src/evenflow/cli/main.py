@@ -13,7 +13,7 @@ from evenflow import __version__
 from evenflow.base.errors import EvenFlowError
 
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
-COMMANDS = ("demo", "serve", "generate", "keys", "replay", "profile", "mcbench")
+COMMANDS = ("demo", "serve", "generate", "keys", "replay", "profile", "bench", "mcbench")
 """Modules of this package, each with ``add_parser(subparsers)`` and ``run(args) -> exit status``."""
 
 

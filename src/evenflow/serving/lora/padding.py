@@ -16,6 +16,7 @@ from evenflow.base.errors import ConfigError
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.core.shape import MODULES
+from evenflow.serving.lora.rows import MemoryRows, RowFile
 from evenflow.serving.memory.layout import ArenaLayout, Part, place
 
 
@@ -26,14 +27,15 @@ class _Padding:
     signature: AdapterSignature
     runs: tuple[tuple[int, int, int], ...]
     """(from byte, to byte, bytes)"""
+    source: np.ndarray
     image: np.ndarray
     """Reused by all adapters of the signature: what is not one of their rows stays zero."""
 
 
 class PaddedAdapters:
-    """``record`` and ``host_image`` of adapters as if each of their modules had ``max_rank``.
+    """``record`` and ``host_rows`` of adapters as if each of their modules had ``max_rank``.
 
-    An image is valid until the next call. Raises ConfigError for an adapter of a higher rank.
+    Rows are valid until the next call: no prefetching. Raises ConfigError for an adapter of a higher rank.
     """
 
     def __init__(
@@ -41,12 +43,12 @@ class PaddedAdapters:
         layout: ArenaLayout,
         max_rank: int,
         record: Callable[[AdapterDigest], AdapterRecord],
-        host_image: Callable[[AdapterDigest], tuple[AdapterSignature, np.ndarray]],
+        host_rows: Callable[[AdapterDigest], tuple[AdapterSignature, RowFile | MemoryRows]],
     ) -> None:
         self._layout = layout
         self._max_rank = max_rank
         self._record = record
-        self._host_image = host_image
+        self._host_rows = host_rows
         self._padding: Callable[[AdapterSignature], _Padding] = lru_cache(maxsize=64)(self._pad)
 
     def record(self, digest: AdapterDigest) -> AdapterRecord:
@@ -55,14 +57,15 @@ class PaddedAdapters:
         placement = place(self._layout, signature)
         return AdapterRecord(digest, signature, placement.num_pages, placement.size_bytes)
 
-    def host_image(self, digest: AdapterDigest) -> tuple[AdapterSignature, np.ndarray]:
-        """Signature and page-form image (uint8 [num_pages, page_bytes]) of the padded adapter."""
-        signature, image = self._host_image(digest)
+    def host_rows(self, digest: AdapterDigest) -> tuple[AdapterSignature, MemoryRows]:
+        """Signature and rows of the padded adapter. Raises AdapterDamaged if its own cannot be read."""
+        signature, rows = self._host_rows(digest)
         padding = self._padding(signature)
-        source, target = image.reshape(-1), padding.image.reshape(-1)
+        rows.read(0, [padding.source])
+        source, target = padding.source.reshape(-1), padding.image.reshape(-1)
         for start, to, count in padding.runs:
             target[to : to + count] = source[start : start + count]
-        return padding.signature, padding.image
+        return padding.signature, MemoryRows(padding.image)
 
     def padded(self, signature: AdapterSignature) -> AdapterSignature:
         """``max_rank`` where ``signature`` has any rank."""
@@ -86,5 +89,6 @@ class PaddedAdapters:
                             runs[-1] = (last[0], last[1], last[2] + size)
                         else:
                             runs.append((start, to, size))
-        image = np.zeros((target.num_pages, self._layout.page_bytes), np.uint8)
-        return _Padding(padded, tuple(runs), image)
+        page_bytes = self._layout.page_bytes
+        images = np.empty((source.num_pages, page_bytes), np.uint8), np.zeros((target.num_pages, page_bytes), np.uint8)
+        return _Padding(padded, tuple(runs), *images)

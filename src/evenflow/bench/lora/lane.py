@@ -1,0 +1,238 @@
+"""One variant at work: its own arena, scheduler and backends on the shared model, driven step by step or by the clock.
+
+The scheduler, memory, kernels and executor are the engine's; what it lacks is text and messages, so that it runs where
+neither a web framework nor a message format is installed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import islice
+
+import torch
+
+from evenflow.bench.lora.variants import Bed, Unified
+from evenflow.bench.trace import Trace, TraceRow
+from evenflow.fairness.queue import ClientQueues
+from evenflow.fairness.registry import create_policy
+from evenflow.fairness.runlog import RequestRecord
+from evenflow.serving.backends.choose import ATTENTION_BACKENDS, choose
+from evenflow.serving.backends.storage import Storage
+from evenflow.serving.core.plan import StepPlan
+from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
+from evenflow.serving.core.sampling import GREEDY
+from evenflow.serving.memory.residency import Residency
+from evenflow.serving.models.rope_table import rope_table
+from evenflow.serving.scheduler.limits import SchedulerLimits
+from evenflow.serving.scheduler.scheduler import Scheduler
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened in some steps."""
+
+    seconds: float = 0.0
+    steps: int = 0
+    rows: int = 0
+    """Tokens computed, prompts included."""
+    output_tokens: int = 0
+    finished: int = 0
+    sequences: int = 0
+    """Running requests, summed over steps."""
+    distinct: int = 0
+    """Distinct adapters, summed over steps."""
+    adapter_bytes: int = 0
+    """Rows of the distinct adapters of each step: what decoding has to read beside the model."""
+    loaded_bytes: int = 0
+    """Rows copied from the host into the arena."""
+    loads: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Sum field by field."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+class Lane:
+    """``memory_bytes``: size of the arena. ``policy``: NAME[:ARG] of the fairness registry. One lane computes at a time."""
+
+    def __init__(self, bed: Bed, variant: Unified, memory_bytes: int, max_model_len: int, policy: str = "fcfs") -> None:
+        layout, config = bed.layout, bed.config
+        num_pages = memory_bytes // layout.page_bytes
+        self._bed = bed
+        self.storage = Storage(layout, num_pages, bed.dtype, bed.device)
+        cos_PE, sin_PE = rope_table(config.rope, config.shape.head_dim, max_model_len)
+        names = choose(bed.device, bed.dtype, config.shape)
+        sm_scale = config.shape.head_dim**-0.5
+        self._attention = ATTENTION_BACKENDS.load(names.attention)(self.storage, cos_PE, sin_PE, sm_scale)
+        self._lora = variant.lora(self.storage)
+        self.arena = variant.arena(bed, num_pages)
+        self._adapters = variant.adapters(bed)
+        self.residency = Residency(self.arena, self._adapters.record, num_slots=variant.num_slots(bed))
+        with torch.inference_mode():
+            self._executor = variant.executor(bed, self.storage, self._attention, self._lora, self._adapters)
+        queues = ClientQueues()
+        self.scheduler = Scheduler(
+            policy=create_policy(policy, queues=queues),
+            queues=queues,
+            arena=self.arena,
+            residency=self.residency,
+            limits=SchedulerLimits(
+                max_num_seqs=bed.max_num_seqs,
+                max_batch_tokens=bed.max_batch_tokens,
+                max_model_len=max_model_len,
+                page_tokens=layout.page_tokens,
+            ),
+        )
+        self._bytes_by_slot: dict[int, int] = {}
+        self._source: Iterator[TraceRow] = iter(())
+        self._next_id = 0
+        self.outputs: dict[str, list[int]] = {}
+        """Token ids of ended requests; kept only if ``keep_outputs``."""
+        self.keep_outputs = False
+
+    def fill(self, num_adapters: int) -> None:
+        """Make the first adapters resident, as many as fit beside an idle cache: where a lane that runs for long has got to."""
+        for number in range(num_adapters):
+            digest = AdapterDigest(str(number))
+            if self.residency.record(digest).num_pages > self.arena.num_free_for("adapter"):
+                return
+            if self.residency.acquire(digest) is None:
+                return
+            self.residency.release(digest)
+
+    def saturate(self, rows: Iterator[TraceRow]) -> None:
+        """Take requests from ``rows`` whenever fewer wait than may run; arrival times do not count."""
+        self._source = rows
+
+    def advance(self, num_steps: int) -> Counts:
+        """Compute so many steps of the saturated lane."""
+        self._activate()
+        counts = Counts()
+        for _ in range(num_steps):
+            missing = self._bed.max_num_seqs - self.scheduler.num_waiting
+            for row in islice(self._source, missing):
+                self.add(row, 0.0)
+            counts.add(self.step(0.0))
+        return counts
+
+    def drain(self, rows: list[TraceRow]) -> Counts:
+        """Serve a fixed set of requests, all there at once, to the last token."""
+        self._activate()
+        counts = Counts()
+        for row in rows:
+            self.add(row, 0.0)
+        while self.scheduler.has_work:
+            counts.add(self.step(0.0))
+        return counts
+
+    def serve(self, trace: Trace) -> tuple[list[RequestRecord], Counts]:
+        """Serve a trace by the clock, to its last token. Times in seconds from the start."""
+        self._activate()
+        counts = Counts()
+        requests: list[Request] = []
+        rejected: set[RequestId] = set()
+        arrivals = iter(trace)
+        arrival = next(arrivals, None)
+        started_s = time.perf_counter()
+        while arrival is not None or self.scheduler.has_work:
+            now_s = time.perf_counter() - started_s
+            while arrival is not None and arrival.arrival_s <= now_s:
+                request = self.request(arrival, arrival.arrival_s)
+                requests.append(request)
+                if not self.scheduler.add(request, now_s).is_accepted:
+                    rejected.add(request.request_id)
+                arrival = next(arrivals, None)
+            if self.scheduler.has_work:
+                counts.add(self.step(now_s, started_s))
+            elif arrival is not None:
+                time.sleep(max(0.0, arrival.arrival_s - (time.perf_counter() - started_s)))
+        counts.seconds = time.perf_counter() - started_s
+        records = [
+            RequestRecord(
+                request.client_id,
+                request.arrival_s,
+                request.num_prompt_tokens,
+                request.num_output_tokens,
+                request.known_output_tokens or 0,
+                is_rejected=request.request_id in rejected,
+                is_shed=request.request_id not in rejected and not request.is_complete,
+                admitted_s=request.admitted_s,
+                first_token_s=request.first_token_s,
+                finished_s=request.finished_s if request.is_complete else None,
+            )
+            for request in requests
+        ]
+        return records, counts
+
+    def request(self, row: TraceRow, arrival_s: float) -> Request:
+        """A request of random tokens and known length."""
+        number, self._next_id = self._next_id, self._next_id + 1
+        vocab = self._bed.config.shape.vocab_size
+        return Request(
+            RequestId(str(number)),
+            ClientId(row.client),
+            [(7919 * number + 104_729 * i) % vocab for i in range(row.input_len)],
+            GREEDY,
+            arrival_s,
+            None if row.adapter is None else AdapterDigest(row.adapter),
+            max_output_tokens=row.output_len,
+            known_output_tokens=row.output_len,
+        )
+
+    def add(self, row: TraceRow, now_s: float) -> None:
+        """Queue one request."""
+        self.scheduler.add(self.request(row, now_s), now_s)
+
+    def step(self, now_s: float, started_s: float = 0.0) -> Counts:
+        """One step. ``started_s``: where the clock of ``now_s`` has its zero."""
+        scheduler, residency = self.scheduler, self.residency
+        before_s = time.perf_counter()
+        loads, loaded = residency.num_loads, residency.loaded_bytes
+        snapshot = scheduler.snapshot()
+        counts = Counts(preemptions=-snapshot.num_preemptions, recomputed_tokens=-snapshot.recomputed_tokens)
+        plan = scheduler.plan(now_s)
+        counts.finished += len(scheduler.take_ended())
+        if plan is not None:
+            result = self._executor.run(plan)
+            finished: dict[RequestId, FinishReason] = {}
+            for request_id, token in result.tokens.items():
+                request = scheduler.get(request_id)
+                assert request is not None
+                assert token.error is None, token.error
+                if request.num_output_tokens + 1 >= request.max_output_tokens:
+                    finished[request_id] = FinishReason.LENGTH
+                    if self.keep_outputs:
+                        self.outputs[request_id] = [*request.output_token_ids, token.token_id]
+            scheduler.commit(result, finished, time.perf_counter() - started_s)
+            counts.output_tokens = len(result.tokens)
+            counts.finished += len(finished)
+            self._count_plan(plan, counts)
+        snapshot = scheduler.snapshot()
+        counts.preemptions += snapshot.num_preemptions
+        counts.recomputed_tokens += snapshot.recomputed_tokens
+        counts.loads = residency.num_loads - loads
+        counts.loaded_bytes = residency.loaded_bytes - loaded
+        counts.seconds = time.perf_counter() - before_s
+        return counts
+
+    def _count_plan(self, plan: StepPlan, counts: Counts) -> None:
+        for load in plan.loads:
+            self._bytes_by_slot[load.slot] = self._adapters.record(load.digest).size_bytes
+        slots = {sequence.adapter_slot for sequence in plan.sequences} - {-1}
+        counts.steps = 1
+        counts.rows = plan.num_tokens
+        counts.sequences = len(plan.sequences)
+        counts.distinct = len(slots)
+        counts.adapter_bytes = sum(self._bytes_by_slot[slot] for slot in slots)
+
+    def _activate(self) -> None:
+        """The lanes share the model; its backends are those of the lane that computes."""
+        self._bed.model.bind(self._attention, self._lora)
+
+
+__all__ = ["Counts", "Lane"]

@@ -1,0 +1,197 @@
+"""What is compared: the engine as it is shipped, and each of S-LoRA's ablations and its neighbours' ways, by name.
+
+A variant answers the questions that they differ in; everything else is the same engine. ``NAME[:ARG]`` like policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from evenflow.base.errors import ConfigError
+from evenflow.bench.lora.adapters import AdapterPool
+from evenflow.bench.lora.variant_names import VARIANTS, check_variant, number
+from evenflow.serving.backends.attention import AttentionBackend
+from evenflow.serving.backends.choose import LORA_BACKENDS
+from evenflow.serving.backends.lora import LoRABackend
+from evenflow.serving.backends.no_lora import NoLoRA
+from evenflow.serving.backends.storage import Storage
+from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
+from evenflow.serving.core.request import AdapterDigest
+from evenflow.serving.engine.executor import Executor, LocalExecutor
+from evenflow.serving.engine.merged import MergedExecutor
+from evenflow.serving.engine.sampler import Sampler
+from evenflow.serving.engine.worker import Worker
+from evenflow.serving.lora.padding import PaddedAdapters
+from evenflow.serving.lora.rows import MemoryRows, RowFile
+from evenflow.serving.memory.arena import Arena
+from evenflow.serving.memory.layout import ArenaLayout, place
+from evenflow.serving.memory.partition import PartitionedArena
+from evenflow.serving.models.config import ModelConfig
+from evenflow.serving.models.llama import LlamaForCausalLM
+from evenflow.serving.models.merge import merge
+from evenflow.serving.models.weights import load_weights
+
+
+class Adapters(Protocol):
+    """Where adapters are known."""
+
+    def record(self, digest: AdapterDigest) -> AdapterRecord:
+        """Identity, shape and size."""
+        ...
+
+    def host_rows(self, digest: AdapterDigest) -> tuple[AdapterSignature, RowFile | MemoryRows]:
+        """Signature and rows."""
+        ...
+
+
+class Bed(Protocol):
+    """What all variants stand on: one model, one set of adapters, and what a batch may hold."""
+
+    folder: Path
+    config: ModelConfig
+    layout: ArenaLayout
+    dtype: torch.dtype
+    device: torch.device
+    model: LlamaForCausalLM
+    adapters: AdapterPool
+    max_rank: int
+    max_num_seqs: int
+    max_batch_tokens: int
+
+
+class Unified:
+    """The engine as it is shipped: one arena for KV cache and adapters, rows read where they lie."""
+
+    lora_name = "cpu"
+
+    def arena(self, bed: Bed, num_pages: int) -> Arena:
+        """Who may have which pages."""
+        return Arena(num_pages)
+
+    def adapters(self, bed: Bed) -> Adapters:
+        """In which form adapters are loaded."""
+        return bed.adapters
+
+    def num_slots(self, bed: Bed) -> int | None:
+        """Adapters that can be resident at once; None: as many as fit."""
+        return None
+
+    def lora(self, storage: Storage) -> LoRABackend:
+        """How their products are computed."""
+        backend: LoRABackend = LORA_BACKENDS.load(self.lora_name)(storage)
+        return backend
+
+    def executor(
+        self, bed: Bed, storage: Storage, attention: AttentionBackend, lora: LoRABackend, adapters: Adapters
+    ) -> Executor:
+        """What computes a plan. Compiles what compiles."""
+        worker = Worker(bed.model, storage, attention, lora, Sampler(), adapters.host_rows)
+        worker.warm_up(bed.max_batch_tokens, bed.max_num_seqs)
+        return LocalExecutor(worker)
+
+
+class Backend(Unified):
+    """The same with another LoRA backend of the registry."""
+
+    def __init__(self, lora_name: str) -> None:
+        self.lora_name = lora_name
+
+
+class WithoutLoRA(Unified):
+    """Adapters are loaded and never applied: the bound of what better kernels could gain."""
+
+    def lora(self, storage: Storage) -> LoRABackend:
+        """Nothing."""
+        return NoLoRA()
+
+
+class Partitioned(Unified):
+    """The same bytes, of which ``share`` belong to adapters and the rest to the KV cache (S-LoRA's no-unify-mem)."""
+
+    def __init__(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise ConfigError(f"the share of adapters is {share}; allowed: between 0 and 1")
+        self._share = share
+
+    def arena(self, bed: Bed, num_pages: int) -> Arena:
+        """Cut in two."""
+        return PartitionedArena(num_pages, min(max(1, round(self._share * num_pages)), num_pages - 1))
+
+
+class Slots(Unified):
+    """A fixed number of adapter slots of one maximum rank, outside the KV pool, padded with zeros (vLLM's way)."""
+
+    def __init__(self, num_slots: int | None) -> None:
+        self._num_slots = num_slots
+
+    def num_slots(self, bed: Bed) -> int:
+        """As many as were asked for, else one for each running request."""
+        return self._num_slots or bed.max_num_seqs
+
+    def adapters(self, bed: Bed) -> Adapters:
+        """Padded."""
+        return PaddedAdapters(bed.layout, bed.max_rank, bed.adapters.record, bed.adapters.host_rows)
+
+    def arena(self, bed: Bed, num_pages: int) -> Arena:
+        """The slots' pages are theirs for good."""
+        signature = bed.adapters.record(AdapterDigest("0")).signature
+        padded = AdapterSignature(tuple(tuple(bed.max_rank if rank else 0 for rank in layer) for layer in signature.ranks))
+        reserved = self.num_slots(bed) * place(bed.layout, padded).num_pages
+        if reserved >= num_pages - 1:
+            raise ConfigError(
+                f"{self.num_slots(bed)} slots of rank {bed.max_rank} take {reserved} pages; the arena has {num_pages}"
+            )
+        return PartitionedArena(num_pages, reserved)
+
+
+class Merged(Unified):
+    """Each adapter's weights merged into a copy of the model: nothing per token, one pass per adapter and step."""
+
+    def __init__(self, max_copies: int) -> None:
+        self._max_copies = max_copies
+
+    def lora(self, storage: Storage) -> LoRABackend:
+        """None: it is in the weights."""
+        return NoLoRA()
+
+    def executor(
+        self, bed: Bed, storage: Storage, attention: AttentionBackend, lora: LoRABackend, adapters: Adapters
+    ) -> Executor:
+        """A worker for each adapter."""
+
+        def make_worker(digest: AdapterDigest) -> Worker:
+            weights = load_weights(bed.folder, bed.config, bed.dtype, bed.device)
+            merge(weights, bed.layout, bed.adapters.record(digest).signature, bed.adapters.image(digest))
+            model = LlamaForCausalLM(bed.config, weights)
+            return Worker(model, storage, attention, lora, Sampler(), adapters.host_rows)
+
+        base = Worker(bed.model, storage, attention, lora, Sampler(), adapters.host_rows)
+        base.warm_up(bed.max_batch_tokens, bed.max_num_seqs)
+        return MergedExecutor(base, make_worker, self._max_copies)
+
+
+_MAKERS: dict[str, Callable[[str], Unified]] = {
+    "unified": lambda _: Unified(),
+    "partitioned": lambda argument: Partitioned(number(argument or "0.5")),
+    "slots": lambda argument: Slots(int(number(argument)) if argument else None),
+    "padded": lambda _: Backend("padded"),
+    "gather": lambda _: Backend("gather"),
+    "loop": lambda _: Backend("torch"),
+    "merged": lambda argument: Merged(int(number(argument or "8"))),
+    "none": lambda _: WithoutLoRA(),
+}
+assert _MAKERS.keys() == VARIANTS.keys()
+
+
+def variant(name: str) -> Unified:
+    """The variant called ``NAME[:ARG]``. Raises RegistryError listing the known ones, ConfigError for a wrong argument."""
+    check_variant(name)
+    base, _, argument = name.partition(":")
+    return _MAKERS[base](argument)
+
+
+__all__ = ["Adapters", "Bed", "Unified", "variant"]

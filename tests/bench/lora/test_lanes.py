@@ -1,0 +1,116 @@
+"""Every variant of the LoRA benchmark says the same, token for token, in fp32: they differ in how, not in what."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from evenflow.bench.lora.bed import LoRABed
+from evenflow.bench.lora.lane import Lane
+from evenflow.bench.lora.load import endless, trace_of
+from evenflow.bench.lora.variants import variant
+from evenflow.bench.slora_suites import SuitePoint
+from evenflow.bench.trace import TraceRow
+from evenflow.serving.memory.layout import place
+
+NAMES = ["unified", "partitioned:0.4", "slots:6", "padded", "gather", "loop", "merged:9"]
+ROWS = [TraceRow(0.0, "c", 5 + 7 * i % 40, 3 + i % 9, None if i % 5 == 4 else str(i % 7)) for i in range(14)]
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield LoRABed(
+        "tiny",
+        tmp_path_factory.mktemp("bed"),
+        num_adapters=9,
+        dtype="float32",
+        ranks=(8, 3, 1, 6),
+        max_num_seqs=5,
+        max_batch_tokens=24,
+        weight_range=0.7,
+    )
+    torch.set_num_threads(before)
+
+
+def outputs(bed, name, memory_pages=60):
+    lane = Lane(bed, variant(name), memory_pages * bed.layout.page_bytes, 128)
+    lane.keep_outputs = True
+    counts = lane.drain(ROWS)
+    lane.scheduler.check_integrity()
+    assert counts.finished == len(ROWS)
+    return lane.outputs, counts, lane
+
+
+@pytest.fixture(scope="module")
+def expected(bed):
+    return outputs(bed, "loop")[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_are_equal(bed, expected, name):
+    got, counts, _ = outputs(bed, name)
+    assert got == expected
+    assert counts.output_tokens == sum(row.output_len for row in ROWS)
+    assert counts.rows >= sum(row.input_len + row.output_len - 1 for row in ROWS)
+
+
+def test_adapters_matter_here(bed, expected):
+    """Otherwise equality says nothing."""
+    assert outputs(bed, "none")[0] != expected
+
+
+def test_tokens_are_equal_when_memory_is_short(bed, expected):
+    """Adapters are evicted and loaded again, and requests preempted, on both sides of every comparison."""
+    for name in ("unified", "partitioned:0.5", "padded"):
+        got, counts, lane = outputs(bed, name, memory_pages=13)
+        assert got == expected
+        assert counts.loads > 7
+        assert lane.residency.num_evictions > 0
+
+
+def test_slots_take_the_room_of_the_largest_rank(bed):
+    _, counts, lane = outputs(bed, "slots:6")
+    own = {bed.adapters.record(str(i)).size_bytes for i in range(7)}
+    padded = lane._adapters.record("1")
+    assert padded.size_bytes == max(own)
+    assert padded.num_pages == place(bed.layout, bed.adapters.record("0").signature).num_pages
+    assert lane.arena.num_pages_for("adapter") == 6 * padded.num_pages
+    assert counts.loaded_bytes == counts.loads * max(own)
+
+
+def test_traffic_is_counted_by_distinct_adapter_and_step(bed):
+    lane = Lane(bed, variant("unified"), 60 * bed.layout.page_bytes, 128)
+    size = [bed.adapters.record(str(i)).size_bytes for i in range(4)]
+    rows = [TraceRow(0.0, "c", 4, 3, adapter) for adapter in ("0", "0", "1", None)]
+    counts = lane.drain(rows)
+    assert counts.steps == 3
+    assert counts.distinct == 3 * 2
+    assert counts.adapter_bytes == 3 * (size[0] + size[1])
+    assert (counts.loads, counts.loaded_bytes) == (2, size[0] + size[1])
+
+
+def test_by_the_clock_every_request_is_answered_in_its_time(bed):
+    lane = Lane(bed, variant("unified"), 60 * bed.layout.page_bytes, 128)
+    point = SuitePoint(9, rate=60.0, duration_s=0.4, input_range=(4, 12), output_range=(2, 5))
+    records, counts = lane.serve(trace_of(point, 0))
+    assert len(records) == 24
+    assert counts.finished == 24
+    for record in records:
+        assert not record.is_refused
+        assert record.arrival_s <= record.admitted_s <= record.first_token_s <= record.finished_s <= counts.seconds
+        assert record.output_tokens == record.wanted_output_tokens
+
+
+def test_lanes_differ_in_their_adapters_alone():
+    """The same lengths in the same order for any number of adapters and any popularity."""
+    base = SuitePoint(2000, rate=1.0)
+    lengths = []
+    for point in (base, SuitePoint(5, rate=9.0), SuitePoint(0, rate=1.0), SuitePoint(200, rate=1.0, alpha=0.1)):
+        rows = list(itertools.islice(endless(point, 0), 3000))
+        lengths.append([(row.input_len, row.output_len) for row in rows])
+    assert all(other == lengths[0] for other in lengths)
+    assert rows[0].adapter is not None
