@@ -17,11 +17,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from evenflow.base.errors import ConfigError, ModelError
 from evenflow.comm import TorchCollective
 from evenflow.mcbench.attach import compress_model, compression_of, emulate_model
+from evenflow.mcbench.boundary import emulate_boundaries
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.models import make_model
 from evenflow.mcbench.names import MODELS
 from evenflow.mcbench.parity import check_parity, first_tensor
-from evenflow.mcbench.pipeline import StageModule, emulate_boundaries
+from evenflow.mcbench.pipeline import StageModule
 from evenflow.mcbench.roles import roles_of
 from evenflow.mcbench.tasks import load_task
 from evenflow.mcbench.worker import Place, check_pipeline_parity, init_group

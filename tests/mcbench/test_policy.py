@@ -6,8 +6,7 @@ import pytest
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.pipeline import stage_layers
-from evenflow.mcbench.policy import Policy, parse_rules, select_layers
+from evenflow.mcbench.policy import Policy, parse_rules, select_layers, stage_layers
 
 
 def test_rules_are_read_by_site_and_direction() -> None:
@@ -74,6 +73,7 @@ def test_run_configurations_come_back_and_bad_ones_are_named() -> None:
         ({"compress": "tp=q8"}, "only one rank at that site"),
         ({"tp": 2, "compress": "pp=q8"}, "only one rank at that site"),
         ({"tp": 2, "gradient": "up"}, "allowed: straight-through"),
+        ({"tp": 2, "gradient": "tp.backward=same"}, "known: tp.forward, pp.forward"),
         ({"tp": 2, "emulate": True, "link": "1gbit"}, "have no link"),
         ({"pp": 2, "schedule": "zigzag"}, "allowed: gpipe, 1f1b"),
     ):

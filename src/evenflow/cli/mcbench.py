@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,11 @@ def add_parser(subparsers: Any) -> None:
     run.add_argument("--compress", default="none", metavar="SPEC", help="site=compressor[/transport]; ...")
     run.add_argument("--layers", default="last-half")
     run.add_argument("--modules", default=".*", metavar="REGEX")
-    run.add_argument("--gradient", default="", help="straight-through, same, masked or autograd; default: the compressor's own")
+    run.add_argument(
+        "--gradient",
+        default="",
+        help="straight-through, same, masked or autograd, or pp.forward=masked; default: the compressor's own",
+    )
     run.add_argument("--warmup-steps", type=int, default=0)
     run.add_argument("--seeds", type=int, default=5)
     run.add_argument("--steps", type=int, default=0, help="training steps; default: the task's")
@@ -39,8 +44,11 @@ def add_parser(subparsers: Any) -> None:
     run.add_argument("--link", default="unlimited", help="unlimited, or a rate like 1gbit")
     run.add_argument("--hidden", type=int, default=0, help="hidden size of a built-in model")
     run.add_argument("--num-layers", type=int, default=0)
+    run.add_argument("--heads", type=int, default=0)
     run.add_argument("--timed-steps", type=int, default=20)
     run.add_argument("--data-root", default="", help="folder with data files for tasks that are not built in")
+    run.add_argument("--pretrain", default="", metavar="TASK", help="pre-train the model on this task (with --emulate)")
+    run.add_argument("--pretrain-compress", default="none", metavar="SPEC", help="compression during pre-training only")
     run.add_argument("--emulate", action="store_true", help="virtual ranks in one process: accuracy only")
     run.add_argument("--json", metavar="FILE")
 
@@ -185,6 +193,8 @@ def _summary(result: dict[str, Any]) -> str:
 def _suite(args: argparse.Namespace) -> int:
     from evenflow.comm.links import Link
     from evenflow.mcbench.names import STUDIES
+    from evenflow.mcbench.pretrain import Backbones
+    from evenflow.mcbench.run import run as run_config
     from evenflow.mcbench.studies import activation_rank, break_even
     from evenflow.mcbench.suite import run_suite, suite
     from evenflow.report.page import write_whole
@@ -199,7 +209,8 @@ def _suite(args: argparse.Namespace) -> int:
         write_whole(folder / f"study-{args.name}-{which}.json", (json.dumps(study, indent=1) + "\n").encode())
         return 0
     configs = suite(args.name, args.seeds)
-    outcome = run_suite(configs, folder, _budget_s(args.budget), _say)
+    run_one = partial(run_config, backbones=Backbones(folder / "pretrained"))
+    outcome = run_suite(configs, folder, _budget_s(args.budget), _say, run_one)
     _say(f"{outcome.done} run, {outcome.skipped} had results, {outcome.failed} failed, {outcome.left} left")
     return 1 if outcome.failed else 0
 

@@ -31,6 +31,7 @@ class AutoEncoder(Compressor):
 
     algebra = Algebra.LINEAR
     gradient = GradientRule.AUTOGRAD
+    is_learned = True
 
     def __init__(self, code_width: int) -> None:
         super().__init__()

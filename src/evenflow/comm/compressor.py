@@ -86,6 +86,8 @@ class Compressor(ABC):
     gradient: GradientRule = GradientRule.STRAIGHT_THROUGH
     by_rows: bool = True
     """True: the last dimension has a meaning, so a tensor may be cut into pieces only between rows."""
+    is_learned: bool = False
+    """Whether its parameters are trained with the model."""
     spec: str = ""
     """The text that ``get_compressor`` made it from."""
 

@@ -55,13 +55,15 @@ class _Site:
         self.ledger = ledger or Ledger()
         self.is_active = True
         """False: this exchange is dense (warm-up, or evaluation without compression)."""
+        self.batch: Hashable = ()
+        """Names the samples that come, for memories that belong to them."""
         self.step = 0
         self._dense = get_compressor("none")
         self._same = compressor.replica() if self.rule is GradientRule.SAME else None
 
     def _next_context(self, key: Hashable) -> Context:
         self.step += 1
-        return Context(key, self.step)
+        return Context(self.batch if key == () else key, self.step)
 
     def _now(self, transport: Transport) -> tuple[Transport, Compressor]:
         if self.is_active:

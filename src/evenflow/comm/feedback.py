@@ -87,6 +87,7 @@ class ErrorFeedback(Compressor):
         self.algebra = inner.algebra
         self.rounds = inner.rounds
         self.by_rows = inner.by_rows
+        self.is_learned = inner.is_learned
         # The carried error is a constant, so the derivative is the inner one.
         self.gradient = inner.gradient
         self._error: dict[Hashable, Tensor] = {}

@@ -5,6 +5,9 @@ auto-encoder of width c sends 2 rows c bytes; Top-K and Random-K send 10 k bytes
 k = rows c / 5. T3, T4 (R3, R4) have the same number of elements: k = rows c. P1 and P2 are the ranks 50 and 100 of the
 shipped scripts, with an fp64 wire and one matrix per sequence. What was wrong and not a choice
 stays corrected: sums, not means.
+
+The widths are those of BERT-large (h = 1024). ``paper:A1:0.0625`` is A1 for a model a sixteenth as wide: widths 50 and 100
+become 3 and 6, so that the share of what is sent stays the paper's.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.comm.autoencoder import AutoEncoder
 from evenflow.comm.catalogue import PAPER_SETTINGS
 from evenflow.comm.channels import ChannelInt
-from evenflow.comm.compressor import Compressor, Shape, num_elements, rows_and_width
+from evenflow.comm.compressor import Compressor, Shape, fraction, num_elements, rows_and_width
 from evenflow.comm.lowrank import PowerSGD
 from evenflow.comm.sparsify import CountRule, RandomK, TopK
 
 WIDTHS = {"1": 50, "2": 100}
+
+
+def _width(number: str, scale: float) -> int:
+    return max(1, round(WIDTHS[number] * scale))
 
 
 def _count(setting: str, code_width: int, divisor: int) -> CountRule:
@@ -33,17 +40,22 @@ def _count(setting: str, code_width: int, divisor: int) -> CountRule:
     return rule
 
 
-def paper_preset(setting: str) -> Compressor:
-    """Return the compressor of one of the paper's settings. Raises RegistryError listing the known ones."""
+def paper_preset(text: str) -> Compressor:
+    """Return the compressor of one of the paper's settings, ``A1`` or ``A1:scale``.
+
+    Raises RegistryError listing the known settings, and ConfigError for a scale that is not above 0 and at most 1.
+    """
+    setting, colon, scale_text = text.partition(":")
     if setting not in PAPER_SETTINGS:
         raise RegistryError(f"unknown paper setting {setting!r}; known: {', '.join(PAPER_SETTINGS)}")
+    scale = fraction(f"paper:{setting}", scale_text) if colon else 1.0
     family, number = setting[0], setting[1]
     if family == "A":
-        return AutoEncoder(WIDTHS[number])
+        return AutoEncoder(_width(number, scale))
     if family == "P":
-        return PowerSGD(WIDTHS[number], torch.float64, is_batched=True)
+        return PowerSGD(_width(number, scale), torch.float64, is_batched=True)
     if family == "Q":
         return ChannelInt({"1": 2, "2": 4, "3": 8}[number], is_paper_form=True)
-    code_width, divisor = {"1": (50, 5), "2": (100, 5), "3": (50, 1), "4": (100, 1)}[number]
+    code_width, divisor = {"1": ("1", 5), "2": ("2", 5), "3": ("1", 1), "4": ("2", 1)}[number]
     kind = TopK if family == "T" else RandomK
-    return kind(_count(setting, code_width, divisor), torch.int64, torch.float16)
+    return kind(_count(setting, _width(code_width, scale), divisor), torch.int64, torch.float16)

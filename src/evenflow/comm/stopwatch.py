@@ -59,7 +59,7 @@ class TimedCompressor(Compressor):
         self.inner = inner
         self.stopwatch = stopwatch
         self.algebra, self.rounds, self.gradient = inner.algebra, inner.rounds, inner.gradient
-        self.by_rows, self.spec = inner.by_rows, inner.spec
+        self.by_rows, self.is_learned, self.spec = inner.by_rows, inner.is_learned, inner.spec
 
     def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         return self.inner.plan(shape, dtype)

@@ -193,7 +193,7 @@ def get_transport(name: str | None, compressor: Compressor) -> Transport:
         raise ConfigError(
             f"{compressor.spec}/all-reduce: messages of {compressor.spec} cannot be summed; allowed: one-shot, two-shot"
         )
-    if name != "all-reduce" and (compressor.parameters() or compressor.spec.startswith(("ae", "subspace-learned", "caat"))):
+    if name != "all-reduce" and (compressor.is_learned or compressor.spec.startswith("caat")):
         raise ConfigError(f"{compressor.spec}/{name}: {compressor.spec} needs all-reduce")
     return SUMS[name]
 

@@ -9,7 +9,7 @@ Build the optimiser afterwards: learned compressors add parameters, and cut weig
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import linear as linear_product
 
 from evenflow.base.errors import ConfigError
-from evenflow.comm import Collective, Exchange, Ledger, TorchCollective, VirtualExchange
+from evenflow.comm import Collective, Compressor, Exchange, Ledger, TorchCollective, VirtualExchange
 from evenflow.comm.links import Link, shaped
 from evenflow.comm.stopwatch import Stopwatch, TimedCollective, TimedCompressor
 from evenflow.mcbench.policy import Policy, select_layers
@@ -26,9 +26,11 @@ from evenflow.mcbench.roles import Roles, check_divisible, layer_of, roles_of
 
 
 class AnyExchange(Protocol):
-    """What the switchboard needs of an exchange, real or virtual."""
+    """What the switchboard needs of an exchange or boundary, real or virtual."""
 
+    compressor: Compressor
     is_active: bool
+    batch: Hashable
 
 
 class Compression:
@@ -38,14 +40,14 @@ class Compression:
         self.policy = policy
         self.ledger = ledger
         self.stopwatch = stopwatch
-        self.exchanges: list[Any] = []
+        self.exchanges: list[AnyExchange] = []
         self.parameters = nn.ParameterList()
         self.num_steps = 0
         self.is_on = True
         self.is_forced: bool | None = None
         """True or False: on or off at evaluation, whatever the policy says."""
 
-    def add(self, exchange: Any, width: int, seed: int, like: Tensor) -> None:
+    def add(self, exchange: AnyExchange, width: int, seed: int, like: Tensor) -> None:
         """Register an exchange and make its trainable parameters."""
         exchange.compressor.prepare(width, seed, dtype=like.dtype, device=like.device)
         self.exchanges.append(exchange)
@@ -54,6 +56,11 @@ class Compression:
     def advance(self) -> None:
         """Count one optimiser step (for the warm-up)."""
         self.num_steps += 1
+
+    def name_batch(self, batch: Hashable) -> None:
+        """Name the samples that come, for memories that belong to them."""
+        for exchange in self.exchanges:
+            exchange.batch = batch
 
     def switch(self, is_training: bool) -> None:
         """Turn compression on or off for the forward (and backward) that follows."""
@@ -189,7 +196,7 @@ class GroupWiring:
 
     def exchange(self, site: str, policy: Policy, is_chosen: bool, compression: Compression) -> Exchange:
         compressor, transport = policy.rule(site, is_chosen).make()
-        rule = policy.gradient if site == "tp.forward" and is_chosen else None
+        rule = policy.gradients.get(site) if is_chosen else None
         if self.stopwatch is not None:
             compressor = TimedCompressor(compressor, self.stopwatch)
         return Exchange(site, compressor, self.collective, transport=transport, rule=rule, ledger=compression.ledger)
@@ -244,7 +251,7 @@ class VirtualWiring:
                 "caat keeps different channels on each rank and cannot be emulated in one model; start real ranks"
             )
         compressor, transport = rule.make()
-        gradient = policy.gradient if site == "tp.forward" and is_chosen else None
+        gradient = policy.gradients.get(site) if is_chosen else None
         return VirtualExchange(site, compressor, self.world_size, transport=transport, rule=gradient, ledger=compression.ledger)
 
     def row(self, module: nn.Module, exchange: VirtualExchange) -> None:

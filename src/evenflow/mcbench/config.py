@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from evenflow.base.errors import ConfigError
-from evenflow.comm import GradientRule
 from evenflow.comm.links import Link
 from evenflow.mcbench.pipeline import SCHEDULES
-from evenflow.mcbench.policy import Policy
+from evenflow.mcbench.policy import Policy, parse_gradients
 from evenflow.mcbench.trainer import DEFAULT_SCHEDULES, Schedule
 
 
@@ -32,7 +31,7 @@ class RunConfig:
     """Micro-batches of a pipelined step."""
     schedule: str = "gpipe"
     gradient: str = ""
-    """A gradient rule for the forward sum; empty: the compressor's own."""
+    """A gradient rule, or ``site=rule; ...`` for tp.forward and pp.forward; empty: the compressors' own."""
     warmup_steps: int = 0
     seeds: int = 5
     steps: int = 0
@@ -48,6 +47,11 @@ class RunConfig:
     hidden: int = 0
     """Hidden size of a built-in model; 0: its default."""
     num_layers: int = 0
+    heads: int = 0
+    pretrain: str = ""
+    """Task to pre-train the model on, with the same layout; virtual ranks only."""
+    pretrain_compress: str = "none"
+    pretrain_gradient: str = ""
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "microbatches", "seeds"):
@@ -55,11 +59,11 @@ class RunConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule {self.schedule!r}; allowed: {', '.join(SCHEDULES)}")
-        if self.gradient and self.gradient not in [rule.value for rule in GradientRule]:
-            raise ConfigError(f"gradient {self.gradient!r}; allowed: {', '.join(rule.value for rule in GradientRule)}")
         Link.parse(self.link)
         if self.emulate and self.link != "unlimited":
             raise ConfigError("virtual ranks have no link; leave out --link or --emulate")
+        if self.pretrain and not self.emulate:
+            raise ConfigError(f"pretrain={self.pretrain} needs virtual ranks: add --emulate")
         policy = self.policy()
         if self.pp > 1 and "pp.backward" in policy.rules and self.microbatches < 1:
             raise ConfigError("pipelines need micro-batches")
@@ -76,8 +80,9 @@ class RunConfig:
 
     def policy(self) -> Policy:
         """Return the rules as values."""
-        gradient = GradientRule(self.gradient) if self.gradient else None
-        return Policy.parse(self.compress, self.layers, self.modules, warmup_steps=self.warmup_steps, gradient=gradient)
+        return Policy.parse(
+            self.compress, self.layers, self.modules, warmup_steps=self.warmup_steps, gradients=parse_gradients(self.gradient)
+        )
 
     def training(self) -> Schedule:
         """Return the training schedule, the task's defaults filled in."""
@@ -91,12 +96,16 @@ class RunConfig:
 
     def sizes(self) -> dict[str, int]:
         """Return the sizes of a built-in model that were asked for."""
-        asked = {"hidden_size": self.hidden, "num_layers": self.num_layers}
+        asked = {"hidden_size": self.hidden, "num_layers": self.num_layers, "num_heads": self.heads}
         return {name: value for name, value in asked.items() if value}
 
     def key(self) -> str:
-        """Return a short name that is equal exactly for equal configurations."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        """Return a short name that is equal exactly for equal configurations.
+
+        Fields at their defaults are left out, so that a new field does not orphan the results of a suite.
+        """
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        text = json.dumps(chosen, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:

@@ -19,15 +19,8 @@ from typing import Any
 import torch
 
 from evenflow.base.errors import ConfigError
-from evenflow.mcbench.tasks import (
-    CHAR_VOCABULARY,
-    WORD_VOCABULARY,
-    Split,
-    Task,
-    encode_pair,
-    language_split,
-    word_ids,
-)
+from evenflow.mcbench.reference import CHAR_VOCABULARY, WORD_VOCABULARY, encode_pair, language_split, word_ids
+from evenflow.mcbench.tasks import Split, Task
 
 
 @dataclass(frozen=True, slots=True)

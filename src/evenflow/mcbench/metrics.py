@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from evenflow.mcbench.tasks import Task
+from evenflow.mcbench.tasks import IGNORED, Task
 
 
 def loss_of(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the training loss: next token, regression, or classification."""
+    """Return the training loss: next token, hidden words, regression, or classification."""
     if task.kind == "language":
         return cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+    if task.kind == "masked":
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
     if task.is_regression:
         return mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
     return cross_entropy(logits, labels)
@@ -24,7 +26,7 @@ def loss_of(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
 def scores(task: Task, logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Return every metric of the task, and the loss, over all test examples."""
     result = {"loss": float(loss_of(task, logits, labels))}
-    if task.kind == "language":
+    if task.kind in ("language", "masked"):
         return result
     if task.is_regression:
         predictions = logits.squeeze(-1).double().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 MODELS = ("vit-tiny", "bert-tiny", "opt-tiny", "llama-tiny", "qwen-tiny", "t5-tiny")
 """Built-in models, initialised from a seed."""
 
-TASKS = ("digits", "chars", "pairs")
+TASKS = ("digits", "digits-low", "digits-high", "chars", "words", "topics", "pairs")
 """Tasks that need nothing but this environment."""
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")

@@ -6,12 +6,11 @@ heads are the model's own business, in every family. Embeddings are looked up on
 no second copy of the model's code.
 
 ``CompressedPipelineStage`` replaces what a stage sends and receives by encoded messages; schedules do not notice.
-``boundaries`` emulates the same in one process.
+``boundary`` emulates the same in one process.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -21,23 +20,15 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from evenflow.base.errors import ConfigError, RegistryError
-from evenflow.comm import Collective, Compressor, Context, GradientRule, Ledger
+from evenflow.comm import Collective, Compressor, Context, Ledger
 from evenflow.comm.exchange import empty_message
 from evenflow.comm.ledger import Kind
 from evenflow.mcbench.attach import Compression
 from evenflow.mcbench.parity import first_tensor
-from evenflow.mcbench.policy import Policy
+from evenflow.mcbench.policy import Policy, stage_layers
 from evenflow.mcbench.roles import roles_of
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
-
-
-def stage_layers(num_layers: int, num_stages: int) -> list[range]:
-    """Return the layers of each stage, as even as possible. Raises ConfigError if a stage would be empty."""
-    if not 1 <= num_stages <= num_layers:
-        raise ConfigError(f"{num_layers} layers cannot be cut into {num_stages} stages")
-    edges = [round(i * num_layers / num_stages) for i in range(num_stages + 1)]
-    return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 class _StageEnd(Exception):
@@ -205,7 +196,7 @@ class CompressedPipelineStage(PipelineStage):
 
 def refuse_learned(site: str, compressor: Compressor) -> None:
     """Raise ConfigError for a learned compressor where sender and receiver would train different copies."""
-    if compressor.spec.removeprefix("ef(").startswith(("ae", "subspace-learned", "paper:A")):
+    if compressor.is_learned:
         raise ConfigError(
             f"{site}={compressor.spec}: learned compressors are emulated at pipeline boundaries only; use --emulate"
         )
@@ -233,80 +224,3 @@ def tied_parameters(model: nn.Module) -> list[str]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return [several[0] for several in names.values() if len(several) > 1]
-
-
-class _Boundary(torch.autograd.Function):
-    """Encode and decode forward with one compressor, the gradient backward with another, micro-batch by micro-batch."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, boundary: Boundary) -> Tensor:  # type: ignore[override]
-        ctx.boundary = boundary
-        boundary.number += 1
-        ctx.number = boundary.number
-        return boundary.pass_through(x, "pp.forward", ctx.number)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.boundary.pass_through(grad, "pp.backward", ctx.number), None
-
-
-class Boundary:
-    """One emulated pipeline boundary: what the next stage would receive."""
-
-    def __init__(self, policy: Policy, ledger: Ledger, index: int, num_microbatches: int) -> None:
-        self.ledger, self.index, self.num_microbatches = ledger, index, num_microbatches
-        made = {site: (policy.rule(site).make()[0], policy.rule(site).make()[0]) for site in ("pp.forward", "pp.backward")}
-        # Sender and receiver keep memories of their own. Parameters are shared, as one process trains them.
-        self.compressors = {
-            site: (sender, receiver if sender.gradient is not GradientRule.AUTOGRAD else sender)
-            for site, (sender, receiver) in made.items()
-        }
-        self.compressor = self.compressors["pp.forward"][0]
-        self.is_active = True
-        self.number = 0
-        self.batch: Hashable = ()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the hidden states of the next stage."""
-        if self.is_active and self.compressor.parameters():
-            self.number += 1
-            return self.pass_through(x, "pp.forward", self.number)
-        return _Boundary.apply(x, self)
-
-    def pass_through(self, x: Tensor, site: str, number: int) -> Tensor:
-        """Encode and decode every micro-batch; note its bytes."""
-        if not self.is_active:
-            size = x.numel() * x.element_size()
-            self.ledger.plan(site, size)
-            self.ledger.count(site, Kind.SEND, size, 2)
-            return x.clone()
-        sender, receiver = self.compressors[site]
-        parts = []
-        for chunk, part in enumerate(x.chunk(min(self.num_microbatches, x.shape[0]))):
-            context = Context((self.batch, self.index, chunk), number * self.num_microbatches + chunk)
-            message = sender.encode(part, context)
-            self.ledger.plan(site, sender.plan(part.shape, part.dtype).payload_bytes)
-            self.ledger.count(site, Kind.SEND, message.numel() * message.element_size(), 2)
-            parts.append(receiver.decode(message, part.shape, part.dtype, context))
-        return torch.cat(parts)
-
-
-def emulate_boundaries(model: nn.Module, num_stages: int, compression: Compression, num_microbatches: int) -> list[Boundary]:
-    """Put emulated boundaries between the layers of ``num_stages`` stages of a model in one process."""
-    roles = roles_of(model)
-    modules = dict(model.named_modules())
-    made = []
-    for index, own in enumerate(stage_layers(roles.num_layers, num_stages)[:-1]):
-        boundary = Boundary(compression.policy, compression.ledger, index, num_microbatches)
-        config: Any = model.config
-        width = getattr(config, "hidden_size", None) or config.d_model
-        compression.add(boundary, width, 10_000 + index, next(model.parameters()))
-
-        def hook(module: nn.Module, args: Any, output: Any, boundary: Boundary = boundary) -> Any:
-            if isinstance(output, tuple):
-                return (boundary(output[0]), *output[1:])
-            return boundary(output)
-
-        modules[roles.layers[own[-1]]].register_forward_hook(hook)
-        made.append(boundary)
-    return made

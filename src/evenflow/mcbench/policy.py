@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,23 @@ def parse_rules(text: str) -> dict[str, Rule]:
     return rules
 
 
+def parse_gradients(text: str) -> dict[str, GradientRule]:
+    """Read ``RULE`` (for both forward sites) or ``site=RULE; ...``. Raises ConfigError or RegistryError."""
+    known = {rule.value: rule for rule in GradientRule}
+    forward = [site for site in SITES if site.endswith(".forward")]
+    rules: dict[str, GradientRule] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(";"))):
+        site, equals, name = (word.strip() for word in part.partition("="))
+        sites = [known_site for known_site in forward if site in (known_site, known_site.split(".")[0])] if equals else forward
+        name = name if equals else part
+        if not sites:
+            raise RegistryError(f"unknown site {site!r} of a gradient rule; known: {', '.join(forward)}")
+        if name not in known:
+            raise ConfigError(f"gradient {name!r}; allowed: {', '.join(known)}")
+        rules.update(dict.fromkeys(sites, known[name]))
+    return rules
+
+
 def select_layers(text: str, num_layers: int) -> frozenset[int]:
     """Return 0-based layer numbers. Raises ConfigError."""
     half = num_layers // 2
@@ -78,6 +96,14 @@ def select_layers(text: str, num_layers: int) -> frozenset[int]:
     return frozenset(range(first - 1, last))
 
 
+def stage_layers(num_layers: int, num_stages: int) -> list[range]:
+    """Return the layers of each stage, as even as possible. Raises ConfigError if a stage would be empty."""
+    if not 1 <= num_stages <= num_layers:
+        raise ConfigError(f"{num_layers} layers cannot be cut into {num_stages} stages")
+    edges = [round(i * num_layers / num_stages) for i in range(num_stages + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """All choices of compression of one run."""
@@ -89,8 +115,8 @@ class Policy:
     warmup_steps: int = 0
     """Dense for so many optimiser steps."""
     active_at_eval: bool = True
-    gradient: GradientRule | None = None
-    """None: each compressor's own rule."""
+    gradients: Mapping[str, GradientRule] = field(default_factory=dict)
+    """Gradient rules of tp.forward and pp.forward; each compressor's own where none is given."""
 
     def __post_init__(self) -> None:
         try:

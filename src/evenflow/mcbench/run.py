@@ -16,13 +16,17 @@ from evenflow.comm.links import Link
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.launch import launch
 from evenflow.mcbench.metrics import mean_and_interval
+from evenflow.mcbench.pretrain import Backbones
 from evenflow.mcbench.worker import run_virtual, task_of
 
 Progress = Callable[[str], None]
 
 
-def run(config: RunConfig, progress: Progress = lambda text: None) -> dict[str, Any]:
-    """Run a configuration and return its result. Raises WireError if ranks died before any result existed."""
+def run(config: RunConfig, progress: Progress = lambda text: None, backbones: Backbones | None = None) -> dict[str, Any]:
+    """Run a configuration and return its result. Raises WireError if ranks died before any result existed.
+
+    ``backbones`` remembers pre-training between runs.
+    """
     started = time.time()
     task = task_of(config)
     records: list[dict[str, Any]] = []
@@ -34,7 +38,7 @@ def run(config: RunConfig, progress: Progress = lambda text: None) -> dict[str, 
             records.append({"kind": kind, "value": value})
             progress(_describe(kind, value))
 
-        run_virtual(config, emit)
+        run_virtual(config, emit, backbones or Backbones())
     else:
         launched = launch(
             "run", config.to_json(), config.world_size, Link.parse(config.link), lambda k, v: progress(_describe(k, v))

@@ -20,66 +20,104 @@ from evenflow.mcbench.names import SUITES
 from evenflow.mcbench.run import run
 from evenflow.report.page import write_whole
 
-PAPER = ("A1", "A2", "T1", "T2", "T3", "T4", "R1", "R2", "R3", "R4", "Q1", "Q2", "Q3", "P1", "P2")
-LAYOUTS = ((4, 1), (2, 2), (1, 4))
+LAYOUTS = ((4, 1), (1, 4), (2, 2))
+WIDTH = 64
+"""Hidden size of the suites' models. The paper's settings are scaled from BERT-large's 1024 to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A configuration and its rank: lower ranks are run first."""
+
+    rank: tuple[int, ...]
+    config: RunConfig
 
 
 def suite(name: str, seeds: int = 5) -> list[RunConfig]:
-    """Return the configurations of a suite, dense ones first. Raises RegistryError."""
+    """Return the configurations of a suite, most telling ones first, dense ones before what is compared with them.
+
+    Raises RegistryError.
+    """
     if name not in SUITES:
         raise RegistryError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
-    made = _paper(seeds) if name == "paper" else _modern(seeds)
-    dense = [config for config in made if config.compress == "none"]
-    return dense + _spread([config for config in made if config.compress != "none"])
+    cases = _paper(seeds) if name == "paper" else _modern(seeds)
+    return [case.config for case in sorted(cases, key=lambda case: case.rank)]
 
 
-def _paper(seeds: int) -> list[RunConfig]:
-    """The paper's settings, layouts and places of compression; every task; scaled down, emulated."""
-    configs = []
-    # Auto-encoders of width 100 need a hidden size above it, as in the paper.
-    base = RunConfig(emulate=True, seeds=seeds, hidden=128)
-    for task in ("digits", "pairs", "chars"):
-        for tp, pp in LAYOUTS:
-            configs.append(replace(base, task=task, tp=tp, pp=pp))
-            for setting in PAPER:
-                spec = f"paper:{setting}"
-                sites = {"tp.forward": tp > 1, "pp": pp > 1}
-                rules = "; ".join(
-                    f"{site}={spec}" + ("/one-shot" if setting[0] in "TRQ" and site[0] == "t" else "")
-                    for site, on in sites.items()
-                    if on
-                )
-                configs.append(replace(base, task=task, tp=tp, pp=pp, compress=rules))
-        for setting in ("A2", "T3", "R3", "Q2", "P1"):
-            spec = f"paper:{setting}" + ("/one-shot" if setting[0] in "TRQ" else "")
-            for layers in ("all", "first-half", "4"):
-                configs.append(replace(base, task=task, tp=4, compress=f"tp.forward={spec}", layers=layers))
-            configs.append(replace(base, task=task, tp=4, compress=f"tp.forward={spec}", warmup_steps=100))
-            configs.append(
-                replace(
-                    base, task=task, tp=4, compress=f"tp.forward=ef(paper:{setting})" + spec.removeprefix(f"paper:{setting}")
-                )
-            )
-    return configs
+# One of each kind first, then the rest.
+_PAPER_ORDER = ("A2", "T4", "Q2", "P1", "R4", "Q1", "Q3", "A1", "T3", "R3", "T1", "R1", "P2", "T2", "R2")
+_PLACES = ("all", "first-half", "4")
 
 
-def _modern(seeds: int) -> list[RunConfig]:
-    """Every registered method, forward and in both directions, at TP 2."""
-    configs = []
-    base = RunConfig(emulate=True, seeds=seeds, tp=2, hidden=128)
-    for task in ("digits", "chars"):
-        configs.append(replace(base, task=task))
-        for spec in DEFAULT_SPECS:
-            if spec in ("none", "caat:0.5"):
-                continue
-            configs.append(replace(base, task=task, compress=f"tp.forward={spec}"))
-            configs.append(replace(base, task=task, compress=f"tp={spec}"))
-    return configs
+def _bases(seeds: int) -> tuple[RunConfig, ...]:
+    """One dense configuration for each kind of training: fine-tuning, from scratch, and language pre-training."""
+    base = RunConfig(emulate=True, seeds=seeds, hidden=WIDTH)
+    return (
+        replace(base, task="digits-high", pretrain="digits-low"),
+        replace(base, task="digits"),
+        # Eight heads, so that the four key-value heads can be split over four ranks. Losses scatter less than accuracies.
+        replace(base, task="chars", heads=8, steps=150, seeds=min(seeds, 3)),
+    )
 
 
-def _spread(configs: list[RunConfig]) -> list[RunConfig]:
-    """Return the same configurations in the order of a fixed hash: every prefix is a sample of all."""
-    return sorted(configs, key=lambda config: config.key())
+def with_setting(config: RunConfig, setting: str) -> RunConfig:
+    """Return ``config`` with one of the paper's settings, at the sites and with the gradients it had.
+
+    Tensor parallelism: forward sums only; gathered where messages do not add up. Pipelines: auto-encoders send the gradient of
+    their code back, sparse methods the gradient at the kept positions, quantisers a dense one, and PowerSGD another PowerSGD.
+    """
+    spec = f"paper:{setting}:{WIDTH / 1024:g}" if setting[0] != "Q" else f"paper:{setting}"
+    rules, gradient = [], ""
+    if config.tp > 1:
+        rules.append(f"tp.forward={spec}" + ("/one-shot" if setting[0] in "TRQ" else ""))
+    if config.pp > 1:
+        rules.append(f"pp={spec}" if setting[0] == "P" else f"pp.forward={spec}")
+        gradient = "pp.forward=masked" if setting[0] in "TR" else ""
+    return replace(config, compress="; ".join(rules), gradient=gradient)
+
+
+def _paper(seeds: int) -> list[_Case]:
+    """The paper's settings in its layouts; then its places, warm-up and error feedback; scaled down, emulated."""
+    cases = []
+    for which, base in enumerate(_bases(seeds)):
+        is_language = which == 2
+        for tier, (tp, pp) in zip((0, 0, 3), LAYOUTS):
+            layout = replace(base, tp=tp, pp=pp)
+            tier += is_language
+            cases.append(_Case((tier, -1, which), layout))
+            for order, setting in enumerate(_PAPER_ORDER):
+                cases.append(_Case((tier, order, which), with_setting(layout, setting)))
+        wide = replace(base, tp=4)
+        for order, setting in enumerate(("A2", "Q1", "T4", "R4", "Q2", "P1")):
+            made = with_setting(wide, setting)
+            rank = (2 + is_language, order, which)
+            cases.extend(_Case(rank, replace(made, layers=layers)) for layers in _PLACES)
+            cases.append(_Case(rank, replace(made, warmup_steps=base.training().num_steps // 2)))
+            spec, slash, transport = made.compress.removeprefix("tp.forward=").partition("/")
+            cases.append(_Case(rank, replace(wide, compress=f"tp.forward=ef({spec}){slash}{transport}")))
+            if base.pretrain:
+                # Compressed before, dense after; and compressed throughout.
+                after = replace(wide, pretrain_compress=made.compress, pretrain_gradient=made.gradient)
+                cases.append(_Case((1, order, which), after))
+                cases.append(_Case((1, order, which), replace(after, compress=made.compress, gradient=made.gradient)))
+    return cases
+
+
+def _modern(seeds: int) -> list[_Case]:
+    """Every registered method, forward and in both directions, at TP 2, in all layers."""
+    cases = []
+    specs = [spec for spec in (*DEFAULT_SPECS, "ef(topk:0.1)", "ef(int4-g32)") if spec not in ("none", "caat:0.5")]
+    # Widths for h = 64: an eighth, as 128 of 1024.
+    narrow = {f"{name}:{width}": f"{name}:8" for name, width in (("ae", 100), ("powersgd", 50), ("subspace", 64))}
+    narrow["subspace-learned:64"] = "subspace-learned:8"
+    for which, base in enumerate(_bases(seeds)[1:]):
+        layout = replace(base, tp=2, layers="all")
+        cases.append(_Case((which, -1), layout))
+        for order, spec in enumerate(specs):
+            spec = narrow.get(spec, spec)
+            cases.append(_Case((which, order), replace(layout, compress=f"tp.forward={spec}")))
+            cases.append(_Case((2 + which, order), replace(layout, compress=f"tp={spec}")))
+    return cases
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,8 @@ read is identified by sha256: a known Python or data version must match, an unkn
 from __future__ import annotations
 
 import hashlib
-import random
-import re
-import sys
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +21,10 @@ _PINNED = {
     "digits": {"any": "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"},
     "topics": {"3.11.7": "aa4790f28039907878232b5b444de05544457972ddcaf0073ad7c7fe039eb948"},
 }
+
+
+IGNORED = -100
+"""Label of a position that counts for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Task:
 
     name: str
     kind: str
-    """image, sentences or language."""
+    """image, sentences, language (next token), or masked (hidden words; labels are IGNORED elsewhere)."""
     train: Split
     test: Split
     num_labels: int
@@ -68,9 +68,13 @@ class Task:
 
 def load_task(name: str, data_root: str | Path | None = None, tokenizer: str | Path | None = None) -> Task:
     """Return a task by name. Raises RegistryError for unknown names and ConfigError for missing or changed data."""
-    makers = {"digits": _digits, "chars": _chars, "pairs": _pairs}
-    if name in makers:
-        return makers[name]()
+    images = {"digits": _digits, "digits-low": _low_digits, "digits-high": _high_digits}
+    if name in images:
+        return images[name]()
+    from evenflow.mcbench.reference import REFERENCE_TASKS
+
+    if name in REFERENCE_TASKS:
+        return REFERENCE_TASKS[name]()
     from evenflow.mcbench.files import load_file_task
 
     if name not in FILE_TASKS:
@@ -115,122 +119,21 @@ def _digits() -> Task:
     )
 
 
-def topics_text() -> tuple[dict[str, str], str, bool]:
-    """Return (topic -> text, sha256, is pinned) of the language reference that ships with Python."""
-    from pydoc_data.topics import topics  # type: ignore[import-not-found,import-untyped,unused-ignore]
+def _half_of_digits(name: str, classes: range) -> Task:
+    """Return the digits of some classes, with the split of ``digits``: to pre-train on one half, to fine-tune on the other."""
+    digits = _digits()
 
-    joined = "\n".join(f"{key}\n{topics[key]}" for key in sorted(topics))
-    digest = hashlib.sha256(joined.encode()).hexdigest()
-    version = ".".join(map(str, sys.version_info[:3]))
-    return dict(sorted(topics.items())), digest, check_pin("topics", version, digest)
+    def some(split: Split) -> Split:
+        index = ((split.labels >= classes.start) & (split.labels < classes.stop)).nonzero().view(-1)
+        inputs, labels = split.batch(index)
+        return Split(inputs, labels - classes.start)
 
-
-def char_ids(text: str) -> Tensor:
-    """Return one id per character: printable ASCII and newline as 3 + code - 32, everything else as 2."""
-    codes = torch.tensor(list(text.encode("ascii", "replace")), dtype=torch.int64)
-    ids = torch.where((codes >= 32) & (codes < 127), codes - 32 + 3, 2)
-    return torch.where(codes == 10, 98, ids)
+    return replace(digits, name=name, train=some(digits.train), test=some(digits.test), num_labels=len(classes))
 
 
-CHAR_VOCABULARY = 100
+def _low_digits() -> Task:
+    return _half_of_digits("digits-low", range(5))
 
 
-def language_split(text: str, length: int, test_share: float = 0.1) -> tuple[Split, Split]:
-    """Cut a text into windows of ``length`` characters; the last share of it is for testing."""
-    ids = char_ids(text)
-    count = len(ids) // length
-    windows = ids[: count * length].view(count, length)
-    edge = count - max(1, int(count * test_share))
-    return (
-        Split({"input_ids": windows[:edge]}, windows[:edge]),
-        Split({"input_ids": windows[edge:]}, windows[edge:]),
-    )
-
-
-def _chars() -> Task:
-    """Return a character language model over Python's own language reference."""
-    topics, digest, is_pinned = topics_text()
-    train, test = language_split("\n".join(topics.values()), 64)
-    return Task(
-        "chars",
-        "language",
-        train,
-        test,
-        num_labels=0,
-        metrics=("loss",),
-        vocab_size=CHAR_VOCABULARY,
-        length=64,
-        sha256=digest,
-        is_pinned=is_pinned,
-        default_model="llama-tiny",
-    )
-
-
-WORD_VOCABULARY = 2048
-_WORD = re.compile(r"[A-Za-z_]+|[0-9]+|[^\sA-Za-z_0-9]")
-
-
-def word_ids(text: str) -> list[int]:
-    """Return hashed word ids, 4 and above; 0 pads, 1 starts, 2 separates."""
-    words = _WORD.findall(text.lower())
-    return [
-        4 + int.from_bytes(hashlib.blake2b(w.encode(), digest_size=4).digest(), "little") % (WORD_VOCABULARY - 4) for w in words
-    ]
-
-
-def encode_pair(first: list[int], second: list[int], length: int) -> tuple[list[int], list[int], list[int]]:
-    """Return (ids, token types, mask) of a pair, each cut to half the length and padded."""
-    half = (length - 3) // 2
-    first, second = first[:half], second[:half]
-    ids = [1, *first, 2, *second, 2]
-    types = [0] * (len(first) + 2) + [1] * (len(second) + 1)
-    pad = length - len(ids)
-    return ids + [0] * pad, types + [0] * pad, [1] * len(ids) + [0] * pad
-
-
-def _pairs() -> Task:
-    """Does this paragraph belong under this heading of the language reference? Half of the pairs are right.
-
-    Headings with 20 paragraphs and more, repeated ones left out. Every fifth paragraph is for testing: test paragraphs
-    are unseen, their headings are not.
-    """
-    length = 64
-    topics, digest, is_pinned = topics_text()
-    paragraphs = {key: [word_ids(p) for p in re.split(r"\n\s*\n", text)] for key, text in topics.items()}
-    # What a pair shows of a paragraph; the reference repeats a good part of its text under several headings.
-    shown_words = (length - 3) // 2
-    times = Counter(tuple(p[:shown_words]) for several in paragraphs.values() for p in several)
-    by_heading = {}
-    for key, several in paragraphs.items():
-        kept = [p for p in several if len(p) >= 12 and times[tuple(p[:shown_words])] == 1]
-        if len(kept) >= 20:
-            by_heading[key] = kept
-    rng = random.Random(0)
-    rows: dict[bool, list[tuple[list[int], list[int], list[int], int]]] = {True: [], False: []}
-    headings = sorted(by_heading)
-    for heading in headings:
-        others = [other for other in headings if other != heading]
-        for i, paragraph in enumerate(by_heading[heading]):
-            is_test = i % 5 == 0
-            for repeat in range(2 if is_test else 8):
-                is_right = repeat % 2 == 0
-                shown = heading if is_right else rng.choice(others)
-                rows[is_test].append((*encode_pair(word_ids(shown), paragraph, length), int(is_right)))
-
-    def split(is_test: bool) -> Split:
-        ids, types, mask, labels = (torch.tensor(column) for column in zip(*rows[is_test]))
-        return Split({"input_ids": ids, "token_type_ids": types, "attention_mask": mask}, labels)
-
-    return Task(
-        "pairs",
-        "sentences",
-        split(False),
-        split(True),
-        num_labels=2,
-        metrics=("accuracy", "f1"),
-        vocab_size=WORD_VOCABULARY,
-        length=length,
-        sha256=digest,
-        is_pinned=is_pinned,
-        default_model="bert-tiny",
-    )
+def _high_digits() -> Task:
+    return _half_of_digits("digits-high", range(5, 10))

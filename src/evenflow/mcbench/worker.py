@@ -22,6 +22,7 @@ from evenflow.comm import Collective, Ledger, TorchCollective
 from evenflow.comm.links import Link
 from evenflow.comm.stopwatch import Stopwatch
 from evenflow.mcbench.attach import GroupWiring, VirtualWiring, attach, compression_of
+from evenflow.mcbench.boundary import emulate_boundaries
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.measure import measure
 from evenflow.mcbench.metrics import loss_of, scores
@@ -31,12 +32,12 @@ from evenflow.mcbench.parity import TOLERANCE, check_parity, first_tensor, gathe
 from evenflow.mcbench.pipeline import (
     CompressedPipelineStage,
     StageModule,
-    emulate_boundaries,
     make_schedule,
     reduce_tied_gradients,
     tied_parameters,
 )
 from evenflow.mcbench.policy import Policy
+from evenflow.mcbench.pretrain import Backbones, pretraining_of, start_from
 from evenflow.mcbench.tasks import Task, load_task
 from evenflow.mcbench.trainer import Schedule, batches, evaluate, train
 
@@ -66,7 +67,32 @@ def task_of(config: RunConfig) -> Task:
     return load_task(config.task, config.data_root or None, folder)
 
 
-def run_virtual(config: RunConfig, emit: Emit) -> None:
+def virtual_model(config: RunConfig, task: Task, seed: int, backbones: Backbones) -> nn.Module:
+    """Return the run's model with its virtual exchanges and boundaries, pre-trained if the run asks for it."""
+    state = pretrained(config, seed, backbones) if config.pretrain else None
+    model = build_model(config, task, seed)
+    if state is not None:
+        start_from(model, state)
+    attach(model, config.policy(), VirtualWiring(config.tp))
+    if config.pp > 1:
+        emulate_boundaries(model, config.pp, compression_of(model), config.microbatches)
+    return model
+
+
+def pretrained(config: RunConfig, seed: int, backbones: Backbones) -> dict[str, Tensor]:
+    """Return the backbone that the pre-training of a run ends with."""
+    before = pretraining_of(config)
+    found = backbones.find(before, seed)
+    if found is not None:
+        return found
+    task = task_of(before)
+    model = virtual_model(before, task, seed, backbones)
+    compression = compression_of(model)
+    train(model, task, before.training(), seed, compression.advance, compression.name_batch)
+    return backbones.keep(before, seed, model)
+
+
+def run_virtual(config: RunConfig, emit: Emit, backbones: Backbones) -> None:
     """Train all seeds in this process, with virtual ranks if the run has any."""
     task, schedule = task_of(config), config.training()
     index = torch.arange(2)
@@ -76,19 +102,16 @@ def run_virtual(config: RunConfig, emit: Emit) -> None:
         parity = check_parity(build_model(config, task, 0), lambda m: attach(m, dense, VirtualWiring(config.tp)), inputs)
         emit("parity", {"output_error": parity.output_error, "gradient_error": parity.gradient_error})
     for seed in range(config.seeds):
-        model = build_model(config, task, seed)
-        attach(model, config.policy(), VirtualWiring(config.tp))
+        model = virtual_model(config, task, seed, backbones)
         compression = compression_of(model)
-        if config.pp > 1:
-            emulate_boundaries(model, config.pp, compression, config.microbatches)
-        last_loss = train(model, task, schedule, seed, compression.advance)
+        last_loss = train(model, task, schedule, seed, compression.advance, compression.name_batch)
         sites = {
             site: {"planned": entry.planned / schedule.num_steps, "counted": entry.counted / schedule.num_steps}
             for site, entry in sorted(compression.ledger.by_site.items())
             if entry.counted
         }
         compression.ledger.check_integrity()
-        result = evaluate_both(partial(evaluate, model, task), compression)
+        result = evaluate_both(partial(evaluate, model, task, name_batch=compression.name_batch), compression)
         emit("seed", {"seed": seed, "scores": result, "train_loss": last_loss})
         emit("bytes_per_step", sites)
 
@@ -207,9 +230,7 @@ class Trainee:
         self.module: nn.Module = model
         if config.pp > 1:
             self.module = StageModule(model, place.pp.rank, config.pp, self.compression)
-        self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
-        )
+        self.optimizer = schedule.optimizer(self.module)
 
     def step(self, batch: int, index: Tensor) -> None:
         """Train on one batch."""
