@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
-from engine_harness import EngineHarness
+from engine_harness import Answer, EngineHarness
 
 from evenflow.base.errors import ConfigError
+from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.engine.config import EngineConfig
+from evenflow.serving.engine.messages import RequestOutput, Submit
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,24 @@ def test_what_cannot_be_served_is_refused_and_said(engine, prompt, adapter, samp
 
 def test_max_tokens_none_goes_to_the_end_of_the_context(engine):
     assert len(engine.generate(([1] * 10, None), max_tokens=None)[0]) == 54
+
+
+def test_a_request_that_comes_too_late_is_given_up_and_leaves_nothing(engine):
+    """A minute on the scheduler's own clock passes between its arrival and the step that would have started it."""
+    expected = engine.generate(([5, 6, 7], "r8"), max_tokens=12)[0]
+    late = SamplingParams(temperature=0.0, max_tokens=8)
+    arrived_s = time.monotonic() - 60.0
+    assert engine.engine.submit(Submit("late", "c", [1, 2], late, "r3", arrived_s, slo_ttft_s=5.0)) is None
+    engine.answers["late"] = Answer([], "", RequestOutput("late"))
+    in_time = engine.submit([5, 6, 7], "r8", max_tokens=12)
+    engine.run()
+    last = engine.answers["late"].last
+    assert last.error_type == "SLOUnreachable"
+    assert last.predicted_ttft_s >= 60.0
+    assert last.retry_after_s >= 55.0
+    assert engine.answers[in_time].token_ids == expected
+    assert engine.engine.stats().num_shed == 1
+    engine.assert_nothing_leaked()
 
 
 def test_aborting_at_any_time_gives_everything_back(engine):

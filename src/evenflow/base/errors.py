@@ -16,7 +16,8 @@
     │   └── NotAllowed           a good key that does not open this
     ├── Rejected                 right, but not now: `retry_after_s` says when
     │   ├── ClientOverLimit      the client's own limit
-    │   └── ServerFull           everybody's limit
+    │   ├── ServerFull           everybody's limit
+    │   └── SLOUnreachable       its first token would come later than it is wanted
     ├── WireError                what ranks send each other cannot be encoded, decoded or delivered
     │   └── NonFiniteInput       NaN, infinity, or a value beyond the range of the wire format
     └── EngineDead               the engine process ended; nothing can be served
@@ -112,6 +113,14 @@ class ClientOverLimit(Rejected):
 
 class ServerFull(Rejected):
     """The waiting queue of the whole server is full."""
+
+
+class SLOUnreachable(Rejected):
+    """The first token would come ``predicted_ttft_s`` after the request's arrival: later than its objective."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0, predicted_ttft_s: float = 0.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.predicted_ttft_s = predicted_ttft_s
 
 
 class WireError(EvenFlowError):

@@ -32,6 +32,21 @@ TABLE_COLUMNS: tuple[tuple[str, str], ...] = (
     ("p90", "ttft_p90_s"),
     ("p99", "ttft_p99_s"),
 )
+QUALITY_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("attainment", "slo_attainment"),
+    ("satisfaction", "satisfaction_mean"),
+    ("p10", "satisfaction_p10"),
+    ("p50", "satisfaction_p50"),
+    ("req/s", "throughput_req_s"),
+    ("strip req/s", "strip_throughput_req_s"),
+    ("completed", "num_completed"),
+    ("rejected", "num_rejected"),
+    ("shed", "num_shed"),
+    ("TTFT mean s", "ttft_mean_s"),
+    ("p90", "ttft_p90_s"),
+    ("latency mean s", "latency_mean_s"),
+)
+BRIEF_QUALITY = ("slo_attainment", "satisfaction_mean", "throughput_req_s", "num_completed", "num_shed", "ttft_mean_s")
 BRIEF_COLUMNS = ("max_diff", "avg_diff", "accumulated_diff_max", "throughput_tok_s", "rejected", "ttft_mean_s", "ttft_p99_s")
 MEASURES_EXPLAINED = (
     "`paper` follows the published scripts of VTC (OSDI 2024): a request's whole cost, its input included, is spread evenly "
@@ -43,6 +58,11 @@ MEASURES_EXPLAINED = (
     "service between two clients; under `token` only while both are backlogged, which is what the bound 2U is about. `Jain` "
     "is of the service (`paper`), or of the service over what max-min fairness would have given (`token`). Service is "
     "input + 2 x output tokens unless another cost was chosen."
+)
+QUALITY_EXPLAINED = (
+    "The measures of S-LoRA (MLSys 2024). `attainment` is the part of all requests whose first token came within the "
+    "objective; `satisfaction` the mean of 1 - (time to first token / objective)², 0 beyond it. Requests turned away or given "
+    "up count as 0 in both. `strip` leaves out the first and last ten seconds."
 )
 MOST_CLIENTS = 6
 
@@ -59,6 +79,19 @@ def comparison_table(comparison: Comparison, measure: str, *, is_brief: bool = F
             cells.append(int(value) if name in ("served", "rejected") and value is not None else value)
         rows.append(cells)
     return headers, rows
+
+
+def quality_table(comparison: Comparison, *, is_brief: bool = False) -> tuple[list[str], list[list[Cell]]]:
+    """Headers and rows of the service quality: one row per policy, medians over seeds."""
+    columns = [column for column in QUALITY_COLUMNS if not is_brief or column[1] in BRIEF_QUALITY]
+    rows: list[list[Cell]] = []
+    for policy in comparison.policies:
+        cells: list[Cell] = [policy]
+        for _, name in columns:
+            value = comparison.median_quality(policy, name)
+            cells.append(int(value) if name.startswith("num_") and value is not None else value)
+        rows.append(cells)
+    return ["policy", *(title for title, _ in columns)], rows
 
 
 def comparison_figures(comparison: Comparison) -> dict[str, tuple[Figure, str]]:
@@ -178,6 +211,9 @@ def fairness_page(comparison: Comparison) -> Page:
     for measure, what in (("paper", "as published"), ("token", "corrected")):
         headers, rows = comparison_table(comparison, measure)
         page.table(headers, rows, caption=f"Measure {measure} ({what}).{medians}")
+    headers, rows = quality_table(comparison)
+    page.section("How quickly it answered", QUALITY_EXPLAINED)
+    page.table(headers, rows, caption=f"First token within {comparison.slo_ttft_s:g} s; shedding `{comparison.shed}`.{medians}")
     figures = comparison_figures(comparison)
     titles = {
         "cumulative-service": "Cumulative service",

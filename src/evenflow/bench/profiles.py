@@ -31,6 +31,7 @@ from evenflow.serving.scheduler import (
     PredictAndPreempt,
     Scheduler,
     SchedulerLimits,
+    Shedding,
 )
 
 
@@ -92,7 +93,9 @@ class ServerSettings:
     adapter_bytes: int = 16 * 2**20
     """One adapter: rank 8 on all four attention projections of a 7B model."""
 
-    def scheduler(self, policy: Policy, queues: ClientQueues, max_model_len: int) -> Scheduler:
+    def scheduler(
+        self, policy: Policy, queues: ClientQueues, max_model_len: int, shedding: Shedding | None = None
+    ) -> Scheduler:
         """The real scheduler, set up this way."""
         num_pages = self.pool_tokens // self.page_tokens
         arena = Arena(num_pages)
@@ -114,6 +117,7 @@ class ServerSettings:
             ),
             batch_rule=rule,
             admission=admission,
+            shedding=shedding,
         )
 
     def _record(self, digest: AdapterDigest) -> AdapterRecord:

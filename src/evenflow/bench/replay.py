@@ -14,10 +14,11 @@ from evenflow.fairness import ClientQueues, CostFunction, Policy, Schedulable, S
 from evenflow.fairness.passthrough import PassThrough
 from evenflow.fairness.runlog import RequestRecord, RunLog, ServiceLog
 from evenflow.fairness.weights import tiered
-from evenflow.serving.core.plan import StepPlan
-from evenflow.serving.core.request import AdapterDigest, ClientId, Request, RequestId
+from evenflow.serving.core.plan import NO_ADAPTER_SLOT, StepPlan
+from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.engine.simulated import StepTime, simulate
+from evenflow.serving.scheduler import create_shedding
 
 
 @dataclass(slots=True)
@@ -31,6 +32,8 @@ class Replay:
     num_preemptions: int
     num_adapter_loads: int
     cpu_s: float
+    mean_adapters_running: float
+    """Distinct adapters in a step, averaged over steps."""
 
 
 class MeteredPolicy(PassThrough):
@@ -74,9 +77,11 @@ def replay(
     shares: ClientShares | None = None,
     cost: CostFunction | None = None,
     seed: int = 0,
+    shed: str = "none",
+    slo_ttft_s: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Replay:
-    """Serve the trace to its last token. ``progress`` is told the virtual time now and then.
+    """Serve the trace to its last token, or shed what comes too late. ``progress`` is told the virtual time now and then.
 
     Raises RegistryError for an unknown policy, ConfigError for a request that the server can never hold.
     """
@@ -103,14 +108,16 @@ def replay(
     # the limit that a request states is far above its true length: nothing may learn the length from it
     max_output = max(1024, 2 * int(trace.output_len.max())) if len(trace) else 1
     metered = MeteredPolicy(chosen, price)
-    scheduler = server.scheduler(metered, queues, max_model_len=longest + max_output)
+    shedding = create_shedding(shed, slo_ttft_s)
+    scheduler = server.scheduler(metered, queues, max_model_len=longest + max_output, shedding=shedding)
     service = ServiceLog()
-    told = 0
+    told = num_adapters = 0
 
     def observe(plan: StepPlan, start_s: float, end_s: float) -> None:
-        nonlocal told
+        nonlocal told, num_adapters
         metered.flush(service, end_s)
         told += 1
+        num_adapters += len({sequence.adapter_slot for sequence in plan.sequences} - {NO_ADAPTER_SLOT})
         if progress is not None and told % 200 == 0:
             progress(end_s)
 
@@ -124,6 +131,7 @@ def replay(
             request.num_output_tokens,
             request.known_output_tokens or 0,
             is_rejected=request.request_id in result.verdicts,
+            is_shed=request.finish_reason is FinishReason.SHED,
             admitted_s=request.admitted_s,
             first_token_s=request.first_token_s,
             finished_s=request.finished_s,
@@ -140,6 +148,7 @@ def replay(
         snapshot.num_preemptions,
         snapshot.num_adapter_loads,
         time.process_time() - started_s,
+        num_adapters / max(told, 1),
     )
 
 

@@ -41,6 +41,18 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="keep computed prefixes for requests that begin alike under the same adapter (on)",
     )
+    group.add_argument(
+        "--shed",
+        default="predict",
+        metavar="NAME[:ARG]",
+        help="who is given up when their first token would come too late: none, paper[:GUARD_S], predict[:MARGIN] (predict)",
+    )
+    group.add_argument(
+        "--slo-ttft",
+        type=float,
+        metavar="S",
+        help="seconds within which a request's first token is wanted, unless it says so itself; default: none (paper: 6)",
+    )
     group.add_argument("--kernels", default="auto", help="auto, cpu or torch")
     group.add_argument("--threads", type=int, metavar="N", help="compute threads of all ranks; default: the usable cores")
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="where compiled kernels are kept between starts")
@@ -86,6 +98,8 @@ def engine_config(args: argparse.Namespace, model: Path, weight_by_client: dict[
         page_tokens=args.page_tokens,
         policy=args.policy,
         enable_prefix_caching=args.enable_prefix_caching,
+        shed=args.shed,
+        slo_ttft_s=args.slo_ttft,
         kernels=args.kernels,
         num_threads=args.threads,
         tensor_parallel=args.tensor_parallel,

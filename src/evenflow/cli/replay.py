@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--pool-tokens", type=int, metavar="N", help="another size of the KV pool")
     parser.add_argument("--factor", type=float, metavar="F", help="multiply step times by F instead of the profile's factor")
     parser.add_argument("--cost", choices=("tokens", "profiled", "kv"), default="tokens", help="what service costs (tokens)")
+    parser.add_argument(
+        "--shed",
+        default="none",
+        metavar="NAME[:ARG]",
+        help="give up late requests: none, paper[:GUARD_S], predict[:MARGIN] (none)",
+    )
+    parser.add_argument(
+        "--slo-ttft", type=float, metavar="S", help="objective for the first token: of the measures, and to shed by (6)"
+    )
     parser.add_argument("--clients", type=Path, metavar="FILE", help="clients.toml with weights and tiers")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="first seed (0)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds, counted up from the first (1)")
@@ -53,11 +63,12 @@ def run(args: argparse.Namespace) -> int:
     from evenflow.base.errors import ConfigError
     from evenflow.bench.clients import read_clients
     from evenflow.bench.comparison import compare, write_json
-    from evenflow.bench.fairness_page import comparison_table, fairness_page, write_pngs
+    from evenflow.bench.fairness_page import comparison_table, fairness_page, quality_table, write_pngs
     from evenflow.bench.profiles import load_profile
     from evenflow.bench.workload import WORKLOADS, make_workload
     from evenflow.fairness import check_policy
     from evenflow.report.tables import table_terminal
+    from evenflow.serving.scheduler import create_shedding
 
     console, errors = Console(), Console(stderr=True)
     if args.workload == "list":
@@ -75,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--policy names no policy")
     for name in dict.fromkeys(policies):
         check_policy(name, is_simulation=True)
+    create_shedding(args.shed)
+    if args.slo_ttft is not None and not 0 < args.slo_ttft < math.inf:
+        raise ConfigError(f"--slo-ttft is {args.slo_ttft}; allowed: finite and above 0")
     profile = load_profile(args.profile)
     server = profile.server(args.server, args.pool_tokens)
     step_time = profile.step_time if args.factor is None else profile.with_factor(args.factor)
@@ -102,7 +116,17 @@ def run(args: argparse.Namespace) -> int:
             progress.update(task, description=policy, completed=done + 0.95 * part, note=f"seed {seed}, {time_s:,.0f} s")
 
         comparison = compare(
-            make, names, profile.name, server, step_time, seeds=seeds, shares=shares, cost=_cost(args.cost), progress=tell
+            make,
+            names,
+            profile.name,
+            server,
+            step_time,
+            seeds=seeds,
+            shares=shares,
+            cost=_cost(args.cost),
+            shed=args.shed,
+            slo_ttft_s=args.slo_ttft,
+            progress=tell,
         )
     if args.json is not None:
         write_json(comparison, args.json)
@@ -113,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         for measure in ("paper", "token"):
             console.print(table_terminal(*comparison_table(comparison, measure, is_brief=True), title=f"measure: {measure}"))
+        title = f"first token within {comparison.slo_ttft_s:g} s, shedding {comparison.shed}"
+        console.print(table_terminal(*quality_table(comparison, is_brief=True), title=title))
         for path in (args.json, args.html, args.png):
             if path is not None:
                 console.print(f"wrote {path}", highlight=False, markup=False)

@@ -33,6 +33,7 @@ from evenflow.serving.scheduler import (
     PredictAndPreempt,
     Scheduler,
     SchedulerLimits,
+    create_shedding,
 )
 
 ADAPTER_PAGES = {AdapterDigest("x"): 1, AdapterDigest("y"): 2, AdapterDigest("z"): 4}
@@ -40,7 +41,8 @@ RECORDS = {digest: AdapterRecord(digest, AdapterSignature(()), pages, pages * 10
 CLIENTS = ("a", "b", "c")
 ELSEWHERE = ("rpm", "vtc-shared")
 """Policies that reject, or need a server of their own: not for these rules."""
-POLICIES = [*(name for name in policy_registry() if name not in ELSEWHERE), "vtc-preempt:5", "drr:10"]
+POLICIES = [*(name for name in policy_registry() if name not in ELSEWHERE), "vtc-preempt:5", "drr:10", "cluster:1:2+vtc"]
+SHEDDINGS = [("none", None), ("paper:0.5", 3.0), ("predict", 3.0), ("predict", None)]
 
 
 class BookedVTC(VTC):
@@ -74,6 +76,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_batch_tokens=st.integers(6, 12),
         decode_steps=st.integers(0, 3),
         caches_prefixes=st.booleans(),
+        shedding=st.sampled_from(SHEDDINGS),
     )
     def start(
         self,
@@ -88,6 +91,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_batch_tokens: int,
         decode_steps: int,
         caches_prefixes: bool,
+        shedding: tuple[str, float | None],
     ) -> None:
         self.queues = ClientQueues()
         self.policy: Policy = (
@@ -101,6 +105,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.cache = PrefixCache(self.arena, self.residency.idle_pages, page_tokens) if caches_prefixes else None
         self.is_mixed = is_mixed
+        self.default_slo_s = shedding[1]
+        self.keeps_slos = shedding[0] != "none"
         self.scheduler = Scheduler(
             policy=self.policy,
             queues=self.queues,
@@ -110,6 +116,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             batch_rule=MixedBatchRule() if is_mixed else ExclusivePrefillRule(max_prefill_tokens=8, decode_steps=decode_steps),
             admission=KnownPeak() if knows_lengths else PredictAndPreempt(initial_output_tokens=0.0),
             prefix_cache=self.cache,
+            shedding=create_shedding(*shedding),
         )
         self.oracle = KVOracle(num_pages, page_tokens, ADAPTER_PAGES)
         self.requests: dict[RequestId, Request] = {}
@@ -133,9 +140,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_output=st.integers(1, 10),
         conversation=st.sampled_from([0, 0, 1, 2]),
         salt=st.sampled_from(["", "", "", "s"]),
+        slo_ttft_s=st.sampled_from([None, None, 0.5, 2.0, 50.0]),
     )
     def add(
-        self, client: str, adapter: AdapterDigest | None, num_prompt: int, num_output: int, conversation: int, salt: str
+        self,
+        client: str,
+        adapter: AdapterDigest | None,
+        num_prompt: int,
+        num_output: int,
+        conversation: int,
+        salt: str,
+        slo_ttft_s: float | None,
     ) -> None:
         request = Request(
             RequestId(f"r{len(self.requests)}"),
@@ -147,6 +162,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_output_tokens=num_output,
             known_output_tokens=num_output,
             cache_salt=salt,
+            slo_ttft_s=slo_ttft_s if self.keeps_slos else None,
         )
         if not self.fits(-(-num_prompt // self.limits.page_tokens) + 1, adapter):
             with pytest.raises(PromptTooLong):
@@ -220,7 +236,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             request = ended.request
             assert ended.message
             self.ended_early.add(request.request_id)
-            if request.finish_reason is FinishReason.ERROR:
+            if request.finish_reason is FinishReason.SHED:
+                assert request.admitted_s is None, "one that had run was given up"
+                assert not request.output_token_ids
+                assert request.slo_ttft_s is not None or self.default_slo_s is not None
+                assert ended.predicted_ttft_s > 0
+                assert ended.retry_after_s >= 1
+            elif request.finish_reason is FinishReason.ERROR:
                 assert self.has_pinned, "ended for lack of memory though nothing was ever pinned"
             else:
                 assert request.finish_reason is FinishReason.LENGTH

@@ -163,6 +163,7 @@ class FakeEngine:
                     error=self.fail_with.error,
                     param=self.fail_with.param,
                     retry_after_s=self.fail_with.retry_after_s,
+                    predicted_ttft_s=self.fail_with.predicted_ttft_s,
                 )
                 return
             output = RequestOutput(submit.request_id, character, [ord(character) & 0xFF])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, busy_stats, in_process, make_adapter
 
-from evenflow.serving.engine.messages import AdapterStats, ClientStats, EngineStats, WireStats
+from evenflow.serving.engine.messages import AdapterStats, ClientStats, EngineStats, RequestOutput, WireStats
 from evenflow.serving.server.app import create_app
 from evenflow.serving.server.config import ServerConfig
 from evenflow.serving.server.metrics import Metrics
@@ -125,8 +125,26 @@ def test_requests_show_up(tmp_path):
         assert series["evenflow_adapter_time_to_first_token_seconds_count"] == [({"adapter": "a"}, 1)]
         assert ({"model_name": "base", "engine": "0", "reason": "queue_full"}, 1) in series["vllm:admission_rejections_total"]
         assert series["evenflow_client_rejections_total"] == [({"client": "alice", "reason": "queue_full"}, 1)]
+        assert ({"model_name": "base", "engine": "0", "reason": "slo"}, 0) in series["vllm:admission_rejections_total"]
         assert series["evenflow_ready"] == [({}, 1)]
         assert series["evenflow_completions_waiting"] == [({}, 0)]
+
+    asyncio.run(main())
+
+
+def test_requests_given_up_are_counted():
+    async def main() -> None:
+        engine = FakeEngine()
+        engine.stats_now = EngineStats(policy="vtc", num_shed=7)
+        engine.fail_with = RequestOutput("", error_type="SLOUnreachable", error="late", retry_after_s=1.0, predicted_ttft_s=9.0)
+        app = create_app(engine, FakeTokenizer(), FakeTemplate(), ServerConfig())
+        async with in_process(app) as client:
+            body = {"model": "base", "prompt": "hi", "user": "alice", "slo_ttft": 1.0}
+            assert (await client.post("/v1/completions", json=body)).status_code == 503
+            series = series_of((await client.get("/metrics")).text)
+        assert ({"model_name": "base", "engine": "0", "reason": "slo"}, 1) in series["vllm:admission_rejections_total"]
+        assert series["evenflow_client_rejections_total"] == [({"client": "alice", "reason": "slo"}, 1)]
+        assert series["evenflow_requests_shed_total"] == [({}, 7)]
 
     asyncio.run(main())
 

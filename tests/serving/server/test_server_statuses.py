@@ -342,6 +342,60 @@ def test_what_the_engine_refuses_has_its_status_streamed_or_not(error_type, stat
         assert response.headers["retry-after"] == "3"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_given_up_is_503_with_the_predicted_wait(stream):
+    def fail(engine: FakeEngine) -> None:
+        engine.fail_with = RequestOutput(
+            "", error_type="SLOUnreachable", error="too late", retry_after_s=2.5, predicted_ttft_s=7.25
+        )
+
+    response = ask("/v1/chat/completions", {**CHAT, "stream": stream, "slo_ttft": 5.0}, engine=fail)
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "3"
+    assert response.json()["error"] == {
+        "message": "too late",
+        "type": "server_error",
+        "param": None,
+        "code": "slo_unreachable",
+        "predicted_ttft_s": 7.25,
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "expected"),
+    [
+        ({}, {}, None),
+        ({"slo_ttft": 2}, {}, 2.0),
+        ({"slo_ttft": None}, {}, None),
+        ({}, {"x-llm-d-slo-ttft-ms": "1500"}, 1.5),
+        ({"slo_ttft": 2.5}, {"x-llm-d-slo-ttft-ms": "nonsense"}, 2.5),
+    ],
+)
+@pytest.mark.parametrize(("path", "base"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+def test_the_objective_for_the_first_token_reaches_the_engine(path, base, body, headers, expected):
+    engines: list[FakeEngine] = []
+    assert ask(path, {**base, **body}, headers=headers, engine=engines.append).status_code == 200
+    assert [submit.slo_ttft_s for submit in engines[0].submitted] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "param"),
+    [
+        ({"slo_ttft": 0}, {}, "slo_ttft"),
+        ({"slo_ttft": -1.5}, {}, "slo_ttft"),
+        ({"slo_ttft": 3601}, {}, "slo_ttft"),
+        ({"slo_ttft": "2"}, {}, "slo_ttft"),
+        ({}, {"x-llm-d-slo-ttft-ms": "soon"}, "x-llm-d-slo-ttft-ms"),
+        ({}, {"x-llm-d-slo-ttft-ms": "nan"}, "x-llm-d-slo-ttft-ms"),
+        ({}, {"x-llm-d-slo-ttft-ms": "0"}, "x-llm-d-slo-ttft-ms"),
+        ({}, {"x-llm-d-slo-ttft-ms": "1e99"}, "x-llm-d-slo-ttft-ms"),
+    ],
+)
+def test_an_objective_that_is_none_is_refused(body, headers, param):
+    response = ask("/v1/completions", {**TEXT, **body}, headers=headers)
+    assert (response.status_code, error_of(response)["param"]) == (400, param)
+
+
 def test_an_error_inside_the_server_is_500_and_tells_nothing(tmp_path):
     def break_it(engine: FakeEngine) -> None:
         engine.answer = lambda submit: 1 / 0  # type: ignore[assignment, method-assign]

@@ -33,6 +33,8 @@ class FinishReason(enum.StrEnum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
+    SHED = "shed"
+    """Given up while it waited: its first token would have come too late."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +56,8 @@ class Request:
     """The true output length, where a trace gives it; only KnownPeakAdmission and oracle policies may read it."""
     cache_salt: str = ""
     """Only requests with the same salt find each other's prefixes in the cache."""
+    slo_ttft_s: float | None = None
+    """Its own objective for the time from arrival to first token; None: the server's default, if it has one."""
     state: RequestState = RequestState.WAITING
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0

@@ -30,6 +30,7 @@ from evenflow.serving.memory.residency import Residency
 from evenflow.serving.models.config import ModelConfig, load_config
 from evenflow.serving.scheduler.limits import SchedulerLimits
 from evenflow.serving.scheduler.scheduler import Scheduler
+from evenflow.serving.scheduler.shedding import create_shedding
 
 log = logging.getLogger("evenflow.engine")
 
@@ -87,8 +88,15 @@ def _assemble(config: EngineConfig, model_config: ModelConfig, ranks: RankProces
         max_model_len=max_model_len,
         page_tokens=layout.page_tokens,
     )
+    shedding = create_shedding(config.shed, config.slo_ttft_s)
     scheduler = Scheduler(
-        policy=policy, queues=queues, arena=arena, residency=residency, limits=limits, prefix_cache=prefix_cache
+        policy=policy,
+        queues=queues,
+        arena=arena,
+        residency=residency,
+        limits=limits,
+        prefix_cache=prefix_cache,
+        shedding=shedding,
     )
     log.info(
         "%s in %s on %s x %d, %s kernels; arena %s: %d pages of %d tokens; context %d; policy %s; ready after %.1f s",

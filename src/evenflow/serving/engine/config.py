@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evenflow.base.errors import ConfigError
 from evenflow.fairness.weights import check_tiers
+from evenflow.serving.scheduler.shedding import create_shedding
 
 DTYPES = ("auto", "bfloat16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
@@ -34,7 +35,11 @@ class EngineConfig:
     max_model_len: int | None = None
     """Longest prompt plus output in tokens; None: what the model was trained for, if the arena holds it."""
     policy: str = "vtc"
-    """NAME[:ARG] from the fairness registry."""
+    """[MODIFIER+]NAME[:ARG] from the fairness registry."""
+    shed: str = "predict"
+    """none, paper[:GUARD_S] or predict[:MARGIN]: which waiting requests are given up. See scheduler/shedding.py."""
+    slo_ttft_s: float | None = None
+    """Objective for the time to first token of requests that bring none; None: paper's 6 s, and with predict no objective."""
     max_lora_rank: int = 512
     """Adapters of a higher rank are refused."""
     max_adapters: int = 100_000
@@ -102,4 +107,5 @@ class EngineConfig:
         for client, weight in self.weight_by_client.items():
             if not weight > 0:
                 raise ConfigError(f"weight of client {client!r} is {weight!r}; allowed: above 0")
+        create_shedding(self.shed, self.slo_ttft_s)
         check_tiers(self.tier_by_client, self.weight_by_tier)

@@ -287,6 +287,7 @@ class Engine:
             adapter=digest,
             max_output_tokens=room if wanted is None else min(wanted, room),
             cache_salt=message.cache_salt,
+            slo_ttft_s=message.slo_ttft_s,
         )
 
     def _read(self, plan: StepPlan, result: StepResult, finished: dict[RequestId, FinishReason]) -> list[RequestOutput]:
@@ -319,8 +320,15 @@ class Engine:
                 output = reply.cut()
                 output.usage = reply.usage(self._clock())
             else:
-                output = RequestOutput(request.request_id, error_type=ended.error_type, error=ended.message)
-                log.warning("request %s of client %s: %s", request.request_id, request.client_id, ended.message)
+                output = RequestOutput(
+                    request.request_id,
+                    error_type=ended.error_type,
+                    error=ended.message,
+                    retry_after_s=ended.retry_after_s,
+                    predicted_ttft_s=ended.predicted_ttft_s,
+                )
+                level = logging.DEBUG if request.finish_reason is FinishReason.SHED else logging.WARNING
+                log.log(level, "request %s of client %s: %s", request.request_id, request.client_id, ended.message)
             self._drop(request)
             outputs.append(output)
         return outputs

@@ -24,6 +24,8 @@ class Submit(msgspec.Struct, tag=True, array_like=True):
     """The client's share weight at this moment."""
     cache_salt: str = ""
     """Only requests with the same salt share cached prefixes."""
+    slo_ttft_s: float | None = None
+    """The request's own objective for its time to first token; None: the engine's default."""
 
 
 class Abort(msgspec.Struct, tag=True, array_like=True):
@@ -158,6 +160,8 @@ class RequestOutput(msgspec.Struct, array_like=True):
     error: str = ""
     param: str | None = None
     retry_after_s: float = 0.0
+    predicted_ttft_s: float = 0.0
+    """With the error SLOUnreachable."""
 
 
 class ClientStats(msgspec.Struct):
@@ -212,6 +216,8 @@ class EngineStats(msgspec.Struct):
     """Kept by the prefix cache, and used by nobody now."""
     page_tokens: int = 16
     num_preemptions: int = 0
+    num_shed: int = 0
+    """Requests given up because their first token would have come too late."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     recomputed_tokens: int = 0

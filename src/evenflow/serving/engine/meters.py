@@ -112,6 +112,7 @@ def collect_stats(
         num_idle_cache_pages=snapshot.num_idle_cache_pages,
         page_tokens=snapshot.page_tokens,
         num_preemptions=snapshot.num_preemptions,
+        num_shed=snapshot.num_shed,
         prompt_tokens=snapshot.prompt_tokens,
         completion_tokens=snapshot.completion_tokens,
         recomputed_tokens=snapshot.recomputed_tokens,

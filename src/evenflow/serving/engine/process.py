@@ -51,6 +51,8 @@ def error_from_name(name: str | None, message: str, reasons: list[str] | None = 
         error.param = None
     elif isinstance(error, errors.Rejected):
         error.retry_after_s = 1.0
+        if isinstance(error, errors.SLOUnreachable):
+            error.predicted_ttft_s = 0.0
     return error
 
 

@@ -4,6 +4,7 @@ from evenflow.serving.scheduler.admission import Admission, KnownPeak, PredictAn
 from evenflow.serving.scheduler.batching import BatchRule, ExclusivePrefillRule, MixedBatchRule
 from evenflow.serving.scheduler.limits import SchedulerLimits
 from evenflow.serving.scheduler.scheduler import Scheduler
+from evenflow.serving.scheduler.shedding import Shedding, create_shedding
 from evenflow.serving.scheduler.snapshot import EndedRequest, SchedulerSnapshot
 
 __all__ = [
@@ -17,4 +18,6 @@ __all__ = [
     "Scheduler",
     "SchedulerLimits",
     "SchedulerSnapshot",
+    "Shedding",
+    "create_shedding",
 ]

@@ -76,8 +76,10 @@ class Draft:
     def admit(self, max_tokens: int, *, whole_prompts: bool) -> int:
         """Start waiting requests, in the policy's order, until one does not fit (nobody is overtaken: the bound needs it).
 
-        Nobody starts in a step in which somebody had to make room, or the preempted would come straight back.
+        Who would come too late is given up first. Nobody starts in a step in which somebody had to make room, or the
+        preempted would come straight back.
         """
+        self.ended += self._lives.shed(self._now_s)
         if self._has_made_room:
             self.waiting_for = "memory"
             return 0

@@ -11,23 +11,29 @@ from evenflow.fairness.queue import ClientQueues
 from evenflow.serving.core.request import FinishReason, Request, RequestId, RequestState
 from evenflow.serving.scheduler.admission import Admission
 from evenflow.serving.scheduler.running import DECODED, RunningRequest, RunningSet
+from evenflow.serving.scheduler.shedding import Shedding, has_never_run
+from evenflow.serving.scheduler.snapshot import EndedRequest
 from evenflow.serving.scheduler.tallies import Tallies, Tally
 
 
 class Lives:
     """Owns every live request and moves it between queue and batch; keeps queues, policy, running set and tallies in step."""
 
-    def __init__(self, policy: Policy, queues: ClientQueues, running: RunningSet, admission: Admission) -> None:
+    def __init__(
+        self, policy: Policy, queues: ClientQueues, running: RunningSet, admission: Admission, shedding: Shedding
+    ) -> None:
         self._policy = policy
         self._queues = queues
         self._running = running
         self._admission = admission
+        self._shedding = shedding
         self._requests: dict[RequestId, Request] = {}
         self._computed_before: dict[RequestId, int] = {}
         self.clients = Tallies()
         self.adapters = Tallies()
         self.total = Tally()
         self.num_preemptions = 0
+        self.num_shed = 0
 
     def get(self, request_id: RequestId) -> Request | None:
         """A request that waits or runs, or None."""
@@ -43,6 +49,7 @@ class Lives:
             self._requests[request.request_id] = request
             request.state = RequestState.WAITING
             _move(self._tallies(request), +1, 0)
+            self._shedding.enqueued(request, now_s)
             if self._queues.push(request):
                 self._policy.backlogged(request.client_id)
         return verdict
@@ -56,6 +63,7 @@ class Lives:
         if is_first:
             request.admitted_s = now_s
             request.num_cached_tokens = entry.cached_tokens
+            self._shedding.started(request, now_s)
         request.state = RequestState.RUNNING
         is_last = self._queues.remove(request)
         self._policy.admitted(
@@ -90,6 +98,27 @@ class Lives:
         """A prompt has been computed: others may use it from now on."""
         self._running.publish(entry)
 
+    def shed(self, now_s: float) -> list[EndedRequest]:
+        """End the waiting requests that would come too late."""
+        ended = []
+        for overdue in self._shedding.overdue(now_s):
+            self.end(overdue.request, FinishReason.SHED, now_s)
+            message = (
+                f"the first token would come {overdue.predicted_ttft_s:.2f} s after the request and is wanted within "
+                f"{overdue.slo_ttft_s:g} s"
+            )
+            ended.append(
+                EndedRequest(
+                    overdue.request,
+                    message,
+                    "SLOUnreachable",
+                    predicted_ttft_s=overdue.predicted_ttft_s,
+                    retry_after_s=overdue.retry_after_s,
+                )
+            )
+        self.num_shed += len(ended)
+        return ended
+
     def preempt(self, entry: RunningRequest) -> None:
         """Put a running request back at the head of its client's queue; its tokens are kept, its KV while there is room."""
         request = entry.request
@@ -120,6 +149,7 @@ class Lives:
             _move(self._tallies(request), -1, 0)
             is_last = self._queues.remove(request)
             if request.admitted_s is None:
+                self._shedding.cancelled(request, now_s)
                 self._policy.cancelled(request)
             else:
                 self._policy.settle(request)
@@ -139,6 +169,7 @@ class Lives:
         self.clients.check_integrity()
         self.adapters.check_integrity()
         self._policy.check_integrity(set(self._queues.clients))
+        self._shedding.check_integrity([request for request in self._requests.values() if has_never_run(request)])
         waiting = {r.request_id for client in self._queues.clients for r in self._queues.waiting(client)}
         running = {request.request_id for request in self._running.requests()}
         assert not waiting & running, "a request waits and runs"

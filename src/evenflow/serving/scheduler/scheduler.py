@@ -32,6 +32,7 @@ from evenflow.serving.scheduler.draft import Draft
 from evenflow.serving.scheduler.limits import SchedulerLimits
 from evenflow.serving.scheduler.lives import Lives
 from evenflow.serving.scheduler.running import RunningRequest, RunningSet
+from evenflow.serving.scheduler.shedding import NoShedding, Shedding
 from evenflow.serving.scheduler.snapshot import EndedRequest, SchedulerSnapshot
 from evenflow.serving.scheduler.tallies import Tally
 
@@ -54,6 +55,7 @@ class Scheduler:
         batch_rule: BatchRule | None = None,
         admission: Admission | None = None,
         prefix_cache: PrefixCache | None = None,
+        shedding: Shedding | None = None,
     ) -> None:
         self.policy = policy
         self.limits = limits
@@ -64,7 +66,8 @@ class Scheduler:
         self._admission = admission or PredictAndPreempt()
         self._running = RunningSet(arena, residency, limits.page_tokens, prefix_cache)
         self._prefix_cache = prefix_cache
-        self._lives = Lives(policy, queues, self._running, self._admission)
+        self._shedding = shedding or NoShedding()
+        self._lives = Lives(policy, queues, self._running, self._admission, self._shedding)
         self._in_flight: list[tuple[RunningRequest, PlannedSequence]] | None = None
         self._ended: list[EndedRequest] = []
         self._num_steps = 0
@@ -128,6 +131,7 @@ class Scheduler:
                     entry.num_tokens += 1
                     if request.first_token_s is None:
                         request.first_token_s = now_s
+                        self._shedding.answered(request, now_s)
             serve(entry, entry.received(sequence, has_token))
             if has_token and len(sequence.token_ids) > 1:
                 self._lives.publish(entry)
@@ -203,6 +207,7 @@ class Scheduler:
             num_adapter_loads=residency.num_loads,
             num_adapter_evictions=residency.num_evictions,
             num_preemptions=self._lives.num_preemptions,
+            num_shed=self._lives.num_shed,
             num_steps=self._num_steps,
             prompt_tokens=total.prompt_tokens,
             completion_tokens=total.completion_tokens,
@@ -248,6 +253,8 @@ class Scheduler:
             raise InvalidRequest(f"request id {request.request_id!r} is in use", "request_id")
         if num_prompt == 0:
             raise InvalidRequest("the prompt has no tokens", "prompt")
+        if request.slo_ttft_s is not None and not self._shedding.keeps_slos:
+            raise InvalidRequest("slo_ttft is given, and this server gives nothing up: it runs with --shed none", "slo_ttft")
         if request.max_output_tokens < 1:
             raise InvalidRequest(f"max_tokens is {request.max_output_tokens}; allowed: 1 or more", "max_tokens")
         if num_prompt + request.max_output_tokens > limits.max_model_len:

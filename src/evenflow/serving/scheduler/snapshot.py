@@ -15,6 +15,9 @@ class EndedRequest:
     message: str
     error_type: str = "EvenFlowError"
     """Class in evenflow.base.errors, if it ended in an error."""
+    predicted_ttft_s: float = 0.0
+    """Of one that was given up (finish reason SHED): the time to first token it would have had, from its arrival."""
+    retry_after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class SchedulerSnapshot:
     num_adapter_loads: int
     num_adapter_evictions: int
     num_preemptions: int
+    num_shed: int
     num_steps: int
     prompt_tokens: int
     completion_tokens: int

@@ -118,6 +118,11 @@ class EngineMetrics:
                 stats.recomputed_tokens,
             ),
             ("evenflow_steps", "Engine steps.", stats.num_steps),
+            (
+                "evenflow_requests_shed",
+                "Requests given up, because their first token would have come later than it was wanted.",
+                stats.num_shed,
+            ),
             ("evenflow_scheduling_seconds", "Time spent planning and committing.", stats.scheduling_s),
             ("evenflow_executing_seconds", "Time spent in the executor.", stats.executing_s),
         ):

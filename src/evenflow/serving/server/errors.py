@@ -23,6 +23,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.InvalidKey: (401, "authentication_error", "invalid_api_key"),
     errors.NotAllowed: (403, "permission_error", "not_allowed"),
     errors.ClientOverLimit: (429, "rate_limit_error", "rate_limit_exceeded"),
+    errors.SLOUnreachable: (503, "server_error", "slo_unreachable"),
     errors.ServerFull: (503, "server_error", "server_is_overloaded"),
     errors.EngineDead: (503, "server_error", "engine_dead"),
 }
@@ -36,6 +37,8 @@ class ErrorDetail(msgspec.Struct):
     type: str
     param: str | None = None
     code: str | None = None
+    predicted_ttft_s: float | msgspec.UnsetType = msgspec.UNSET
+    """With the code slo_unreachable: the predicted time from the request's arrival to its first token."""
 
 
 class ErrorResponse(msgspec.Struct):
@@ -54,7 +57,10 @@ def body_of(error: BaseException) -> ErrorResponse:
     _, kind, code = _describe(error)
     if not isinstance(error, EvenFlowError):
         return ErrorResponse(ErrorDetail("the server failed to answer this request; its log says why", kind))
-    return ErrorResponse(ErrorDetail(clean(str(error)), kind, getattr(error, "param", None), code))
+    detail = ErrorDetail(clean(str(error)), kind, getattr(error, "param", None), code)
+    if isinstance(error, errors.SLOUnreachable):
+        detail.predicted_ttft_s = round(error.predicted_ttft_s, 3)
+    return ErrorResponse(detail)
 
 
 def headers_of(error: BaseException) -> dict[str, str]:
@@ -74,6 +80,8 @@ def error_of(output: RequestOutput) -> EvenFlowError:
     kind = getattr(errors, output.error_type or "", EvenFlowError)
     if issubclass(kind, errors.InvalidRequest):
         return kind(output.error, output.param)
+    if issubclass(kind, errors.SLOUnreachable):
+        return kind(output.error, output.retry_after_s, output.predicted_ttft_s)
     if issubclass(kind, errors.Rejected):
         return kind(output.error, output.retry_after_s)
     if issubclass(kind, errors.AdapterRejected):

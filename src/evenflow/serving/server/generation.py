@@ -44,6 +44,8 @@ class Call:
     arrival_s: float
     """time.monotonic()."""
     cache_salt: str = ""
+    slo_ttft_s: float | None = None
+    """Within which the first token is wanted."""
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -134,6 +136,7 @@ class Generation:
                     arrival_s=call.arrival_s,
                     weight=call.client.weight,
                     cache_salt=call.cache_salt,
+                    slo_ttft_s=call.slo_ttft_s,
                 )
             )
         return submits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ from evenflow.serving.server.schema import (
     DetokenizeRequest,
     SamplingFields,
     TokenizeRequest,
+    slo_of,
 )
 from evenflow.serving.server.state import ServerState
 from evenflow.serving.server.stream import ClientGone, EventStream, while_connected
@@ -52,7 +54,8 @@ def add_inference_routes(app: FastAPI, state: ServerState) -> None:
         state.check_open()
         body, ignored, holder = await read_request(state, request, chat_parser)
         client, adapter = await _who_and_what(state, request, body, holder)
-        generation = Generation(state, chat_call(state, body, client, adapter, arrival_s))
+        call = replace(chat_call(state, body, client, adapter, arrival_s), slo_ttft_s=slo_of(body, request.headers))
+        generation = Generation(state, call)
         if body.stream:
             return _stream(state, client, ignored, chat_events(generation, body))
         return await _answer(state, request, client, ignored, chat_answer(generation, body))
@@ -64,7 +67,8 @@ def add_inference_routes(app: FastAPI, state: ServerState) -> None:
         state.check_open()
         body, ignored, holder = await read_request(state, request, completion_parser)
         client, adapter = await _who_and_what(state, request, body, holder)
-        generation = Generation(state, completion_call(state, body, client, adapter, arrival_s))
+        call = replace(completion_call(state, body, client, adapter, arrival_s), slo_ttft_s=slo_of(body, request.headers))
+        generation = Generation(state, call)
         if body.stream:
             return _stream(state, client, ignored, completion_events(state, generation, body))
         return await _answer(state, request, client, ignored, completion_answer(state, generation, body))

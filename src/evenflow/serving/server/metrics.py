@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from evenflow.base.errors import ClientOverLimit, Rejected
+from evenflow.base.errors import ClientOverLimit, Rejected, SLOUnreachable
 from evenflow.serving.engine.messages import Usage
 from evenflow.serving.server.engine_metrics import EngineMetrics
 from evenflow.serving.server.interfaces import Engine
@@ -21,6 +21,7 @@ from evenflow.serving.server.topk import OTHER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ENGINE = "0"
+REJECTION_REASONS = ("queue_full", "client_limit", "slo")
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
@@ -73,7 +74,7 @@ class Metrics:
             ("model_name", "engine", "reason"),
             registry=self._registry,
         )
-        self._rejections = {reason: rejections.labels(model_name, ENGINE, reason) for reason in ("queue_full", "client_limit")}
+        self._rejections = {reason: rejections.labels(model_name, ENGINE, reason) for reason in REJECTION_REASONS}
         self._client_rejections = Counter(
             "evenflow_client_rejections", "Requests turned away.", ("client", "reason"), registry=self._registry
         )
@@ -96,7 +97,8 @@ class Metrics:
 
     def rejected(self, client: str, error: Rejected) -> None:
         """A request was turned away."""
-        reason = "client_limit" if isinstance(error, ClientOverLimit) else "queue_full"
+        is_late = isinstance(error, SLOUnreachable)
+        reason = "slo" if is_late else "client_limit" if isinstance(error, ClientOverLimit) else "queue_full"
         self._rejections[reason].inc()
         self._client_rejections.labels(self._engine_metrics.clients.label(client), reason).inc()
 

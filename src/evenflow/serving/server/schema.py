@@ -6,7 +6,7 @@ OpenAI's client may send it. Ranges are checked by SamplingParams, which names t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -17,6 +17,9 @@ from evenflow.serving.core.sampling import SamplingParams
 
 MAX_INT64 = (1 << 63) - 1
 MAX_INT32 = (1 << 31) - 1
+MAX_SLO_S = 3600.0
+SLO_HEADER = "x-llm-d-slo-ttft-ms"
+"""llm-d's header for the same as ``slo_ttft``, in milliseconds; the body goes before it."""
 ROLES = ("system", "developer", "user", "assistant")
 
 Seed = Annotated[int, Meta(ge=-MAX_INT64 - 1, le=MAX_INT64)]
@@ -64,6 +67,8 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     """vLLM's: token ids beside the text."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    slo_ttft: Annotated[float, Meta(gt=0, le=MAX_SLO_S)] | None = None
+    """EvenFlow's: seconds from arrival within which the first token is wanted, else 503 as soon as that cannot be."""
     user: str | None = None
     safety_identifier: str | None = None
     """Who the caller's own user is. Without API keys this, or ``user``, is the client if no header says otherwise."""
@@ -191,6 +196,22 @@ def sampling_of(
         prompt_logprobs=prompt_logprobs,
         **given,
     )
+
+
+def slo_of(body: SamplingFields, headers: Mapping[str, str]) -> float | None:
+    """Seconds within which the first token is wanted, from the body or else llm-d's header. Raises InvalidRequest."""
+    text = headers.get(SLO_HEADER)
+    if body.slo_ttft is not None or text is None:
+        return body.slo_ttft
+    try:
+        seconds = float(text) / 1000.0
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_SLO_S:
+        raise InvalidRequest(
+            f"the header {SLO_HEADER} is {text[:40]!r}; allowed: milliseconds above 0, to {MAX_SLO_S * 1000:g}", SLO_HEADER
+        )
+    return seconds
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
