@@ -18,6 +18,8 @@ for _name, _value in {
     "NUMBA_CACHE_DIR": str(default_cache_dir(os.environ)),
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Triton kernels run in its interpreter, where there is no GPU (make gpu sets it to 0).
+    "TRITON_INTERPRET": "1",
 }.items():
     os.environ.setdefault(_name, _value)
 

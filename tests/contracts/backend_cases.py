@@ -17,8 +17,10 @@ from evenflow.serving.core.plan import NO_ADAPTER_SLOT, PlannedSequence, StepPla
 from evenflow.serving.core.request import RequestId
 from evenflow.serving.core.shape import MODULES, ModelShape
 from evenflow.serving.memory.layout import ArenaLayout, K, V, place
+from triton_interpreter import mend
 
 CPU = torch.device("cpu")
+mend()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

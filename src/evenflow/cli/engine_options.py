@@ -53,7 +53,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds within which a request's first token is wanted, unless it says so itself; default: none (paper: 6)",
     )
-    group.add_argument("--kernels", default="auto", help="auto, cpu or torch")
+    group.add_argument("--kernels", default="auto", help="auto, cpu, torch, triton or flashinfer")
     group.add_argument("--threads", type=int, metavar="N", help="compute threads of all ranks; default: the usable cores")
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="where compiled kernels are kept between starts")
     group.add_argument("--adapter-cache", type=Path, metavar="DIR", help="where converted adapters are kept between starts")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from evenflow.base.errors import ConfigError
-from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, choose
+from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames, choose
 from evenflow.serving.backends.storage import Storage
 from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.memory.layout import ArenaLayout
@@ -31,8 +34,24 @@ def test_the_choice_works(dtype, head_dim):
     assert names.attention == ("cpu" if is_fast and head_dim % 16 == 0 else "torch")
 
 
-def test_other_devices_get_what_runs_anywhere():
-    assert choose(torch.device("cuda"), torch.bfloat16, shape(64)).attention == "torch"
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_cuda_gets_triton(dtype):
+    assert choose(torch.device("cuda"), dtype, shape(64)) == BackendNames("triton", "triton")
+
+
+def test_other_devices_and_dtypes_get_what_runs_anywhere():
+    assert choose(torch.device("cuda"), torch.float16, shape(64)) == BackendNames("torch", "torch")
+    assert choose(torch.device("mps"), torch.bfloat16, shape(64)) == BackendNames("torch", "torch")
+
+
+def test_naming_and_choosing_backends_imports_neither_triton_nor_cuda():
+    code = (
+        "import sys, torch; from evenflow.serving.backends.choose import choose, LORA_BACKENDS;"
+        "from evenflow.serving.core.shape import ModelShape;"
+        "LORA_BACKENDS.load(choose(torch.device('cpu'), torch.float32, ModelShape(2, 48, 80, 4, 2, 16, 10)).lora);"
+        "sys.exit('triton' in sys.modules or torch.cuda.is_initialized())"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_cpu_backends_refuse_what_they_cannot_do():

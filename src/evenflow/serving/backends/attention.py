@@ -22,7 +22,10 @@ class AttentionBackend(Protocol):
         ...
 
     def plan(self, batch: Batch) -> None:
-        """Prepare what is the same for all layers: page addresses, rope rows, work division."""
+        """Prepare what is the same for all layers: page addresses, rope rows, work division.
+
+        What the device shall read goes through ``batch.staging``, which is uploaded before ``run``.
+        """
         ...
 
     def run(self, layer: int, qkv_TC: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,8 @@ ATTENTION_BACKENDS = Registry(
     {
         "torch": "evenflow.serving.backends.torch_attention:TorchAttention",
         "cpu": "evenflow.serving.backends.cpu_attention:CPUAttention",
+        "triton": "evenflow.serving.backends.triton_attention:TritonAttention",
+        "flashinfer": "evenflow.serving.backends.flashinfer_attention:FlashInferAttention",
     },
 )
 """Constructors take (storage, cos_PE, sin_PE, sm_scale): see ``AttentionBackend``."""
@@ -25,6 +27,7 @@ LORA_BACKENDS = Registry(
         "cpu": "evenflow.serving.backends.cpu_lora:CPULoRA",
         "gather": "evenflow.serving.backends.gather_lora:GatherLoRA",
         "padded": "evenflow.serving.backends.padded_lora:PaddedLoRA",
+        "triton": "evenflow.serving.backends.triton_lora:TritonLoRA",
     },
 )
 """Constructors take (storage)."""
@@ -40,6 +43,13 @@ class BackendNames:
 
 def choose(device: torch.device, dtype: torch.dtype, shape: ModelShape) -> BackendNames:
     """Names of the fastest backends that serve this model here."""
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
+    if dtype not in (torch.bfloat16, torch.float32) or device.type not in ("cpu", "cuda"):
         return BackendNames("torch", "torch")
+    if device.type == "cuda":
+        return BackendNames("triton", "triton")
     return BackendNames("torch" if shape.head_dim % 16 else "cpu", "cpu")
+
+
+def by_name(kernels: str) -> BackendNames:
+    """What a user's one name for the kernels means. FlashInfer has no LoRA over arena rows: Triton's goes with it."""
+    return BackendNames(kernels, "triton" if kernels == "flashinfer" else kernels)

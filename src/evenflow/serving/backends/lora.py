@@ -28,7 +28,7 @@ class LoRABackend(Protocol):
         ...
 
     def plan(self, batch: Batch) -> None:
-        """Prepare what is the same for all layers: rows by adapter, equal work per thread."""
+        """Prepare what is the same for all layers: rows by adapter, equal work per thread. See ``AttentionBackend.plan``."""
         ...
 
     def run(self, layer: int, site: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:

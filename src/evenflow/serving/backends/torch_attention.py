@@ -23,10 +23,10 @@ class TorchAttention:
         """Nothing to compile."""
 
     def plan(self, batch: Batch) -> None:
-        """Look up the angles and the arena rows (of layer 0) that the step writes and reads."""
+        """Look up the arena rows (of layer 0) that the step writes and reads."""
         layout, device = self._storage.layout, self._storage.device
-        self._cos_TE = self._cos_PE[batch.positions_T]
-        self._sin_TE = self._sin_PE[batch.positions_T]
+        self._positions_T = batch.positions_T
+        self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
         write = layout.kv_row(batch.page_of_row, 0, K, batch.page_slot_of_row)
         self._write_rows = torch.as_tensor(write, device=device)
         self._sequences: list[tuple[slice, int, torch.Tensor]] = []
@@ -43,8 +43,10 @@ class TorchAttention:
         layout = self._storage.layout
         shape, kv_rows = layout.shape, self._storage.kv_rows
         q, k, v = qkv_TC.split([shape.q_width, shape.kv_width, shape.kv_width], dim=1)
-        q_TND = rotate(q.unflatten(1, (shape.num_heads, shape.head_dim)), self._cos_TE, self._sin_TE)
-        k_TKD = rotate(k.unflatten(1, (shape.num_kv_heads, shape.head_dim)), self._cos_TE, self._sin_TE)
+        if self._angles is None:  # in the step's first layer: the positions were not on the device before
+            self._angles = self._cos_PE[self._positions_T], self._sin_PE[self._positions_T]
+        q_TND = rotate(q.unflatten(1, (shape.num_heads, shape.head_dim)), *self._angles)
+        k_TKD = rotate(k.unflatten(1, (shape.num_kv_heads, shape.head_dim)), *self._angles)
         to_k, to_v = layout.kv_row(0, layer, K, 0), layout.kv_row(0, layer, V, 0)
         kv_rows.index_copy_(0, self._write_rows + to_k, k_TKD.flatten(1))
         kv_rows.index_copy_(0, self._write_rows + to_v, v)

@@ -9,10 +9,11 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import format_size, free_memory_bytes
-from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames, choose
+from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames, by_name, choose
 from evenflow.serving.backends.lora import LoRABackend
 from evenflow.serving.backends.storage import Storage
 from evenflow.serving.engine.config import EngineConfig
+from evenflow.serving.engine.forward import EagerForward, Forward, GraphedForward, graph_sizes
 from evenflow.serving.engine.membership import Membership
 from evenflow.serving.engine.sampler import Sampler
 from evenflow.serving.engine.worker import HostSide, Worker
@@ -55,12 +56,15 @@ def build_worker(
     max_model_len = context_length(config, model_config, layout, num_pages)
     storage = Storage(layout, num_pages, dtype, device)
     cos_PD, sin_PD = rope_table(model_config.rope, layout.shape.head_dim, max_model_len)
-    names = choose(device, dtype, layout.shape) if config.kernels == "auto" else BackendNames(config.kernels, config.kernels)
+    names = choose(device, dtype, layout.shape) if config.kernels == "auto" else by_name(config.kernels)
     attention = ATTENTION_BACKENDS.load(names.attention)(storage, cos_PD, sin_PD, layout.shape.head_dim**-0.5)
     lora: LoRABackend = LORA_BACKENDS.load(names.lora)(storage)
     if shard is not None and shard.exchanged:
         lora = ExchangedLoRA(lora, shard, group)
-    worker = Worker(model, storage, attention, lora, sampler, host_rows)
+    eager = EagerForward(model, storage, attention, lora)
+    is_graphed = device.type == "cuda" and shard is None and names == BackendNames("triton", "triton")
+    forward: Forward = GraphedForward(eager, graph_sizes(config.max_num_seqs)) if is_graphed else eager
+    worker = Worker(model, storage, attention, lora, sampler, host_rows, forward=forward)
     worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs)
     return BuiltWorker(worker, layout, num_pages, max_model_len, names)
 

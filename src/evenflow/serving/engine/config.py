@@ -51,7 +51,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     """Keep the pages of computed prefixes for requests that begin alike under the same adapter."""
     kernels: str = "auto"
-    """auto, cpu (numba), torch, triton: see backends."""
+    """auto, cpu (numba), torch, triton, flashinfer (with Triton's LoRA): see backends."""
     num_threads: int | None = None
     """Compute threads of all ranks together; None: the cores this process may use."""
     tensor_parallel: int = 1

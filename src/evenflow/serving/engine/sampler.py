@@ -54,7 +54,8 @@ class Sampler:
         if drawn:
             rows_RV = values_LV[drawn] if len(drawn) < len(specs) else values_LV
             ids_L[drawn] = _draw(rows_RV.float(), [specs[i] for i in drawn])
-        ids, finite = ids_L.tolist(), finite_L.tolist()
+        # Together, because each trip from the device to the host waits for everything before it.
+        ids, finite = torch.stack((ids_L, finite_L.to(torch.int64))).tolist()
         scored = [i for i, spec in enumerate(specs) if spec.sampling.logprobs is not None and finite[i]]
         logprobs: dict[int, TokenLogprobs] = {}
         if scored:

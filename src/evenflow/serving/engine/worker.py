@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from evenflow.serving.backends.attention import AttentionBackend
-from evenflow.serving.backends.batch import Batch, build_batch
 from evenflow.serving.backends.lora import LoRABackend
 from evenflow.serving.backends.page_loader import HostRows, PageLoader, page_loader
 from evenflow.serving.backends.storage import Storage
@@ -27,6 +26,7 @@ from evenflow.serving.core.plan import (
 )
 from evenflow.serving.core.request import AdapterDigest, RequestId
 from evenflow.serving.core.sampling import GREEDY
+from evenflow.serving.engine.forward import EagerForward, Forward
 from evenflow.serving.engine.sampler import Sampler, token_logprobs
 from evenflow.serving.models.llama import LlamaForCausalLM
 
@@ -46,15 +46,15 @@ class Worker:
         sampler: Sampler | None,
         host_rows: HostSide,
         loader: PageLoader | None = None,
+        forward: Forward | None = None,
     ) -> None:
-        self._model = model
         self._storage = storage
         self._attention = attention
         self._lora = lora
         self._sampler = sampler
         self._host_rows = host_rows
         self._loader = loader or page_loader(storage)
-        model.bind(attention, lora)
+        self._forward = forward or EagerForward(model, storage, attention, lora)
 
     def warm_up(self, max_batch_tokens: int, max_num_seqs: int) -> None:
         """Compile every kernel and touch every size of matrix product, on pages that nobody owns yet."""
@@ -70,17 +70,14 @@ class Worker:
                 PlannedSequence(RequestId(f"warm-{i}"), tokens, 0, range(num_pages), -1, spec) for i in range(num_sequences)
             )
             self.run(StepPlan(0, sequences))
+        self._forward.warm_up()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Load adapters, compute the plan's rows, sample."""
         started_s = time.perf_counter()
         failed = self._begin_loads(plan.loads) if plan.loads else {}
-        batch = build_batch(plan, self._storage.layout.page_tokens, self._storage.device)
-        self._attention.plan(batch)
-        self._lora.plan(batch)
-        logits_LV = self._model.logits(self._model.forward(batch))
-        tokens, prompt_logprobs = self._sample(plan, batch, logits_LV)
+        tokens, prompt_logprobs = self._sample(plan, self._forward(plan))
         if plan.loads:
             failed |= self._finish_prefetches(plan.loads)
         return StepResult(plan.step, tokens, prompt_logprobs, time.perf_counter() - started_s, failed)
@@ -117,7 +114,7 @@ class Worker:
         return {load.digest: fault for load, fault in zip(prefetched, faults, strict=True) if fault is not None}
 
     def _sample(
-        self, plan: StepPlan, batch: Batch, logits_LV: torch.Tensor
+        self, plan: StepPlan, logits_LV: torch.Tensor
     ) -> tuple[dict[RequestId, SampledToken], dict[RequestId, list[TokenLogprobs]]]:
         if self._sampler is None:
             return {}, {}

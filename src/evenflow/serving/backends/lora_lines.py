@@ -1,0 +1,64 @@
+"""Tables of row lines, one per adapter, in the form that the Triton LoRA kernels read. numpy only.
+
+For each site int64 [layers, 2, R]: the line (byte offset / 64) of each A row, then of each B row, of the site's modules
+one after another. R is the sum of the modules' largest ranks over the layers, so that a module has the same place in
+every layer; a row that a layer lacks is -1. Only these tables are as wide as an adapter's own largest rank, never its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from evenflow.serving.core.adapter import AdapterSignature
+from evenflow.serving.core.shape import MODULES, SITES
+from evenflow.serving.memory.layout import AdapterPlacement, ArenaLayout, place
+
+MOST_MODULES = max(len(modules) for modules in SITES.values())
+"""Modules of a site: the kernels know three."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LineTables:
+    """What all adapters of one signature share."""
+
+    placement: AdapterPlacement
+    row: np.ndarray
+    """int64: number of the row in the placement, -1 for none; all sites' tables one after another."""
+    begins: np.ndarray
+    """int64 [sites]: where each site's table begins in ``row``."""
+    ranks: np.ndarray
+    """int64 [sites, MOST_MODULES + 1]: where each module's ranks begin, and behind them R."""
+
+    def lines(self, pages: Sequence[int]) -> np.ndarray:
+        """int64, as long as ``row``: the lines when the adapter's rows lie in ``pages``."""
+        lines = np.append(self.placement.lines(pages), -1)
+        return lines[self.row]
+
+
+@lru_cache(maxsize=1024)
+def line_tables(layout: ArenaLayout, signature: AdapterSignature) -> LineTables:
+    """Lay out the tables of every adapter of ``signature``."""
+    placement = place(layout, signature)
+    tables, ranks = [], np.zeros((len(SITES), MOST_MODULES + 1), np.int64)
+    for site, modules in enumerate(SITES.values()):
+        indices = [MODULES.index(module) for module in modules]
+        widest = placement.ranks[:, indices].max(axis=0)
+        ends = np.cumsum(widest)
+        ranks[site, 1 : len(modules) + 1] = ends
+        ranks[site, len(modules) + 1 :] = ends[-1]
+        table = np.full((layout.shape.num_layers, 2, int(ends[-1])), -1, np.int64)
+        for index, begin, width in zip(indices, ends - widest, widest):
+            number = np.arange(width)
+            has_row = number < placement.ranks[:, index, None]
+            for part, first in enumerate((placement.first_a, placement.first_b)):
+                table[:, part, begin : begin + width] = np.where(has_row, first[:, index, None] + number, -1)
+        tables.append(table.reshape(-1))
+    sizes = np.array([len(table) for table in tables])
+    return LineTables(placement, np.concatenate(tables), np.cumsum(sizes) - sizes, ranks)
+
+
+__all__ = ["MOST_MODULES", "LineTables", "line_tables"]
