@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,10 @@ def add_parser(subparsers: Any) -> None:
     suite.add_argument("--seeds", type=int, default=5)
     suite.add_argument("--jobs", type=int, default=1, help="configurations at a time; only 1 is measured honestly here")
     suite.add_argument("--budget", default="", help="like 30m or 2h: stop starting configurations after that")
-    suite.add_argument("--link", default="1gbit", help="for break-even")
+    suite.add_argument(
+        "--link", default="100mbit,1gbit,unlimited", metavar="LINKS", help="for break-even: one or more, by commas"
+    )
+    suite.add_argument("--ranks", default="2", metavar="COUNTS", help="for break-even: how many ranks, one or more, by commas")
     suite.add_argument("--task", default="digits", help="for activation-rank")
 
     calibrate = commands.add_parser("calibrate", help="measure what predictions need, with two local ranks")
@@ -191,28 +194,46 @@ def _summary(result: dict[str, Any]) -> str:
 
 
 def _suite(args: argparse.Namespace) -> int:
-    from evenflow.comm.links import Link
     from evenflow.mcbench.names import STUDIES
     from evenflow.mcbench.pretrain import Backbones
     from evenflow.mcbench.run import run as run_config
-    from evenflow.mcbench.studies import activation_rank, break_even
     from evenflow.mcbench.suite import run_suite, suite
-    from evenflow.report.page import write_whole
 
     if args.jobs != 1:
         raise ConfigError(f"--jobs {args.jobs}; allowed: 1 (configurations beside each other would measure each other)")
     folder = Path(args.out)
     if args.name in STUDIES:
-        folder.mkdir(parents=True, exist_ok=True)
-        study = break_even(Link.parse(args.link), progress=_say) if args.name == "break-even" else activation_rank(args.task)
-        which = args.link if args.name == "break-even" else args.task
-        write_whole(folder / f"study-{args.name}-{which}.json", (json.dumps(study, indent=1) + "\n").encode())
+        _studies(args, folder)
         return 0
     configs = suite(args.name, args.seeds)
     run_one = partial(run_config, backbones=Backbones(folder / "pretrained"))
     outcome = run_suite(configs, folder, _budget_s(args.budget), _say, run_one)
     _say(f"{outcome.done} run, {outcome.skipped} had results, {outcome.failed} failed, {outcome.left} left")
     return 1 if outcome.failed else 0
+
+
+def _studies(args: argparse.Namespace, folder: Path) -> None:
+    from evenflow.comm.links import Link
+    from evenflow.mcbench.studies import activation_rank, break_even
+    from evenflow.report.page import write_whole
+
+    made: dict[str, Callable[[], dict[str, Any]]] = {}
+    if args.name == "activation-rank":
+        made[args.task] = partial(activation_rank, args.task)
+    else:
+        for link in (Link.parse(text) for text in args.link.split(",")):
+            for ranks in args.ranks.split(","):
+                if not ranks.strip().isdigit() or int(ranks) < 2:
+                    raise ConfigError(f"ranks {args.ranks!r}; allowed: counts of 2 or more, by commas")
+                made[f"{link.name}-{int(ranks)}-ranks"] = partial(break_even, link, int(ranks), _say)
+    folder.mkdir(parents=True, exist_ok=True)
+    for which, run_study in made.items():
+        path = folder / f"study-{args.name}-{which}.json"
+        if path.exists():
+            _say(f"{path} is there already")
+            continue
+        write_whole(path, (json.dumps(run_study(), indent=1) + "\n").encode())
+        _say(f"written to {path}")
 
 
 def _budget_s(text: str) -> float | None:

@@ -106,6 +106,14 @@ class Compressor(ABC):
     def decode(self, message: Tensor, shape: Shape, dtype: torch.dtype, context: Context = NO_CONTEXT) -> Tensor:
         """Return the tensor that ``message`` stands for."""
 
+    def encode_into(self, message: Tensor, x: Tensor, context: Context = NO_CONTEXT) -> None:
+        """Write the message for ``x`` to contiguous ``message``, which has its dtype and shape."""
+        message.copy_(self.encode(x, context))
+
+    def decode_into(self, message: Tensor, out: Tensor, context: Context = NO_CONTEXT) -> None:
+        """Write the decoded message, made from a tensor of the shape and dtype of ``out``, to contiguous ``out``."""
+        out.copy_(self.decode(message, out.shape, out.dtype, context))
+
     def add_decoded(
         self, message: Tensor, total: Tensor, dtype: torch.dtype = torch.float32, context: Context = NO_CONTEXT
     ) -> None:
@@ -183,7 +191,12 @@ def rows_and_width(shape: Shape) -> tuple[int, int]:
 def check_finite(statistic: Tensor, who: str) -> None:
     """Raise NonFiniteInput unless all of ``statistic`` (for instance group maxima) is finite."""
     if not bool(torch.isfinite(statistic).all()):
-        raise NonFiniteInput(f"{who}: the tensor to be sent holds NaN, infinity or a value beyond the wire format's range")
+        refuse_non_finite(who)
+
+
+def refuse_non_finite(who: str) -> None:
+    """Raise NonFiniteInput."""
+    raise NonFiniteInput(f"{who}: the tensor to be sent holds NaN, infinity or a value beyond the wire format's range")
 
 
 _WRAPPED = re.compile(r"ef\((.*)\)", re.DOTALL)

@@ -24,6 +24,7 @@ from evenflow.comm.compressor import (
     check_finite,
     no_arguments,
     num_elements,
+    refuse_non_finite,
 )
 
 TINY_SCALE = 2.0**-120
@@ -55,8 +56,7 @@ class GroupInt(Compressor):
         flat = x.detach().reshape(-1)
         if self._has_kernel(flat):
             message = torch.empty(plan.payload_bytes, dtype=torch.uint8)
-            scales = quantise_cpu.encode(flat, message, self.bits)
-            check_finite(scales, self.spec or f"int{self.bits}")
+            self.encode_into(message, flat)
             return message
         groups = -(-flat.numel() // self.group)
         grouped = pad(flat.float(), (0, groups * self.group - flat.numel())).view(groups, self.group)
@@ -72,12 +72,25 @@ class GroupInt(Compressor):
             codes = (levels + 2 ** (self.bits - 1)).to(torch.uint8)
         return wire.join(wire.pack(codes, self.bits), scale)
 
+    def encode_into(self, message: Tensor, x: Tensor, context: Context = NO_CONTEXT) -> None:
+        flat = x.detach().reshape(-1)
+        if not (self._has_kernel(flat) and message.is_contiguous()):
+            super().encode_into(message, x, context)
+        elif not quantise_cpu.encode(flat, message, self.bits):
+            refuse_non_finite(self.spec or f"int{self.bits}")
+
+    def decode_into(self, message: Tensor, out: Tensor, context: Context = NO_CONTEXT) -> None:
+        if not (self.use_kernels and quantise_cpu.can_take(out) and message.is_contiguous()):
+            super().decode_into(message, out, context)
+            return
+        self._check_size(message, out.numel())
+        quantise_cpu.decode(message, out.view(-1), self.bits)
+
     def decode(self, message: Tensor, shape: Shape, dtype: torch.dtype, context: Context = NO_CONTEXT) -> Tensor:
         n = num_elements(shape)
-        if self.use_kernels and message.device.type == "cpu" and dtype in quantise_cpu.DTYPES:
-            self._check_size(message, n)
+        if self.use_kernels and message.device.type == "cpu" and dtype in quantise_cpu.DTYPES and message.is_contiguous():
             out = torch.empty(tuple(shape), dtype=dtype)
-            quantise_cpu.decode(message, out.view(-1), self.bits)
+            self.decode_into(message, out)
             return out
         codes, scale = self._parts(message, n)
         if self.bits == 8:
@@ -89,8 +102,8 @@ class GroupInt(Compressor):
     def add_decoded(
         self, message: Tensor, total: Tensor, dtype: torch.dtype = torch.float32, context: Context = NO_CONTEXT
     ) -> None:
-        fits = total.dtype == dtype == torch.float32 and total.is_contiguous() and total.device.type == "cpu"
-        if self.use_kernels and fits:
+        fits = total.dtype == dtype == torch.float32 and quantise_cpu.can_take(total)
+        if self.use_kernels and fits and message.is_contiguous():
             self._check_size(message, total.numel())
             quantise_cpu.add_decoded(message, total.view(-1), self.bits)
         else:
@@ -98,7 +111,7 @@ class GroupInt(Compressor):
 
     def _check_size(self, message: Tensor, n: int) -> None:
         groups = -(-n // self.group)
-        wire.split(message, (groups * self.group * self.bits // 8, torch.uint8), (groups * 2, torch.uint8))
+        wire.check_size(message, groups * self.group * self.bits // 8 + groups * 2)
 
     def _parts(self, message: Tensor, n: int) -> tuple[Tensor, Tensor]:
         groups = -(-n // self.group)

@@ -78,6 +78,14 @@ class TimedCompressor(Compressor):
         with self.stopwatch.part("decode"):
             return self.inner.decode(message, shape, dtype, context)
 
+    def encode_into(self, message: Tensor, x: Tensor, context: Context = NO_CONTEXT) -> None:
+        with self.stopwatch.part("encode"):
+            self.inner.encode_into(message, x, context)
+
+    def decode_into(self, message: Tensor, out: Tensor, context: Context = NO_CONTEXT) -> None:
+        with self.stopwatch.part("decode"):
+            self.inner.decode_into(message, out, context)
+
     def add_decoded(
         self, message: Tensor, total: Tensor, dtype: torch.dtype = torch.float32, context: Context = NO_CONTEXT
     ) -> None:

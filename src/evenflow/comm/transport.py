@@ -95,7 +95,13 @@ def gather(x: Tensor, compressor: Compressor, place: Place, context: Context) ->
 def _scatter(pieces: Tensor, compressor: Compressor, place: Place, context: Context) -> Steps:
     """Send piece w to rank w; return the sum [..] of the own pieces of all ranks, in at least fp32. pieces is [W, ...]."""
     sender = [Context((context.key, place.rank, w), context.step) for w in range(place.world_size)]
-    messages = torch.stack([compressor.encode(pieces[w], sender[w]) for w in range(place.world_size)])
+    if compressor.algebra is Algebra.LINEAR:
+        messages = torch.stack([compressor.encode(piece, from_here) for piece, from_here in zip(pieces, sender)])
+    else:
+        size = compressor.plan(pieces.shape[1:], pieces.dtype).payload_bytes
+        messages = torch.empty(place.world_size, size, dtype=torch.uint8, device=pieces.device)
+        for message, piece, from_here in zip(messages, pieces, sender):
+            compressor.encode_into(message, piece, from_here)
     if _sums_on_the_way(compressor):
         total = yield Operation(Kind.REDUCE_SCATTER, messages)
         return compressor.decode(total, pieces.shape[1:], pieces.dtype, sender[place.rank])
@@ -112,8 +118,7 @@ def _gather(own: Tensor, compressor: Compressor, place: Place, context: Context)
     messages = yield Operation(Kind.ALL_GATHER, message)
     whole = own.new_empty(place.world_size, *own.shape)
     for rank in range(place.world_size):
-        peer = Context((context.key, "gather", rank), context.step)
-        whole[rank] = compressor.decode(messages[rank], own.shape, own.dtype, peer)
+        compressor.decode_into(messages[rank], whole[rank], Context((context.key, "gather", rank), context.step))
     return whole
 
 
@@ -129,7 +134,8 @@ def _pieces(x: Tensor, compressor: Compressor, world_size: int) -> Tensor:
     """Cut x into W equal pieces, filled up with zeros: [W, rows, width], or [W, n] if rows mean nothing."""
     shape = piece_shape(x.shape, compressor, world_size)
     size = num_elements(shape)
-    flat = pad(x.reshape(-1), (0, size * world_size - x.numel()))
+    missing = size * world_size - x.numel()
+    flat = pad(x.reshape(-1), (0, missing)) if missing else x.reshape(-1)
     return flat.view(world_size, *shape)
 
 
@@ -264,7 +270,8 @@ def _carry_out(operations: Sequence[Operation]) -> Sequence[Tensor]:
     tensors, W = [operation.tensor for operation in operations], len(operations)
     kind = operations[0].kind
     if kind is Kind.ALL_REDUCE:
-        return [_ordered_sum(tensors)] * W
+        total = _ordered_sum(tensors)
+        return [total] + [total.clone() for _ in range(W - 1)]
     if kind is Kind.ALL_GATHER:
         return [torch.stack(tensors)] * W
     if kind is Kind.ALL_TO_ALL:
@@ -273,7 +280,7 @@ def _carry_out(operations: Sequence[Operation]) -> Sequence[Tensor]:
 
 
 def _ordered_sum(tensors: Sequence[Tensor]) -> Tensor:
-    total = tensors[0]
-    for tensor in tensors[1:]:
+    total = tensors[0] + tensors[1] if len(tensors) > 1 else tensors[0].clone()
+    for tensor in tensors[2:]:
         total = total + tensor
     return total

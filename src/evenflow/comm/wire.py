@@ -18,11 +18,16 @@ def join(*parts: Tensor) -> Tensor:
     return torch.cat([part.contiguous().reshape(-1).view(torch.uint8) for part in parts])
 
 
+def check_size(message: Tensor, size: int) -> None:
+    """Raise WireError unless ``message`` has exactly ``size`` bytes."""
+    if message.dtype != torch.uint8 or message.numel() != size:
+        raise WireError(f"message of {message.numel()} x {message.dtype} where {size} bytes were expected")
+
+
 def split(message: Tensor, *layout: tuple[int, torch.dtype]) -> list[Tensor]:
     """Cut ``message`` into flat tensors of (number of elements, dtype). Raises WireError if the sizes do not agree."""
     sizes = [count * dtype.itemsize for count, dtype in layout]
-    if message.dtype != torch.uint8 or message.numel() != sum(sizes):
-        raise WireError(f"message of {message.numel()} x {message.dtype} where {sum(sizes)} bytes were expected")
+    check_size(message, sum(sizes))
     flat = message.reshape(-1)
     parts, start = [], 0
     for size, (_, dtype) in zip(sizes, layout):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -116,12 +117,18 @@ def _follow(
             time.sleep(0.05)
         bad = [rank for rank, child in enumerate(children) if child.poll()]
         if bad:
-            failure = "; ".join(f"rank {rank} failed: {_last_words(folder / f'errors{rank}')}" for rank in bad)
+            failure = "; ".join(_obituary(rank, children[rank].returncode, folder / f"errors{rank}") for rank in bad)
     finally:
         for child in children:
             if child.poll() is None:
                 child.terminate()
     return failure
+
+
+def _obituary(rank: int, code: int, errors: Path) -> str:
+    if code < 0:
+        return f"rank {rank} was ended by {signal.Signals(-code).name}"
+    return f"rank {rank} failed: {_last_words(errors)}"
 
 
 def _last_words(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from evenflow.mcbench.cost_model import WEAK_SCALING, PaperModel, Shape, speed_up
 from evenflow.mcbench.machine import Machine
 from evenflow.mcbench.metrics import mean_and_interval
+from evenflow.mcbench.studies import break_even_points
 from evenflow.report.page import Page
 from evenflow.report.plots import bar_plot, line_plot
 
@@ -135,9 +136,17 @@ def results_page(results: Sequence[Result], failures: Sequence[Result], studies:
 
 def _study(page: Page, study: Result) -> None:
     if study["study"] == "break-even":
-        page.section(f"Break-even on {study['link']}", f"One sum over {study['world_size']} ranks, {study['link_kind']}.")
-        rows = [[r["spec"], r["dense_bytes"], r["sent_bytes"], r["ms"]] for r in study["rows"]]
-        page.table(["compressor", "dense bytes", "sent bytes", "ms"], rows)
+        page.section(
+            f"Break-even on {study['link']}, {study['world_size']} ranks",
+            f"One compressed sum, {study['link_kind']}; medians. Interface: bytes at the network interface, both directions, "
+            "headers included, over the bytes counted.",
+        )
+        points = break_even_points(study)
+        page.table(["compressor", "faster than none from (dense bytes)"], [[s, p or "never here"] for s, p in points.items()])
+        rows = [
+            [r["spec"], r["dense_bytes"], r["sent_bytes"], r["ms"], _blank(r.get("interface_ratio"))] for r in study["rows"]
+        ]
+        page.table(["compressor", "dense bytes", "sent bytes", "ms", "interface"], rows)
         specs = list(dict.fromkeys(r["spec"] for r in study["rows"]))
         series = {
             s: ([r["dense_bytes"] for r in study["rows"] if r["spec"] == s], [r["ms"] for r in study["rows"] if r["spec"] == s])
