@@ -74,4 +74,6 @@ def test_a_written_profile_can_be_replayed(tmp_path):
     path.write_text(profile_toml(steps, server, TRUE_COST, "a server\nof two lines"))
     profile = load_profile(str(path))
     assert profile.step_time.decode_base_s == pytest.approx(steps.decode_base_s, rel=1e-4)
-    assert profile.server("chunked") == server
+    assert profile.server() == profile.server("chunked") == server
+    assert profile.cost == TRUE_COST
+    assert load_profile("a10g-llama-7b").server().name == "paper"

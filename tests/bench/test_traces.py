@@ -55,6 +55,8 @@ def test_a_workload_survives_the_file(tmp_path):
         (HEADER + "0,a,1,1\n-1,a,1,1\n", "line 3: arrival_s is -1"),
         (HEADER + "nan,a,1,1\n", "line 2: arrival_s is nan"),
         (HEADER + "inf,a,1,1\n", "line 2: arrival_s is inf"),
+        (HEADER + "1e300,a,1,1\n", r"arrival_s is 1e300; times are seconds from 0 to 1e\+09"),
+        (HEADER + f"0,a,1,{10**25}\n", "allowed: at most 1,000,000,000 tokens"),
         (HEADER + "5,a,1,1\n4,a,1,1\n", "line 3: arrival_s 4 comes after 5; sort"),
         (HEADER + "0,a,0,1\n", "line 2: input_len is 0"),
         (HEADER + "0,a,1,-3\n", "output_len -3"),

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from evenflow.base.errors import ConfigError, RegistryError
+from evenflow.fairness.cost import ProfiledQuadratic
 from evenflow.fairness.policy import Policy
 from evenflow.fairness.queue import ClientQueues
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
@@ -131,6 +132,9 @@ class Profile:
     name: str
     step_time: StepTimeProfile
     servers: Mapping[str, ServerSettings]
+    """The first is the one that is meant if none is named."""
+    cost: ProfiledQuadratic = field(default_factory=ProfiledQuadratic)
+    """Milliseconds of the machine that a request takes while the batch is full."""
 
     def with_factor(self, factor: float) -> StepTimeProfile:
         """The step times with another factor. Raises ConfigError for one that is not finite and above 0."""
@@ -138,10 +142,10 @@ class Profile:
             raise ConfigError(f"the step-time factor is {factor}; allowed: finite and above 0")
         return replace(self.step_time, factor=factor)
 
-    def server(self, name: str, pool_tokens: int | None = None) -> ServerSettings:
-        """``paper`` or ``chunked``, with another pool if given. Raises ConfigError for a pool that cannot work."""
+    def server(self, name: str | None = None, pool_tokens: int | None = None) -> ServerSettings:
+        """The settings of that name, with another pool if given. Raises ConfigError for a pool that cannot work."""
         try:
-            settings = self.servers[name]
+            settings = self.servers[next(iter(self.servers)) if name is None else name]
         except KeyError:
             raise RegistryError(f"unknown server {name!r}; known: {', '.join(sorted(self.servers))}") from None
         if pool_tokens is None:
@@ -194,12 +198,14 @@ def load_profile(name: str) -> Profile:
     }
     if not servers:
         raise ConfigError(f"{name}: a profile needs at least one table [servers.NAME]")
-    return Profile(Path(name).stem, step_time, MappingProxyType(servers))
+    return Profile(
+        Path(name).stem, step_time, MappingProxyType(servers), _from_table(ProfiledQuadratic, table.get("cost", {}), name)
+    )
 
 
 def _from_table(kind: type, table: object, name: str):  # type: ignore[no-untyped-def]
     """A dataclass from a TOML table. Raises ConfigError naming a field that is unknown, missing or of the wrong type."""
-    known = {field.name for field in fields(kind)}
+    known = {each.name for each in fields(kind)}
     if not isinstance(table, dict) or not set(table) <= known:
         raise ConfigError(f"{name}: {kind.__name__} has the fields {', '.join(sorted(known))}; found: {table!r}")
     for key, value in table.items():

@@ -109,10 +109,10 @@ def fit_steps(points: Sequence[Point]) -> tuple[StepTimeProfile, Fit]:
 
 
 def profile_toml(step_time: StepTimeProfile, server: ServerSettings, cost: ProfiledQuadratic, comment: str) -> str:
-    """A profile file for ``evenflow replay --profile FILE``; the cost stands in it as a comment, for policies."""
+    """A profile file for ``evenflow replay --profile FILE``."""
     lines = [f"# {line}" for line in comment.splitlines()]
-    lines += ["# cost of a request, ms: " + ", ".join(f"{name} = {value:.6g}" for name, value in asdict(cost).items())]
     lines += ["[step_time]", *(f"{name} = {value:.6g}" for name, value in asdict(step_time).items())]
+    lines += ["[cost]", *(f"{name} = {value:.6g}" for name, value in asdict(cost).items())]
     lines += [f"[servers.{server.name}]"]
     for name, value in asdict(server).items():
         if name != "name":

@@ -14,6 +14,10 @@ import numpy as np
 from evenflow.base.errors import ConfigError
 from evenflow.bench.trace import Trace
 
+LATEST_S = 1e9
+"""Thirty years; beyond it times of steps would be lost in rounding."""
+MOST_TOKENS = 10**9
+
 REQUIRED_COLUMNS = ("arrival_s", "client", "input_len", "output_len")
 
 
@@ -59,12 +63,14 @@ def _read(reader: csv._reader, name: str, title: str, progress: Callable[[int], 
             what = "too few cells" if isinstance(error, IndexError) else str(error)
             raise ConfigError(f"{name} line {reader.line_num}: {what}; the row is {','.join(row)!r}") from None
         fault = ""
-        if not math.isfinite(arrival_s) or arrival_s < 0:
-            fault = f"arrival_s is {row[at]}; times are seconds from 0"
+        if not 0 <= arrival_s <= LATEST_S:
+            fault = f"arrival_s is {row[at]}; times are seconds from 0 to {LATEST_S:.0e}"
         elif arrival_s < before:
             fault = f"arrival_s {arrival_s:g} comes after {before:g}; sort the trace by arrival_s"
         elif input_len < 1 or output_len < 1:
             fault = f"input_len is {input_len} and output_len {output_len}; both must be at least 1 token"
+        elif max(input_len, output_len) > MOST_TOKENS:
+            fault = f"input_len is {input_len} and output_len {output_len}; allowed: at most {MOST_TOKENS:,} tokens"
         elif not client:
             fault = "the client has no name"
         if fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "profile",
         help="measure a model here: cost of a request, time of a step, with the errors of the fits",
         description="Serve equal requests of several shapes with the model on this machine, fit VTC's quadratic cost function "
-        "and a step-time profile to the times, and print both with their errors.",
+        "and a step-time profile to the times, and print both with their errors. Nothing else should run on the machine.",
+        epilog="examples:\n"
+        "  evenflow profile MODEL_DIR                                  # print the fits and their errors\n"
+        "  evenflow profile MODEL_DIR --output mine.toml               # and keep them as a profile\n"
+        "  evenflow replay --profile mine.toml --workload poisson_short_long --cost profiled --policy vtc,vtc-predict\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--inputs", default="16,64,192", metavar="N,...", help="prompt lengths (16,64,192)")
@@ -26,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--memory", metavar="SIZE", help="arena, e.g. 2GiB; default: half of the free memory")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measurements of each shape, the median counts (3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured, the fits and their errors")
     parser.add_argument("--output", type=Path, metavar="FILE.toml", help="write a profile for `evenflow replay --profile`")
     parser.set_defaults(run=run)
 
@@ -38,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from evenflow.base.errors import ConfigError
     from evenflow.bench.profiles import ServerSettings
     from evenflow.bench.profiling import fit_cost, fit_steps, measure, profile_toml
+    from evenflow.bench.recipes import write_result
     from evenflow.report.page import write_whole
     from evenflow.report.tables import table_terminal
     from evenflow.serving.engine.llm import LLM
@@ -49,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--repeats is {args.repeats}; allowed: 1 or more")
     if args.output is not None and args.output.suffix != ".toml":
         raise ConfigError(f"--output is {args.output}; allowed: a name that ends in .toml")
+    for path in (args.output, args.json):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"cannot write {path}: there is no folder {path.parent}")
     console = Console()
     options = {"dtype": args.dtype, "memory": args.memory, "max_num_seqs": args.max_num_seqs, "policy": "fcfs"}
     with LLM(args.model, max_batch_tokens=args.max_batch_tokens, **options) as llm:
@@ -85,6 +96,15 @@ def run(args: argparse.Namespace) -> int:
         highlight=False,
         markup=False,
     )
+    if args.json is not None:
+        parameters = {"model": args.model.name, "dtype": info.dtype, "max_num_seqs": args.max_num_seqs, "repeats": args.repeats}
+        found = {
+            "points": [asdict(point) for point in points],
+            "cost": asdict(cost) | {"fit": asdict(cost_fit)},
+            "step_time": asdict(steps) | {"fit": asdict(steps_fit)},
+        }
+        write_result(args.json, "profile", parameters | {"max_batch_tokens": args.max_batch_tokens}, found)
+        console.print(f"wrote {args.json}", highlight=False, markup=False)
     if args.output is not None:
         server = ServerSettings(
             name="chunked",
@@ -97,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         comment = f"measured by evenflow profile: {args.model.name}, {info.dtype}\ncost fit: {error}\nstep fit: {step_error}"
         write_whole(args.output, profile_toml(steps, server, cost, comment).encode())
         console.print(
-            f"wrote {args.output}; use it with: evenflow replay --profile {args.output} --server chunked", markup=False
+            f"wrote {args.output}; use it with: evenflow replay --profile {args.output}", highlight=False, markup=False
         )
     return 0
 

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evenflow.fairness.registry import policy_registry
+
 if TYPE_CHECKING:
+    from evenflow.bench.profiles import Profile
     from evenflow.bench.trace import Trace
     from evenflow.fairness import CostFunction
 
@@ -22,7 +25,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="compare policies on a trace or a workload, on a simulated server",
         description="Serve a trace with the real scheduler and policies on a virtual clock and measure how fair it was. "
         "TRACE is a CSV file with the columns arrival_s,client,input_len,output_len[,adapter].",
-        epilog="example: evenflow replay --workload poisson_short_long --policy fcfs,rpm:20,vtc-predict --html compare.html",
+        epilog="examples:\n"
+        "  evenflow replay --workload list\n"
+        "  evenflow replay --workload poisson_short_long --policy fcfs,rpm:20,vtc-predict --html compare.html\n"
+        "  evenflow replay --workload overload --policy vtc,vtc-oracle:0.5 --seeds 5 --json out.json\n"
+        "  evenflow replay TRACE.csv --policy fcfs,hierarchy --clients clients.toml --server chunked --html mine.html\n"
+        "  evenflow replay TRACE.csv --profile mine.toml --cost profiled     # mine.toml: from evenflow profile\n"
+        "policies: "
+        + ", ".join(sorted(set(policy_registry()) - {"vtc-shared"}))
+        + "\n  some take an argument: rpm:20, drr:500, vtc-predict:ewma, vtc-oracle:0.5, vtc-preempt:500",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("trace", nargs="?", type=Path, metavar="TRACE", help="CSV file to replay")
     parser.add_argument("--workload", metavar="NAME", help="a generated workload instead of a file; `list` shows them")
@@ -32,10 +44,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--profile", default="a10g-llama-7b", metavar="NAME|FILE", help="step times and settings (a10g-llama-7b)"
     )
-    parser.add_argument("--server", default="paper", help="settings of the profile: paper (as published) or chunked (ours)")
+    parser.add_argument(
+        "--server",
+        metavar="NAME",
+        help="settings of the profile: paper (as published) or chunked (ours); default: the profile's first",
+    )
     parser.add_argument("--pool-tokens", type=int, metavar="N", help="another size of the KV pool")
     parser.add_argument("--factor", type=float, metavar="F", help="multiply step times by F instead of the profile's factor")
-    parser.add_argument("--cost", choices=("tokens", "profiled", "kv"), default="tokens", help="what service costs (tokens)")
+    parser.add_argument(
+        "--cost",
+        choices=("tokens", "profiled", "kv"),
+        default="tokens",
+        help="what service costs: input + 2 x output, ms, memory x time",
+    )
     parser.add_argument(
         "--shed",
         default="none",
@@ -79,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if (args.trace is None) == (args.workload is None):
         raise ConfigError("give a trace file or --workload NAME, one of the two")
+    if args.seed < 0:
+        raise ConfigError(f"--seed is {args.seed}; allowed: 0 and more")
     if args.seeds < 1:
         raise ConfigError(f"--seeds is {args.seeds}; allowed: 1 or more")
     policies = [name.strip() for name in args.policy.split(",") if name.strip()]
@@ -123,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
             step_time,
             seeds=seeds,
             shares=shares,
-            cost=_cost(args.cost),
+            cost=_cost(args.cost, profile),
             shed=args.shed,
             slo_ttft_s=args.slo_ttft,
             progress=tell,
@@ -151,7 +174,7 @@ def _read(path: Path, progress: Callable[[int], None]) -> Trace:
     return read_trace(path, progress)
 
 
-def _cost(name: str) -> CostFunction:
-    from evenflow.fairness.cost import KVBytesTime, ProfiledQuadratic, WeightedTokens
+def _cost(name: str, profile: Profile) -> CostFunction:
+    from evenflow.fairness.cost import KVBytesTime, WeightedTokens
 
-    return {"tokens": WeightedTokens, "profiled": ProfiledQuadratic, "kv": KVBytesTime}[name]()
+    return {"tokens": WeightedTokens(), "profiled": profile.cost, "kv": KVBytesTime()}[name]
