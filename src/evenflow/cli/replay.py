@@ -177,4 +177,5 @@ def _read(path: Path, progress: Callable[[int], None]) -> Trace:
 def _cost(name: str, profile: Profile) -> CostFunction:
     from evenflow.fairness.cost import KVBytesTime, WeightedTokens
 
-    return {"tokens": WeightedTokens(), "profiled": profile.cost, "kv": KVBytesTime()}[name]
+    costs: dict[str, CostFunction] = {"tokens": WeightedTokens(), "profiled": profile.cost, "kv": KVBytesTime()}
+    return costs[name]
