@@ -18,14 +18,11 @@ from evenflow.base.errors import ConfigError, ModelError
 from evenflow.comm import TorchCollective
 from evenflow.mcbench.attach import compress_model, compression_of, emulate_model
 from evenflow.mcbench.boundary import emulate_boundaries
-from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.models import make_model
 from evenflow.mcbench.names import MODELS
 from evenflow.mcbench.parity import check_parity, first_tensor
-from evenflow.mcbench.pipeline import StageModule
 from evenflow.mcbench.roles import roles_of
-from evenflow.mcbench.tasks import load_task
-from evenflow.mcbench.worker import Place, check_pipeline_parity, init_group
+from evenflow.mcbench.worker import init_group
 
 
 def inputs_of(name: str) -> dict[str, torch.Tensor]:
@@ -205,33 +202,6 @@ def test_two_real_ranks_equal_the_single_process_and_the_virtual_ones(tmp_path: 
     assert report["encoders"] == 0.0
 
 
-def two_stages(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    init_group(rank, 2, Path(folder, "rendezvous"))
-    report = {}
-    for task, model, schedule in (
-        ("digits", "vit-tiny", "gpipe"),
-        ("digits", "vit-tiny", "1f1b"),
-        ("chars", "opt-tiny", "1f1b"),
-        ("chars", "llama-tiny", "gpipe"),
-    ):
-        config = RunConfig(task=task, model=model, pp=2, schedule=schedule, microbatches=4, batch=8, seeds=1)
-        report[f"{model}/{schedule}"] = check_pipeline_parity(config, load_task(task), Place.of(config))["error"]
-    dist.destroy_process_group()
-    if rank == 0:
-        Path(folder, "report.json").write_text(json.dumps(report))
-
-
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_two_stages_equal_the_single_process(tmp_path: Path) -> None:
-    """Losses and all gradients, the last layer of the first stage and tied embeddings included."""
-    mp.start_processes(two_stages, args=(str(tmp_path),), nprocs=2, start_method="spawn")
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert len(report) == 4
-    assert max(report.values()) < 1e-5, report
-
-
 def test_emulated_stages_train_the_layer_before_the_boundary_and_share_the_switch() -> None:
     """The authors' code encoded the layer's input, so that the last layer of a stage got no gradient."""
     model = emulate_model(make_model("vit-tiny", 0), 2, "tp.forward=q8; pp=q8", warmup_steps=1, layers="all")
@@ -250,8 +220,3 @@ def test_emulated_stages_train_the_layer_before_the_boundary_and_share_the_switc
         assert float(weight.grad.abs().max()) > 0
     assert set(compression.ledger.by_site) == {"tp.forward", "tp.backward", "pp.forward", "pp.backward"}
     compression.ledger.check_integrity()
-
-
-def test_t5_cannot_be_cut_into_stages() -> None:
-    with pytest.raises(ConfigError, match="position bias"):
-        StageModule(make_model("t5-tiny", 0), 0, 2)

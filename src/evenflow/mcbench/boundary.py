@@ -47,6 +47,17 @@ def boundary_rule(policy: Policy) -> GradientRule:
     return rule
 
 
+def boundary_seed(index: int) -> int:
+    """Return the seed of the parameters of a boundary: equal in one process and on real ranks."""
+    return 10_000 + index
+
+
+def width_of(model: nn.Module) -> int:
+    """Return the width of the hidden states of a transformers model."""
+    config: Any = model.config
+    return getattr(config, "hidden_size", None) or config.d_model
+
+
 def backward_spec(policy: Policy) -> str:
     """Return the compressor of gradients under a straight-through or same rule."""
     if (
@@ -162,9 +173,7 @@ def emulate_boundaries(model: nn.Module, num_stages: int, compression: Compressi
     made = []
     for index, own in enumerate(stage_layers(roles.num_layers, num_stages)[:-1]):
         boundary = Boundary(compression.policy, compression.ledger, index, num_microbatches)
-        config: Any = model.config
-        width = getattr(config, "hidden_size", None) or config.d_model
-        compression.add(boundary, width, 10_000 + index, next(model.parameters()))
+        compression.add(boundary, width_of(model), boundary_seed(index), next(model.parameters()))
 
         def hook(module: nn.Module, args: Any, output: Any, boundary: Boundary = boundary) -> Any:
             if isinstance(output, tuple):

@@ -15,7 +15,7 @@ from evenflow.mcbench.names import MODELS
 def make_model(name: str, seed: int, **sizes: int) -> nn.Module:
     """Return a built-in model with a head for its task, without dropout.
 
-    BERT without labels gets a head for masked words.
+    Without labels, BERT and T5 get a head for masked words.
     ``sizes``: num_labels, vocab_size, hidden_size, num_layers, num_heads, max_length. Raises RegistryError.
     """
     if name not in MODELS:
@@ -142,7 +142,7 @@ def _decoder_sizes(hidden: int, layers: int, heads: int, vocab: int, length: int
 
 
 def _t5(hidden: int, layers: int, heads: int, vocab: int, length: int, labels: int) -> nn.Module:
-    from transformers import T5Config, T5EncoderModel
+    from transformers import T5Config, T5EncoderModel, T5ForTokenClassification
 
     config = T5Config(
         vocab_size=vocab,
@@ -156,6 +156,9 @@ def _t5(hidden: int, layers: int, heads: int, vocab: int, length: int, labels: i
         pad_token_id=0,
         eos_token_id=1,
     )
+    if labels == 0:
+        config.num_labels = vocab
+        return T5ForTokenClassification(config)
     return T5EncoderModel(config)
 
 

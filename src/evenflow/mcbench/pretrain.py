@@ -21,9 +21,12 @@ State = dict[str, Tensor]
 
 
 def pretraining_of(config: RunConfig) -> RunConfig:
-    """Return the run that comes before ``config``: the same model and layout on the pre-training task."""
+    """Return the run that comes before ``config``: the same model on the pre-training task, split only if it is compressed."""
+    is_dense = config.pretrain_compress == "none"
     return replace(
         config,
+        tp=1 if is_dense else config.tp,
+        pp=1 if is_dense else config.pp,
         task=config.pretrain,
         compress=config.pretrain_compress,
         gradient=config.pretrain_gradient,

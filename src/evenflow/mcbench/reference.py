@@ -181,8 +181,9 @@ def masked_split(ids: list[int], vocab_size: int, length: int, mask_id: int, rep
     count = len(ids) // length
     windows = torch.tensor(ids[: count * length], dtype=torch.int64).view(count, length).repeat(repeats, 1)
     generator = torch.Generator().manual_seed(seed)
-    is_hidden = torch.rand(windows.shape, generator=generator) < 0.15
-    is_hidden[:, 0] |= ~is_hidden.any(dim=1)
+    # Equally many in each window, so that the mean over micro-batches is the mean over the batch.
+    hidden = torch.rand(windows.shape, generator=generator).argsort(dim=1)[:, : max(1, round(0.15 * length))]
+    is_hidden = torch.zeros_like(windows, dtype=torch.bool).scatter_(1, hidden, True)
     fate = torch.rand(windows.shape, generator=generator)
     random_ids = torch.randint(mask_id + 1, vocab_size, windows.shape, generator=generator)
     shown = torch.where(is_hidden & (fate < 0.8), mask_id, windows)

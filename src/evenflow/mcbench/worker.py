@@ -22,7 +22,8 @@ from evenflow.comm import Collective, Ledger, TorchCollective
 from evenflow.comm.links import Link
 from evenflow.comm.stopwatch import Stopwatch
 from evenflow.mcbench.attach import GroupWiring, VirtualWiring, attach, compression_of
-from evenflow.mcbench.boundary import emulate_boundaries
+from evenflow.mcbench.boundary import emulate_boundaries, width_of
+from evenflow.mcbench.coders import Coders
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.measure import measure
 from evenflow.mcbench.metrics import loss_of, scores
@@ -226,10 +227,12 @@ class Trainee:
         self.compression = compression_of(model)
         self.number = 0
         self.last_loss = 0.0
-        self.stages: dict[int, tuple[CompressedPipelineStage, Any]] = {}
+        self.stages: dict[tuple[int, bool], tuple[CompressedPipelineStage, Any]] = {}
         self.module: nn.Module = model
         if config.pp > 1:
-            self.module = StageModule(model, place.pp.rank, config.pp, self.compression)
+            policy = config.policy()
+            coders = Coders(policy, place.pp.rank, config.pp, width_of(model), next(model.parameters()))
+            self.module = StageModule(model, place.pp.rank, config.pp, self.compression, coders)
         self.optimizer = schedule.optimizer(self.module)
 
     def step(self, batch: int, index: Tensor) -> None:
@@ -238,6 +241,8 @@ class Trainee:
             group["lr"] = self.schedule.rate(self.number)
         self.module.train()
         inputs, labels = self.task.train.batch(index)
+        if self.schedule.fixed_batches:
+            self.compression.name_batch(batch)
         if self.config.pp > 1:
             self._pipelined(inputs, labels, batch, is_training=True)
         else:
@@ -256,7 +261,7 @@ class Trainee:
     def evaluate(self) -> dict[str, float]:
         """Return the scores over the test split; on ranks without logits, an empty dictionary."""
         if self.config.pp == 1:
-            return evaluate(self.module, self.task)
+            return evaluate(self.module, self.task, name_batch=self.compression.name_batch)
         self.module.eval()
         size = self.schedule.batch_size
         logits = []
@@ -273,8 +278,8 @@ class Trainee:
         return scores(self.task, torch.cat(logits)[:count], self.task.test.labels)
 
     def _pipelined(self, inputs: dict[str, Tensor], labels: Tensor, batch: int, is_training: bool) -> Tensor | None:
-        stage, schedule = self._stage(inputs, labels)
         self.compression.switch(is_training)
+        stage, schedule = self._stage(inputs, labels)
         stage.begin(self.number, batch, self.compression.is_on)
         main = next(iter(inputs.values()))
         run = schedule.step if is_training else schedule.eval
@@ -285,13 +290,17 @@ class Trainee:
             output = run(*arguments, **inputs, **target)
         if is_training:
             if losses:
-                self.last_loss = float(torch.stack(losses).mean())
-            reduce_tied_gradients(self.module, self.tied, self.place.pp)  # type: ignore[arg-type]
+                self.last_loss = float(torch.stack(losses).detach().mean())
+            assert isinstance(self.module, StageModule)
+            reduce_tied_gradients(self.module, self.tied, self.place.pp)
+            if self.module.coders is not None:
+                self.module.coders.reduce_gradients(self.place.pp)
         return output.detach() if stage.is_last else None
 
     def _stage(self, inputs: dict[str, Tensor], labels: Tensor) -> tuple[CompressedPipelineStage, Any]:
         size = len(labels)
-        if size not in self.stages:
+        key = (size, self.compression.is_on)
+        if key not in self.stages:
             if size % self.config.microbatches:
                 raise ConfigError(f"batch of {size} cannot be cut into {self.config.microbatches} micro-batches")
             part = {name: value[: size // self.config.microbatches] for name, value in inputs.items()}
@@ -308,8 +317,8 @@ class Trainee:
                 self.config.microbatches,
             )
             schedule = make_schedule(self.config.schedule, stage, lambda y, target: loss_of(self.task, y, target))
-            self.stages[size] = (stage, schedule)
-        return self.stages[size]
+            self.stages[key] = (stage, schedule)
+        return self.stages[key]
 
     def _shapes(self, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return examples of what this stage takes and gives, for one micro-batch."""
@@ -319,10 +328,12 @@ class Trainee:
             states = single(**part, output_hidden_states=True).hidden_states[0]
         module = self.module
         assert isinstance(module, StageModule)
-        main = next(iter(part.values()))
-        hidden = torch.empty_like(states).requires_grad_()
-        given = main if module.is_first else hidden
-        return given, (logits.requires_grad_() if module.is_last else torch.empty_like(states).requires_grad_())
+        module.hidden_shape = states.shape
+        between = [torch.empty_like(states).requires_grad_() for _ in range(2)]
+        if module.active_coders is not None:
+            between = [module.active_coders.message_like(states) for _ in range(2)]
+        given = next(iter(part.values())) if module.is_first else between[0]
+        return given, (logits.requires_grad_() if module.is_last else between[1])
 
 
 def init_group(rank: int, world_size: int, rendezvous: Path) -> None:
