@@ -99,6 +99,16 @@ def test_books_stay_in_order_and_everybody_is_served(spec, actions):
         server.check_integrity()
         assert server.policy.pick(server.now_s) is server.policy.pick(server.now_s), "pick shows a side effect"
         picked = server.policy.pick(server.now_s)
+        waiting = [r for c in list(server.queues.clients) for r in server.queues.waiting(c)]
+        for at_most in (1, 3):
+            upcoming = list(server.policy.upcoming(at_most))
+            assert len(upcoming) <= at_most
+            assert len({id(r) for r in upcoming}) == len(upcoming)
+            assert all(r in waiting for r in upcoming), "a request was announced that does not wait"
+            assert not upcoming or upcoming[0] is picked or "adapter" in spec or "cluster" in spec, (
+                "the first guess is what pick says"
+            )
+        assert server.policy.pick(server.now_s) is picked, "looking ahead shows a side effect"
         assert (picked is not None) == (server.queues.num_clients > 0), "work is waiting and nothing is picked, or the reverse"
         if picked is not None:
             assert picked in list(server.queues.waiting(picked.client_id)), "a request was picked that does not wait"

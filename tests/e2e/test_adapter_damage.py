@@ -80,7 +80,7 @@ def test_an_adapter_that_cannot_be_made_again_is_given_up(tiny_model, folders, t
     engine.run()
     assert engine.engine.take_damaged() == [(digest, folders["r8"])], "noticed without anybody asking for it: it was pinned"
     assert not engine.engine.adapters({"r8"})[0].is_pinned
-    engine.engine.give_up_adapter(digest, "its folder is gone")
+    engine.engine.end_repair(digest, "its folder is gone")
     late = engine.submit(PROMPT, "r8")
     assert engine.answers[late].last.error_type == "AdapterNotFound"
     engine.assert_nothing_leaked()

@@ -60,6 +60,15 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--adapter-cache-size", metavar="SIZE", help="its largest size; default: 64GiB, or half of what the disk has left"
     )
+    group.add_argument(
+        "--adapter-eviction", default="lru", metavar="NAME", help="which idle adapter leaves first: lru, cost-aware (lru)"
+    )
+    group.add_argument(
+        "--adapter-prefetch",
+        default="16MiB",
+        metavar="SIZE",
+        help="adapter weights copied beside one step for requests that wait (16MiB); 0: none",
+    )
     group.add_argument("--seed", type=int, default=0, help="for requests without a seed (0)")
     group.add_argument(
         "--tensor-parallel",
@@ -108,6 +117,8 @@ def engine_config(args: argparse.Namespace, model: Path, weight_by_client: dict[
         cache_dir=args.cache_dir,
         adapter_cache=args.adapter_cache,
         adapter_cache_bytes=None if args.adapter_cache_size is None else parse_size(args.adapter_cache_size),
+        adapter_eviction=args.adapter_eviction,
+        adapter_prefetch_bytes=0 if args.adapter_prefetch.strip() == "0" else parse_size(args.adapter_prefetch),
         seed=args.seed,
         log_level=args.log_level,
         weight_by_client=weight_by_client or {},

@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         "cache_dir",
         "adapter_cache",
         "adapter_cache_bytes",
+        "adapter_eviction",
+        "adapter_prefetch_bytes",
         "log_level",
     )
     options = {name: getattr(config, name) for name in shared}

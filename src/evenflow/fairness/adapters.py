@@ -160,6 +160,11 @@ class AxisVTC(PredictedVTC):
         pair = self._tree.least()
         return None if pair is None else next(iter(self._fifos[pair].values()))
 
+    def upcoming(self, at_most: int) -> Sequence[Schedulable]:
+        """The one that is due: whose turn comes after it depends on what it is charged."""
+        due = self.pick(0.0)
+        return [] if due is None else [due]
+
     def admitted(self, request: Schedulable, planned: Service) -> None:
         """Charge it, and take it out of its FIFO."""
         super().admitted(request, planned)

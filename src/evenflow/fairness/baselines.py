@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
+from itertools import islice
 
 from evenflow.base.errors import RegistryError
+from evenflow.base.heaps import ascending
 from evenflow.fairness.defaults import PolicyDefaults
 from evenflow.fairness.level import HalfLiftedLevel, RoundLevel, UnliftedLevel
 from evenflow.fairness.policy import ACCEPT, Schedulable, Verdict
@@ -46,6 +48,17 @@ class FCFS(PolicyDefaults):
                 return request
             heapq.heappop(self._order)
         return None
+
+    def upcoming(self, at_most: int) -> Sequence[Schedulable]:
+        """Those that arrived first."""
+        found: dict[Hashable, Schedulable] = {}  # a request that was preempted may be in the heap twice
+        for place, request_id in ascending(self._order):
+            request = self._waiting.get(request_id)
+            if request is not None and self._place[request_id] == place:
+                found[request_id] = request
+                if len(found) == at_most:
+                    break
+        return list(found.values())
 
     def admitted(self, request: Schedulable, planned: object) -> None:
         """It waits no more, but keeps its place in case it is preempted."""
@@ -144,6 +157,10 @@ class RoundRobin(PolicyDefaults):
         """The oldest request of the client at the head of the ring."""
         client_id = next(iter(self._ring), None)
         return None if client_id is None else self._queues.head(client_id)
+
+    def upcoming(self, at_most: int) -> Sequence[Schedulable]:
+        """Of each client in the ring's order, one request, then a second one, ..."""
+        return self._queues.interleaved(list(islice(self._ring, at_most)), at_most)
 
     def admitted(self, request: Schedulable, planned: object) -> None:
         """Its client has had its turn."""

@@ -21,6 +21,10 @@ class PolicyDefaults:
     def emptied(self, client_id: str) -> None:
         """Do nothing."""
 
+    def upcoming(self, at_most: int) -> Sequence[Schedulable]:
+        """No guess."""
+        return ()
+
     def admitted(self, request: Schedulable, planned: Service) -> None:
         """Do nothing."""
 

@@ -7,7 +7,8 @@ served in time. Those passed over are to be given up: see shedding in the schedu
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from itertools import chain, islice
 
 from evenflow.fairness.defaults import PolicyDefaults
 from evenflow.fairness.policy import ACCEPT, Schedulable, Verdict
@@ -38,6 +39,10 @@ class LCFS(PolicyDefaults):
         """A preempted request, else the newest."""
         return next(iter(self._preempted.values()), None) or next(reversed(self._waiting.values()), None)
 
+    def upcoming(self, at_most: int) -> Sequence[Schedulable]:
+        """As pick goes on, while nobody else comes."""
+        return list(islice(chain(self._preempted.values(), self._in_line()), at_most))
+
     def admitted(self, request: Schedulable, planned: object) -> None:
         """It waits no more."""
         self._forget(request)
@@ -59,6 +64,9 @@ class LCFS(PolicyDefaults):
         assert not self._waiting.keys() & self._preempted.keys()
         everybody = [*self._waiting.values(), *self._preempted.values()]
         assert {request.client_id for request in everybody} == set(waiting_clients)
+
+    def _in_line(self) -> Iterator[Schedulable]:
+        return reversed(self._waiting.values())
 
     def _forget(self, request: Schedulable) -> None:
         self._waiting.pop(request.request_id, None)
@@ -93,9 +101,7 @@ class LCFSUnderOverload(LCFS):
             self._arrivals = int(0.7 * gained + 0.3 * self._arrivals)
             self._batch_before = self._batch
             self._num_taken = self._num_cancelled = 0
-        if self._preempted or self._arrivals >= self._batch_before:
-            return super().pick(now_s)
-        return next(iter(self._waiting.values()), None)
+        return next(iter(self._preempted.values()), None) or next(self._in_line(), None)
 
     def admitted(self, request: Schedulable, planned: object) -> None:
         """Count what the attempt takes."""
@@ -110,3 +116,6 @@ class LCFSUnderOverload(LCFS):
         """It waits no more; until the next attempt it counts as having come."""
         super().cancelled(request)
         self._num_cancelled += 1
+
+    def _in_line(self) -> Iterator[Schedulable]:
+        return super()._in_line() if self._arrivals >= self._batch_before else iter(self._waiting.values())

@@ -30,6 +30,10 @@ class PassThrough:
         """Pass it on."""
         return self._policy.pick(now_s)
 
+    def upcoming(self, at_most: int) -> Sequence[Schedulable]:
+        """Pass it on."""
+        return self._policy.upcoming(at_most)
+
     def admitted(self, request: Schedulable, planned: Service) -> None:
         """Pass it on."""
         self._policy.admitted(request, planned)

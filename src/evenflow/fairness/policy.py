@@ -89,6 +89,10 @@ class Policy(Protocol):
         """The request to start next, left in its queue; None if none may start now. Repeatable: no side effect that shows."""
         ...
 
+    def upcoming(self, at_most: int) -> Sequence[Schedulable]:
+        """A guess at the next picks, in their order, to prepare for them; may be empty. Cheap; no side effect that shows."""
+        ...
+
     def admitted(self, request: Schedulable, planned: Service) -> None:
         """The request starts. Charge its input (``planned.prefill_tokens``: the whole prompt) or its predicted cost, now."""
         ...

@@ -7,7 +7,8 @@ Pure bookkeeping: no order between clients is decided here.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice
 
 from evenflow.fairness.policy import Schedulable
 
@@ -55,6 +56,16 @@ class ClientQueues:
         """The client's waiting requests, oldest first."""
         return iter(self._queues.get(client_id, {}).values())
 
+    def interleaved(self, client_ids: Sequence[str], at_most: int) -> list[Schedulable]:
+        """Up to ``at_most`` requests of these clients: the oldest of each in their order, then the second of each, ..."""
+        found: list[Schedulable] = []
+        lines = [iter(self._queues[client_id].values()) for client_id in client_ids if client_id in self._queues]
+        while lines and len(found) < at_most:
+            heads = [(line, next(line, None)) for line in lines]
+            found += [head for _, head in heads if head is not None]
+            lines = [line for line, head in heads if head is not None]
+        return found[:at_most]
+
     def num_waiting(self, client_id: str | None = None) -> int:
         """Waiting requests of one client, or of all."""
         return self._num_waiting if client_id is None else len(self._queues.get(client_id, ()))
@@ -63,6 +74,10 @@ class ClientQueues:
     def clients(self) -> Iterator[str]:
         """Clients that have something waiting, in no particular order."""
         return iter(self._queues)
+
+    def first_clients(self, at_most: int) -> list[str]:
+        """Up to ``at_most`` clients that have something waiting, those first that have had for longest."""
+        return list(islice(self._queues, at_most))
 
     @property
     def num_clients(self) -> int:

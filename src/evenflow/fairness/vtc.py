@@ -11,6 +11,7 @@ stay backlogged within 2 U (lemma 4.3 and theorem 4.4).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -87,6 +88,10 @@ class VTC(PolicyDefaults):
         """The oldest request of the waiting client with the least counter."""
         client_id = self._level.least()
         return None if client_id is None else self._queues.head(client_id)
+
+    def upcoming(self, at_most: int) -> Sequence[Schedulable]:
+        """The clients with the least counters, one request each, then their second ones, ..."""
+        return self._queues.interleaved(self._level.nearest(math.inf, at_most), at_most)
 
     def admitted(self, request: Schedulable, planned: Service) -> None:
         """Charge the input; nothing if the request was preempted and comes back."""

@@ -35,6 +35,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.idle_order: list[AdapterDigest] = []
         self.resident: set[AdapterDigest] = set()
         self.loaded: dict[AdapterDigest, tuple[int, tuple[int, ...]]] = {}
+        self.written: dict[int, AdapterDigest] = {}
+        """Page -> whose rows were copied there last."""
 
     def num_available(self) -> int:
         return self.arena.num_free + sum(SIZES[d] for d in self.idle_order)
@@ -46,6 +48,38 @@ class ResidencyMachine(RuleBasedStateMachine):
         assert len(gone) <= had_to_go
         self.idle_order = self.idle_order[len(gone) :]
         self.resident -= set(gone)
+
+    @rule(digest=digests, count=st.integers(1, 4), reserved=st.integers(0, 4), wanted=st.sets(digests))
+    def prefetch(self, digest: AdapterDigest, count: int, reserved: int, wanted: set[AdapterDigest]) -> None:
+        was_resident = digest in self.resident
+        missing = self.residency.num_pages_to_prefetch(RECORDS[digest])
+        free, line = self.arena.num_free, list(self.idle_order)
+        while line and free < SIZES[digest] + reserved and line[0] not in wanted:
+            free += SIZES[line.pop(0)]
+        fits = was_resident or (free >= SIZES[digest] + reserved and len(self.resident) < self.residency.num_slots)
+        before = list(self.idle_order)
+        planned = self.residency.prefetch(RECORDS[digest], count, num_reserved=reserved, is_wanted=wanted.__contains__)
+        assert planned == (min(count, missing) if fits else 0)
+        if was_resident or not fits:
+            assert [d for d in before if self.residency.is_resident(d)] == before, "somebody left for nothing"
+            return
+        gone = before[: len(before) - len(line)]
+        assert not wanted.intersection(gone)
+        self.check_eviction(len(gone))
+        assert self.idle_order == line
+        self.resident.add(digest)
+        self.idle_order.append(digest)
+        assert self.arena.num_free >= reserved, "pages of the reserve were taken"
+        assert self.residency.bytes_due(RECORDS[digest]) == RECORDS[digest].size_bytes
+
+    @rule(wanted=st.sets(digests))
+    def drop_prefetches(self, wanted: set[AdapterDigest]) -> None:
+        unfinished = {d for d in self.idle_order if not self.residency.is_loaded(d) and d not in wanted}
+        self.residency.drop_prefetches(wanted.__contains__)
+        gone = {d for d in self.idle_order if not self.residency.is_resident(d)}
+        assert gone <= unfinished
+        self.idle_order = [d for d in self.idle_order if d not in gone]
+        self.resident -= gone
 
     def enter(self, digest: AdapterDigest) -> None:
         self.resident.add(digest)
@@ -127,7 +161,9 @@ class ResidencyMachine(RuleBasedStateMachine):
             gone = [d for d in self.idle_order if not self.residency.is_resident(d)]
             assert not gone or self.arena.num_free - SIZES[gone[-1]] < count, "somebody left for nothing"
             self.check_eviction(len(self.idle_order))
-            assert self.arena.allocate(KV, count) is not None
+            pages = self.arena.allocate(KV, count)
+            assert pages is not None
+            self.written |= dict.fromkeys(pages, AdapterDigest("kv"))
         else:
             self.check_eviction(0)
 
@@ -141,7 +177,13 @@ class ResidencyMachine(RuleBasedStateMachine):
             assert load.digest in self.resident, "a load for an adapter that is gone"
             pages = tuple(self.arena.pages_of(PageOwner("adapter", load.digest)))
             assert tuple(load.pages) == pages
-            self.loaded[load.digest] = (load.slot, pages)
+            assert load.first < load.stop
+            assert all(self.written[page] == load.digest for page in pages[: load.first]), "a part was never loaded, or lost"
+            for page in pages[load.first : load.stop]:
+                self.written[page] = load.digest
+            assert not (load.is_prefetch and load.digest in self.users), "what is used cannot wait until the step's end"
+            if load.is_last:
+                self.loaded[load.digest] = (load.slot, pages)
 
     @rule()
     def what_was_loaded_is_what_is_there(self) -> None:
@@ -150,7 +192,10 @@ class ResidencyMachine(RuleBasedStateMachine):
         for digest in self.users:
             slot = self.residency.acquire(digest)
             self.residency.release(digest)
-            assert self.loaded[digest] == (slot, tuple(self.arena.pages_of(PageOwner("adapter", digest))))
+            pages = tuple(self.arena.pages_of(PageOwner("adapter", digest)))
+            assert self.loaded[digest] == (slot, pages)
+            assert {self.written[page] for page in pages} == {digest}
+            assert self.residency.is_loaded(digest)
 
     @invariant()
     def books_agree(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 
-from evenflow.serving.core.plan import NO_ADAPTER_SLOT, SampledToken, StepPlan, StepResult
+from evenflow.serving.core.plan import NO_ADAPTER_SLOT, AdapterLoad, SampledToken, StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, Request, RequestId
 from evenflow.serving.memory.page_table import pages_for
 
@@ -49,10 +49,8 @@ class KVOracle:
         """Check the plan against the requests, write what it writes, and answer from what it can read."""
         assert plan.sequences
         for load in plan.loads:
-            assert len(load.pages) == self._adapter_pages[load.digest]
-            self._slots[load.slot] = (load.digest, tuple(load.pages))
-            for page in load.pages:
-                self._content[page] = load.digest
+            if not load.is_prefetch:
+                self._load(load)
         written: set[tuple[int, int]] = set()
         num_written = 0
         for sequence in plan.sequences:
@@ -88,8 +86,25 @@ class KVOracle:
             assert marks == [_mark(adapter, token_ids[: i + 1]) for i in range(stop)], "K and V of another prefix or adapter"
             if sequence.sample is not None:
                 tokens[sequence.request_id] = SampledToken(next_token(adapter, token_ids))
+        for load in plan.loads:
+            if load.is_prefetch:  # as late as can be: nothing of this step may need it, nor write where it goes
+                assert not {page for page, _ in written}.intersection(load.pages), (
+                    "KV was written where an adapter is being prefetched"
+                )
+                self._load(load)
         assert len({s.request_id for s in plan.sequences}) == len(plan.sequences)
         return StepResult(plan.step, tokens, {}, duration_s)
+
+    def _load(self, load: AdapterLoad) -> None:
+        """The part [first, stop); the slot may be used once it is the last one."""
+        assert len(load.pages) == self._adapter_pages[load.digest]
+        assert 0 <= load.first < load.stop <= len(load.pages)
+        assert all(self._content[page] == load.digest for page in load.pages[: load.first]), "a part was never loaded, or lost"
+        for page in load.pages[load.first : load.stop]:
+            self._content[page] = load.digest
+        self._slots.pop(load.slot, None)
+        if load.is_last:
+            self._slots[load.slot] = (load.digest, tuple(load.pages))
 
     def _adapter(self, slot: int) -> AdapterDigest | None:
         if slot == NO_ADAPTER_SLOT:

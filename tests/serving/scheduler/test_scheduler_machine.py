@@ -6,6 +6,7 @@ Every output is compared with what the request would have got alone, every charg
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -23,10 +24,12 @@ from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId, RequestState
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.memory.arena import Arena
+from evenflow.serving.memory.eviction import EVICTION_ORDERS
 from evenflow.serving.memory.partition import PartitionedArena
 from evenflow.serving.memory.prefix_cache import PrefixCache
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler import (
+    BudgetedPrefetch,
     ExclusivePrefillRule,
     KnownPeak,
     MixedBatchRule,
@@ -77,6 +80,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         decode_steps=st.integers(0, 3),
         caches_prefixes=st.booleans(),
         shedding=st.sampled_from(SHEDDINGS),
+        prefetch=st.none() | st.tuples(st.integers(1, 3), st.integers(1, 8), st.integers(1, 4), st.integers(0, 2)),
+        eviction=st.sampled_from(sorted(EVICTION_ORDERS)),
     )
     def start(
         self,
@@ -92,6 +97,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         decode_steps: int,
         caches_prefixes: bool,
         shedding: tuple[str, float | None],
+        prefetch: tuple[int, int, int, int] | None,
+        eviction: str,
     ) -> None:
         self.queues = ClientQueues()
         self.policy: Policy = (
@@ -99,7 +106,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.num_adapter_pages = None if num_adapter_pages is None else min(num_adapter_pages, num_pages - 1)
         self.arena = Arena(num_pages) if self.num_adapter_pages is None else PartitionedArena(num_pages, self.num_adapter_pages)
-        self.residency = Residency(self.arena, RECORDS.__getitem__, num_slots=num_slots)
+        self.residency = Residency(self.arena, RECORDS.__getitem__, num_slots=num_slots, order=EVICTION_ORDERS.load(eviction)())
         self.limits = SchedulerLimits(
             max_num_seqs=max_num_seqs, max_batch_tokens=max_batch_tokens, max_model_len=24, page_tokens=page_tokens
         )
@@ -117,10 +124,20 @@ class SchedulerMachine(RuleBasedStateMachine):
             admission=KnownPeak() if knows_lengths else PredictAndPreempt(initial_output_tokens=0.0),
             prefix_cache=self.cache,
             shedding=create_shedding(*shedding),
+            prefetch=None
+            if prefetch is None
+            else BudgetedPrefetch(
+                step_pages=prefetch[0],
+                held_pages=prefetch[1],
+                lookahead=prefetch[2],
+                reserve_per_running=prefetch[3],
+                page_tokens=page_tokens,
+            ),
         )
         self.oracle = KVOracle(num_pages, page_tokens, ADAPTER_PAGES)
         self.requests: dict[RequestId, Request] = {}
         self.ended_early: set[RequestId] = set()
+        self.damaged: set[RequestId] = set()
         self.has_pinned = False
         self.now_s = 0.0
         self.max_prompt = 0
@@ -171,11 +188,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.add(request, self.now_s).is_accepted
         self.requests[request.request_id] = request
 
-    @rule(aborted_meanwhile=st.integers(0, 5))
-    def step(self, aborted_meanwhile: int) -> None:
-        self.run_step(aborted_meanwhile)
+    @rule(aborted_meanwhile=st.integers(0, 5), is_damaged=st.sampled_from([False, False, True]))
+    def step(self, aborted_meanwhile: int, is_damaged: bool) -> None:
+        self.run_step(aborted_meanwhile, is_damaged)
 
-    def run_step(self, aborted_meanwhile: int) -> bool:
+    def run_step(self, aborted_meanwhile: int, is_damaged: bool = False) -> bool:
         were_running = {r for r, request in self.requests.items() if request.state is RequestState.RUNNING}
         plan = self.scheduler.plan(self.now_s)
         self.note_ended()
@@ -191,6 +208,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(plan.sequences) <= self.limits.max_num_seqs
         self.scheduler.check_integrity()
         result = self.oracle.run(plan, self.requests)
+        if is_damaged and plan.loads:
+            failed = plan.loads[0].digest
+            result = replace(result, failed_loads={failed: "damaged"})
+            self.damaged |= {r.request_id for r in self.requests.values() if r.adapter == failed}
         running = [s.request_id for s in plan.sequences]
         if aborted_meanwhile < len(running) and aborted_meanwhile >= 3:
             self.end_early(running[aborted_meanwhile])
@@ -202,6 +223,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 finished[request_id] = FinishReason.LENGTH
         self.now_s += 1.0
         self.scheduler.commit(result, finished, self.now_s)
+        assert not any(self.residency.is_resident(digest) for digest in result.failed_loads)
+        self.note_ended()
         return True
 
     @rule(data=st.data())
@@ -242,6 +265,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert request.slo_ttft_s is not None or self.default_slo_s is not None
                 assert ended.predicted_ttft_s > 0
                 assert ended.retry_after_s >= 1
+            elif ended.error_type == "AdapterDamaged":
+                assert request.request_id in self.damaged
             elif request.finish_reason is FinishReason.ERROR:
                 assert self.has_pinned, "ended for lack of memory though nothing was ever pinned"
             else:

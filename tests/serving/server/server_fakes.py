@@ -80,6 +80,7 @@ class FakeEngine:
         self.weights: dict[str, float] = {}
         self.infos: dict[str, AdapterInfo] = {}
         self.num_loads = 0
+        self.purged: list[str] = []
         self.fail_with: RequestOutput | None = None
         """Sent instead of token number ``fail_at``."""
         self.fail_at = 0
@@ -193,10 +194,11 @@ class FakeEngine:
         self.infos[name] = AdapterInfo(name, digest, 8, 4096, 1, "host", False, 0, ["q_proj"])
         return [self.infos[name]]
 
-    async def unload_adapter(self, name: str) -> list[AdapterInfo]:
+    async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         if name not in self.infos:
             raise AdapterNotFound(f"no adapter {name!r}")
         del self.infos[name]
+        self.purged += [name] * purge
         return []
 
     async def pin_adapter(self, name: str, is_pinned: bool) -> list[AdapterInfo]:
@@ -248,6 +250,14 @@ def busy_stats() -> EngineStats:
         num_resident_adapters=2,
         num_adapter_loads=9,
         num_adapter_evictions=6,
+        num_host_adapters=1,
+        num_pinned_adapters=1,
+        adapter_bytes=5_000,
+        host_adapter_bytes=3_000,
+        num_adapter_prefetches=8,
+        num_wasted_prefetches=3,
+        loaded_adapter_bytes=9_000,
+        num_failed_adapter_loads=2,
         running_adapters=["a", "b"],
         waiting_adapters=["b", "c"],
         clients={

@@ -148,6 +148,31 @@ def test_the_adapter_resource(tmp_path):
     with_server(main)
 
 
+def test_pinning_and_purging_beside_vllms_calls(tmp_path):
+    path = str(make_adapter(tmp_path, "a0"))
+
+    async def main(client, engine, state):
+        await client.post("/v1/load_lora_adapter", json={"lora_name": "a0", "lora_path": path})
+        pinned = await client.post("/v1/pin_lora_adapter", json={"lora_name": "a0"})
+        assert (pinned.status_code, pinned.text) == (200, "Success: LoRA adapter 'a0' pinned successfully.")
+        assert engine.infos["a0"].is_pinned
+        unpinned = await client.post("/v1/unpin_lora_adapter", json={"lora_name": "a0"})
+        assert (unpinned.status_code, unpinned.text) == (200, "Success: LoRA adapter 'a0' unpinned successfully.")
+        assert not engine.infos["a0"].is_pinned
+        assert (await client.post("/v1/pin_lora_adapter", json={"lora_name": "nobody"})).status_code == 404
+        assert (await client.post("/v1/pin_lora_adapter", json={})).status_code == 400
+        await client.post("/v1/unload_lora_adapter", json={"lora_name": "a0", "purge_cache": True})
+        for name in ("b", "c"):
+            await client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path})
+        wrong = await client.delete("/v1/adapters/b?purge=yes")
+        assert (wrong.status_code, message(wrong)) == (400, "purge is 'yes'; allowed: true, false")
+        assert (await client.delete("/v1/adapters/b?purge=true")).status_code == 200
+        assert (await client.delete("/v1/adapters/c")).status_code == 200
+        assert engine.purged == ["a0", "b"]
+
+    with_server(main)
+
+
 def test_folders_load_when_they_are_first_asked_for(tmp_path):
     folder = tmp_path / "adapters"
     make_adapter(folder, "lazy")

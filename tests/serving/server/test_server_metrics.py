@@ -97,6 +97,12 @@ def test_the_names_and_labels_that_gateways_read():
         assert value("evenflow_pages", owner="adapter") == 20
         assert value("evenflow_adapters", state="resident") == 2
         assert value("evenflow_adapter_evictions_total") == 6
+        assert [value("evenflow_adapters", state=s) for s in ("registered", "host", "disk", "pinned")] == [5, 1, 2, 1]
+        assert [value("evenflow_adapter_bytes", tier=t) for t in ("disk", "host", "arena")] == [5000, 3000, 20 * 4096]
+        assert value("evenflow_adapter_prefetches_total") == 8
+        assert value("evenflow_adapter_prefetches_wasted_total") == 3
+        assert value("evenflow_adapter_loaded_bytes_total") == 9000
+        assert value("evenflow_adapter_load_failures_total") == 2
         assert value("evenflow_recomputed_tokens_total") == 7
         assert value("evenflow_info", version="1.2.3", policy="vtc", tensor_parallel="1") == 1
         assert value("evenflow_wire_bytes_total", site="lora.qkv") == 1200

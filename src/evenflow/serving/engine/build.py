@@ -24,11 +24,13 @@ from evenflow.serving.engine.sampler import Sampler
 from evenflow.serving.engine.text import Tokenizer
 from evenflow.serving.lora.catalog import Catalog
 from evenflow.serving.memory.arena import Arena
+from evenflow.serving.memory.eviction import EVICTION_ORDERS
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.memory.prefix_cache import PrefixCache
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.models.config import ModelConfig, load_config
 from evenflow.serving.scheduler.limits import SchedulerLimits
+from evenflow.serving.scheduler.prefetch import BudgetedPrefetch, Prefetch
 from evenflow.serving.scheduler.scheduler import Scheduler
 from evenflow.serving.scheduler.shedding import create_shedding
 
@@ -80,7 +82,7 @@ def _assemble(config: EngineConfig, model_config: ModelConfig, ranks: RankProces
             prefix_cache.forget(digest)
 
     catalog = _catalog(config, layout, ranks, on_freed=forget)
-    residency = Residency(arena, catalog.record)
+    residency = Residency(arena, catalog.record, order=EVICTION_ORDERS.load(config.adapter_eviction)())
     prefix_cache = PrefixCache(arena, residency.idle_pages, layout.page_tokens) if config.enable_prefix_caching else None
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
@@ -97,6 +99,7 @@ def _assemble(config: EngineConfig, model_config: ModelConfig, ranks: RankProces
         limits=limits,
         prefix_cache=prefix_cache,
         shedding=shedding,
+        prefetch=prefetch_for(config, layout, num_pages),
     )
     log.info(
         "%s in %s on %s x %d, %s kernels; arena %s: %d pages of %d tokens; context %d; policy %s; ready after %.1f s",
@@ -140,6 +143,17 @@ def _catalog(
     if ranks is None:
         return Catalog(layout, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)
     return CatalogOfRanks(layout, ranks, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)
+
+
+def prefetch_for(config: EngineConfig, layout: ArenaLayout, num_pages: int) -> Prefetch | None:
+    """What the budget allows in pages: a page per step at least, and never more than a quarter of the arena held."""
+    if not config.adapter_prefetch_bytes:
+        return None
+    return BudgetedPrefetch(
+        step_pages=max(1, config.adapter_prefetch_bytes // layout.page_bytes),
+        held_pages=max(1, num_pages // 4),
+        page_tokens=layout.page_tokens,
+    )
 
 
 def end_tokens(model: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -116,9 +116,9 @@ class EngineClient:
         """Register the PEFT adapter in folder ``path``. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
         return await self._call(LoadAdapter(next(self._call_ids), name, path, replace))
 
-    async def unload_adapter(self, name: str) -> list[AdapterInfo]:
+    async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound."""
-        return await self._call(UnloadAdapter(next(self._call_ids), name))
+        return await self._call(UnloadAdapter(next(self._call_ids), name, purge))
 
     async def pin_adapter(self, name: str, is_pinned: bool) -> list[AdapterInfo]:
         """Keep the adapter in the arena, or let it be evicted again. Raises AdapterNotFound."""

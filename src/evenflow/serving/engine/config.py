@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evenflow.base.errors import ConfigError
 from evenflow.fairness.weights import check_tiers
+from evenflow.serving.memory.eviction import EVICTION_ORDERS
 from evenflow.serving.scheduler.shedding import create_shedding
 
 DTYPES = ("auto", "bfloat16", "float32")
@@ -50,6 +51,10 @@ class EngineConfig:
     """Largest size of that folder; None: 64 GiB, or half of what its disk has left, if that is less."""
     enable_prefix_caching: bool = True
     """Keep the pages of computed prefixes for requests that begin alike under the same adapter."""
+    adapter_eviction: str = "lru"
+    """Which idle adapter leaves the arena first: lru, or cost-aware (recency, popularity, reload bytes)."""
+    adapter_prefetch_bytes: int = 16 << 20
+    """Copied beside one step for requests that wait: about what a step hides. 0: adapters are loaded when a request starts."""
     kernels: str = "auto"
     """auto, cpu (numba), torch, triton, flashinfer (with Triton's LoRA): see backends."""
     num_threads: int | None = None
@@ -100,6 +105,8 @@ class EngineConfig:
         )
         check(self.max_model_len is None or self.max_model_len >= 2, "max_model_len", "2 or more")
         check(self.max_lora_rank >= 1, "max_lora_rank", "1 or more")
+        check(self.adapter_eviction in EVICTION_ORDERS, "adapter_eviction", ", ".join(EVICTION_ORDERS))
+        check(self.adapter_prefetch_bytes >= 0, "adapter_prefetch_bytes", "0 or more")
         check(self.adapter_cache_bytes is None or self.adapter_cache_bytes > 0, "adapter_cache_bytes", "above 0")
         check(1 <= self.tensor_parallel <= 256, "tensor_parallel", "1 to 256")
         check(self.lora_sharding in SHARDINGS, "lora_sharding", ", ".join(SHARDINGS))

@@ -74,6 +74,7 @@ class Engine:
         self._meters = Meters()
         self._pinned: dict[str, AdapterDigest] = {}
         self._damaged: list[AdapterDigest] = []
+        self._in_repair: set[AdapterDigest] = set()
         self.is_stalled = False
         """True if the last step had nothing to compute although requests wait: the policy lets nobody start now."""
 
@@ -164,9 +165,18 @@ class Engine:
             self._residency.unpin(self._pinned.pop(name))
 
     def take_damaged(self) -> list[tuple[AdapterDigest, Path]]:
-        """Adapters whose stored rows turned out damaged since the last call, and their folders: to be prepared again."""
+        """Adapters whose stored rows turned out damaged since the last call, and their folders: to be prepared again.
+
+        Each is named once; tell ``end_repair`` what came of it.
+        """
         damaged, self._damaged = self._damaged, []
         return [(digest, self.catalog.path(digest)) for digest in damaged if digest in self.catalog]
+
+    def end_repair(self, digest: AdapterDigest, fault: str | None) -> None:
+        """The adapter's rows are there again; or they are not, because of ``fault``: then it is given up."""
+        self._in_repair.discard(digest)
+        if fault is not None:
+            self.give_up_adapter(digest, fault)
 
     def give_up_adapter(self, digest: AdapterDigest, why: str) -> None:
         """Its rows are damaged and its folder no longer holds those weights: forget every name of it."""
@@ -244,6 +254,9 @@ class Engine:
             close_policy()
 
     def _note_damage(self, digest: AdapterDigest) -> None:
+        if digest in self._in_repair or digest not in self.catalog:
+            return
+        self._in_repair.add(digest)
         self.catalog.discard_rows(digest)
         self._damaged.append(digest)
         for name in [name for name, pinned in self._pinned.items() if pinned == digest]:
@@ -340,7 +353,7 @@ class Engine:
 
     def _adapter_info(self, name: str, digest: AdapterDigest) -> AdapterInfo:
         record, names = self.catalog.record(digest), self.catalog.names(digest)
-        resident = self._residency.is_resident(digest)
+        resident = self._residency.is_loaded(digest)
         return AdapterInfo(
             name=name,
             digest=digest,

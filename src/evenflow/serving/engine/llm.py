@@ -178,9 +178,9 @@ class LLM:
         """Register the PEFT adapter in folder ``path``. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
         return self._call(LoadAdapter(next(self._ids), name, str(Path(path).absolute()), replace))
 
-    def unload_adapter(self, name: str) -> list[AdapterInfo]:
-        """Forget ``name`` and free its memory. Raises AdapterNotFound."""
-        return self._call(UnloadAdapter(next(self._ids), name))
+    def unload_adapter(self, name: str, *, purge: bool = False) -> list[AdapterInfo]:
+        """Forget ``name`` and free its memory; with ``purge`` also its file in the adapter cache. Raises AdapterNotFound."""
+        return self._call(UnloadAdapter(next(self._ids), name, purge))
 
     def pin_adapter(self, name: str, is_pinned: bool = True) -> list[AdapterInfo]:
         """Keep an adapter in the arena (or no longer). Raises AdapterNotFound."""

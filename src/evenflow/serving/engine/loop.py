@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zmq
 
-from evenflow.base.errors import AdapterRejected, EvenFlowError
+from evenflow.base.errors import AdapterError, AdapterRejected, EvenFlowError
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.engine.build import build_engine
 from evenflow.serving.engine.config import EngineConfig
@@ -130,10 +130,9 @@ class EngineLoop:
         while self._repairs and self._repairs[0][1].done():
             digest, repair = self._repairs.pop(0)
             error = repair.exception()
-            if error is not None:
-                self._engine.give_up_adapter(digest, str(error))
-            elif repair.result().record.digest != digest:
-                self._engine.give_up_adapter(digest, "its folder holds other weights now")
+            if error is None and repair.result().record.digest != digest:
+                error = AdapterError("its folder holds other weights now")
+            self._engine.end_repair(digest, None if error is None else str(error))
 
     def _repair(self) -> None:
         """Have damaged rows made again from their folders, beside the steps."""

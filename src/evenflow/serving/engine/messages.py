@@ -238,6 +238,18 @@ class EngineStats(msgspec.Struct):
     num_resident_adapters: int = 0
     num_adapter_loads: int = 0
     num_adapter_evictions: int = 0
+    num_host_adapters: int = 0
+    """Not in the arena, but their rows are open and read ahead; those in neither place are on the disk only."""
+    num_pinned_adapters: int = 0
+    adapter_bytes: int = 0
+    """Rows of all adapters, on the disk."""
+    host_adapter_bytes: int = 0
+    """Of those, open and read ahead."""
+    num_adapter_prefetches: int = 0
+    num_wasted_prefetches: int = 0
+    """Prefetched adapters that were evicted before anybody used them."""
+    loaded_adapter_bytes: int = 0
+    num_failed_adapter_loads: int = 0
     running_adapters: list[str] = []
     """Names of adapters with a running request."""
     waiting_adapters: list[str] = []

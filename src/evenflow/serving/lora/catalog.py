@@ -71,6 +71,7 @@ class Catalog:
         self._on_freed = on_freed
         self._store = store
         self._host = HostTier()
+        self._size_bytes = 0
         self._digest_by_name: dict[str, AdapterDigest] = {}
         self._entries: dict[AdapterDigest, _Entry] = {}
 
@@ -105,7 +106,10 @@ class Catalog:
         previous = self._digest_by_name.get(name)
         if previous == digest:
             return digest
-        entry = self._entries.setdefault(digest, _Entry(prepared))
+        entry = self._entries.get(digest)
+        if entry is None:
+            entry = self._entries[digest] = _Entry(prepared)
+            self._size_bytes += prepared.rows.size_bytes
         entry.names[name] = None
         entry.last_name = name
         entry.is_purged = False
@@ -171,10 +175,9 @@ class Catalog:
         """True if the rows are held ready, False if they are on the disk only."""
         return digest in self._host
 
-    @property
-    def num_on_host(self) -> int:
-        """Adapters whose rows are held ready."""
-        return len(self._host)
+    def on_host(self) -> Iterator[AdapterDigest]:
+        """Those whose rows are held ready."""
+        return iter(self._host)
 
     def path(self, digest: AdapterDigest) -> Path:
         """The folder it was read from. Raises AdapterNotFound."""
@@ -220,7 +223,7 @@ class Catalog:
     @property
     def size_bytes(self) -> int:
         """Bytes of all images, on the disk or in memory."""
-        return sum(entry.prepared.rows.size_bytes for entry in self._entries.values())
+        return self._size_bytes
 
     @property
     def host_bytes(self) -> int:
@@ -231,6 +234,8 @@ class Catalog:
         """Assert that names and digests agree, and that nothing without a name and a user is kept."""
         for name, digest in self._digest_by_name.items():
             assert name in self._entries[digest].names, f"{name} points at {digest}, which does not know it"
+        assert self._size_bytes == sum(entry.prepared.rows.size_bytes for entry in self._entries.values())
+        assert all(digest in self._entries for digest in self._host), "rows of an adapter that is gone are held"
         for digest, entry in self._entries.items():
             assert entry.prepared.record.digest == digest
             assert all(self._digest_by_name.get(name) == digest for name in entry.names), f"{digest} has a stale name"
@@ -251,6 +256,7 @@ class Catalog:
         if entry.names or entry.num_users:
             return
         del self._entries[digest]
+        self._size_bytes -= entry.prepared.rows.size_bytes
         self._host.drop(digest)
         entry.prepared.rows.close()
         if entry.is_purged and self._store is not None:

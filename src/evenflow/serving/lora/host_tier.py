@@ -7,6 +7,7 @@ adapters, and rows that nobody wants give way to whatever else the machine needs
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Protocol
 
 from evenflow.serving.core.request import AdapterDigest
@@ -52,6 +53,9 @@ class HostTier:
 
     def __contains__(self, digest: object) -> bool:
         return digest in self._open
+
+    def __iter__(self) -> Iterator[AdapterDigest]:
+        return iter(self._open)
 
     def __len__(self) -> int:
         return len(self._open)

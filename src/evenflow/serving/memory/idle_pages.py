@@ -6,6 +6,7 @@ Each holder knows which of its own goes first; of these, the one that has been i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from evenflow.serving.memory.arena import Arena, OwnerKind
@@ -56,22 +57,25 @@ class IdlePages:
         idle = sum(arena.reusable(holder.num_idle_pages, holder.kind, wanted_by) for holder in self._holders)
         return arena.num_free_for(wanted_by) + idle
 
-    def reclaim(self, num_pages: int, wanted_by: OwnerKind) -> bool:
-        """Evict until owners of a kind can be given ``num_pages`` pages. False, and nothing happens, if that cannot be."""
+    def reclaim(self, num_pages: int, wanted_by: OwnerKind, *, is_spared: Callable[[IdleHolder], bool] | None = None) -> bool:
+        """Evict until owners of a kind can be given ``num_pages`` pages. False, and nothing happens, if that cannot be.
+
+        ``is_spared``: whose next victim must stay; asked before each eviction. Who spares makes sure that the rest is enough.
+        """
         arena = self._arena
         if arena.num_free_for(wanted_by) >= num_pages:
             return True
         if self.num_available(wanted_by) < num_pages:
             return False
         while arena.num_free_for(wanted_by) < num_pages:
-            self._longest_idle(wanted_by).evict_first()
+            self._longest_idle(wanted_by, is_spared).evict_first()
         return True
 
-    def _longest_idle(self, wanted_by: OwnerKind) -> IdleHolder:
+    def _longest_idle(self, wanted_by: OwnerKind, is_spared: Callable[[IdleHolder], bool] | None) -> IdleHolder:
         victim, since = None, 0
         for holder in self._holders:
             tick = holder.first_idle_since() if self._arena.reusable(1, holder.kind, wanted_by) else None
-            if tick is not None and (victim is None or tick < since):
+            if tick is not None and (victim is None or tick < since) and not (is_spared is not None and is_spared(holder)):
                 victim, since = holder, tick
         assert victim is not None, "pages were said to be idle"
         return victim

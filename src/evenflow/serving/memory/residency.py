@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
 
 from evenflow.base.errors import AdapterError
 from evenflow.serving.core.adapter import AdapterRecord
@@ -17,33 +16,15 @@ from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.memory.arena import Arena, OwnerKind, PageOwner
 from evenflow.serving.memory.eviction import EvictionOrder, LeastRecentlyUsed
 from evenflow.serving.memory.idle_pages import IdlePages
-
-
-@dataclass(slots=True)
-class _Resident:
-    record: AdapterRecord
-    slot: int
-    pages: list[int]
-    num_users: int = 0
-    is_pinned: bool = False
-    idle_since: int = 0
-    is_forgotten: bool = False
-    """Leave as soon as nobody uses it."""
-    owner: PageOwner = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.owner = PageOwner("adapter", self.record.digest)
-
-    @property
-    def is_evictable(self) -> bool:
-        return self.num_users == 0 and not self.is_pinned
+from evenflow.serving.memory.resident import Resident
 
 
 class Residency:
     """Loads, pins and evicts adapters. ``lookup`` answers with the record of a digest, or raises AdapterNotFound.
 
     A load is only planned here: ``take_loads`` hands the planned ones over, once, and whoever takes them
-    copies the weights before anything computes with them.
+    copies the weights before anything computes with them. A prefetched adapter is placed whole and loaded in
+    parts; until it is used it is as idle, and as easily evicted, as any other.
     """
 
     def __init__(
@@ -64,16 +45,26 @@ class Residency:
         self.num_slots = arena.num_pages if num_slots is None else num_slots
         """Adapters that can be resident at once; every adapter has a page at least, so the default never binds."""
         self._order = order or LeastRecentlyUsed()
-        self._residents: dict[AdapterDigest, _Resident] = {}
+        self._residents: dict[AdapterDigest, Resident] = {}
         self._free_slots: list[int] = []
         self._num_slots_used = 0
-        self._pending: dict[AdapterDigest, AdapterLoad] = {}
+        self._pending: dict[AdapterDigest, None] = {}
         self.num_idle_pages = 0
         """Pages that evicting every idle adapter would free."""
         self.num_pinned_pages = 0
         self.num_loads = 0
         self.num_evictions = 0
+        self.num_failed_loads = 0
+        self.num_pinned = 0
         self.loaded_bytes = 0
+        self._prefetched: dict[AdapterDigest, None] = {}
+        self._failed: set[AdapterDigest] = set()
+        """Whose last load failed: not tried again until a request starts with it."""
+        self.num_prefetched_pages = 0
+        """Pages of adapters that were prefetched and not used since."""
+        self.num_prefetches = 0
+        self.num_wasted_prefetches = 0
+        """Evicted before anybody used them."""
         self._loads_by_digest: dict[AdapterDigest, int] = {}
 
     @property
@@ -87,8 +78,13 @@ class Residency:
         return self._lookup(digest) if resident is None else resident.record
 
     def is_resident(self, digest: str) -> bool:
-        """True if the adapter is in the arena."""
+        """True if the adapter has its place in the arena, loaded or about to be."""
         return digest in self._residents
+
+    def is_loaded(self, digest: AdapterDigest) -> bool:
+        """True if it is in the arena and no part of it is still to be loaded."""
+        resident = self._residents.get(digest)
+        return resident is not None and resident.num_taken == len(resident.pages)
 
     def is_pinned(self, digest: AdapterDigest) -> bool:
         """True if the adapter was pinned by ``pin``."""
@@ -131,9 +127,56 @@ class Residency:
         resident = self._residents.get(digest) or self._place(self._lookup(digest))
         if resident is None:
             return None
+        self._failed.discard(digest)
+        self._order.used(resident.record)
         self._leave_order(resident)
         resident.num_users += 1
+        resident.bytes_due = 0
+        self._settle(resident)
+        self._want(resident, len(resident.pages))
         return resident.slot
+
+    def bytes_due(self, record: AdapterRecord) -> int:
+        """What the next ``acquire`` costs in loaded bytes: now, or before in a prefetch that nobody was charged for."""
+        resident = self._residents.get(record.digest)
+        return record.size_bytes if resident is None else resident.bytes_due
+
+    def num_pages_to_prefetch(self, record: AdapterRecord) -> int:
+        """Pages of the adapter that no load has been planned for yet."""
+        resident = self._residents.get(record.digest)
+        return record.num_pages if resident is None else len(resident.pages) - max(resident.num_taken, resident.num_wanted)
+
+    def prefetch(
+        self, record: AdapterRecord, max_pages: int, *, num_reserved: int, is_wanted: Callable[[AdapterDigest], bool]
+    ) -> int:
+        """Plan the load of up to ``max_pages`` more pages of an adapter that a waiting request needs. Returns how many.
+
+        The adapter takes its place only if ``num_reserved`` pages that KV could take stay free, and for it only
+        idle adapters and cached prefixes go that would go first anyway, and no adapter whom ``is_wanted`` names. Else
+        nothing happens: 0.
+        """
+        resident = self._residents.get(record.digest)
+        if resident is None:
+            if record.digest in self._failed or not self._make_room_for_prefetch(record, num_reserved, is_wanted):
+                return 0
+            resident = self._place(record)
+            assert resident is not None, "room had been made"
+            resident.is_prefetched = True
+            self._prefetched[record.digest] = None
+            self.num_prefetches += 1
+            self.num_prefetched_pages += record.num_pages
+        before = max(resident.num_taken, resident.num_wanted)
+        self._want(resident, min(len(resident.pages), before + max_pages))
+        return max(resident.num_taken, resident.num_wanted) - before
+
+    def drop_prefetches(self, is_wanted: Callable[[AdapterDigest], bool]) -> None:
+        """Of what was prefetched for requests that wait no more: what is complete stays as an idle adapter, the rest goes."""
+        for digest in [digest for digest in self._prefetched if not is_wanted(digest)]:
+            resident = self._residents[digest]
+            if resident.num_taken == len(resident.pages):
+                self._settle(resident)
+            else:
+                self._evict(resident)
 
     def release(self, digest: AdapterDigest) -> None:
         """One user less. The adapter stays until its pages are wanted, or leaves if it was forgotten."""
@@ -143,6 +186,7 @@ class Residency:
         self._enter_order(resident)
         if resident.is_forgotten and resident.num_users == 0:
             self._evict(resident)
+            self._order.forget(digest)
 
     def pin(self, digest: AdapterDigest) -> None:
         """Load the adapter if necessary and never evict it.
@@ -160,8 +204,11 @@ class Residency:
                 )
         if not resident.is_pinned:
             self._leave_order(resident)
+            self._settle(resident)
+            self._want(resident, len(resident.pages))
             resident.is_pinned = True
             resident.is_forgotten = False
+            self.num_pinned += 1
             self.num_pinned_pages += len(resident.pages)
 
     def unpin(self, digest: AdapterDigest) -> None:
@@ -169,25 +216,31 @@ class Residency:
         resident = self._residents.get(digest)
         if resident is not None and resident.is_pinned:
             resident.is_pinned = False
+            self.num_pinned -= 1
             self.num_pinned_pages -= len(resident.pages)
             self._enter_order(resident)
 
     def forget(self, digest: AdapterDigest) -> bool:
         """Free the adapter's pages: now if nobody uses it, else when the last user releases it. True if it is gone."""
         self._loads_by_digest.pop(digest, None)
+        self._failed.discard(digest)
         resident = self._residents.get(digest)
         if resident is None:
+            self._order.forget(digest)
             return True
         self.unpin(digest)
         if resident.num_users:
             resident.is_forgotten = True
             return False
         self._evict(resident)
+        self._order.forget(digest)
         return True
 
     def discard(self, digest: AdapterDigest) -> None:
         """Its rows could not be copied: take it out, pinned or not. Nobody uses it, and nothing happens if it is gone."""
         resident = self._residents.get(digest)
+        self.num_failed_loads += 1
+        self._failed.add(digest)
         if resident is not None:
             assert resident.num_users == 0, f"adapter {digest} is used although its load failed"
             self.unpin(digest)
@@ -209,9 +262,16 @@ class Residency:
         """The loads planned since the last call. The caller sees to it that they happen."""
         if not self._pending:
             return ()
-        loads = tuple(self._pending.values())
+        loads = []
+        for digest in self._pending:
+            resident = self._residents[digest]
+            is_prefetch = resident.num_users == 0
+            loads.append(
+                AdapterLoad(digest, resident.slot, resident.pages, resident.num_taken, resident.num_wanted, is_prefetch)
+            )
+            resident.num_taken = resident.num_wanted
         self._pending.clear()
-        return loads
+        return tuple(loads)
 
     def check_integrity(self, users: Collection[AdapterDigest] | None = None) -> None:
         """Assert that slots, pages and counts agree; ``users``: the digest of every acquisition, if known."""
@@ -227,12 +287,21 @@ class Residency:
         assert held == {r.record.digest for r in residents if r.pages}, "an adapter's pages have no resident"
         assert self.num_idle_pages == sum(len(r.pages) for r in residents if r.is_evictable)
         assert self.num_pinned_pages == sum(len(r.pages) for r in residents if r.is_pinned)
+        assert self.num_pinned == sum(r.is_pinned for r in residents)
         assert self._pending.keys() <= self._residents.keys(), "a load was planned for an adapter that is gone"
+        prefetched = [r for r in residents if r.is_prefetched]
+        assert self._prefetched.keys() == {r.record.digest for r in prefetched}
+        assert self.num_prefetched_pages == sum(len(r.pages) for r in prefetched)
+        assert all(r.is_evictable for r in prefetched), "a prefetched adapter is used and still counts as prefetched"
+        for resident in residents:
+            planned = max(resident.num_taken, resident.num_wanted)
+            assert planned == len(resident.pages) or resident.is_prefetched, "an adapter in use is not wholly loaded"
+            assert (resident.record.digest in self._pending) == (resident.num_wanted > resident.num_taken)
         if users is not None:
             counted = {r.record.digest: r.num_users for r in residents if r.num_users}
             assert counted == {digest: list(users).count(digest) for digest in set(users)}, "users are miscounted"
 
-    def _place(self, record: AdapterRecord) -> _Resident | None:
+    def _place(self, record: AdapterRecord) -> Resident | None:
         """Find a slot and pages, evicting idle adapters, and plan the load. It enters idle."""
         if not self.can_acquire(record):
             return None
@@ -246,15 +315,15 @@ class Residency:
             self._num_slots_used += 1
         pages = self._arena.allocate(PageOwner("adapter", record.digest), record.num_pages)
         assert pages is not None
-        resident = self._residents[record.digest] = _Resident(record, slot, pages)
+        resident = self._residents[record.digest] = Resident(record, slot, pages)
         self._enter_order(resident)
-        self._pending[record.digest] = AdapterLoad(record.digest, slot, pages)
+        resident.bytes_due = record.size_bytes
         self.num_loads += 1
         self.loaded_bytes += record.size_bytes
         self._loads_by_digest[record.digest] = self._loads_by_digest.get(record.digest, 0) + 1
         return resident
 
-    def _evict(self, resident: _Resident) -> None:
+    def _evict(self, resident: Resident) -> None:
         """Take an idle adapter out. A load that nobody has taken yet never happens."""
         digest = resident.record.digest
         self._leave_order(resident)
@@ -262,14 +331,55 @@ class Residency:
         heapq.heappush(self._free_slots, resident.slot)
         del self._residents[digest]
         self._pending.pop(digest, None)
+        if resident.is_prefetched:
+            self.num_wasted_prefetches += 1
+            self._settle(resident)
 
-    def _enter_order(self, resident: _Resident) -> None:
+    def _want(self, resident: Resident, num_pages: int) -> None:
+        """Its first ``num_pages`` pages are to be there with the next loads."""
+        if num_pages > max(resident.num_taken, resident.num_wanted):
+            resident.num_wanted = num_pages
+            self._pending[resident.record.digest] = None
+
+    def _settle(self, resident: Resident) -> None:
+        """It is no prefetch any more: it was used, or it is like any idle adapter."""
+        if resident.is_prefetched:
+            resident.is_prefetched = False
+            del self._prefetched[resident.record.digest]
+            self.num_prefetched_pages -= len(resident.pages)
+
+    def _make_room_for_prefetch(
+        self, record: AdapterRecord, num_reserved: int, is_wanted: Callable[[AdapterDigest], bool]
+    ) -> bool:
+        """Evict idle adapters that nobody waits for until ``record`` and the reserve fit. False, and nothing happens, else."""
+        arena = self._arena
+        if self._num_slots_used - len(self._free_slots) >= self.num_slots:
+            return False
+        # Only where adapters and KV draw on the same pages does a prefetch take any from KV.
+        reserve = num_reserved if arena.reusable(record.num_pages, "adapter", "request") else 0
+        needed = record.num_pages + reserve
+        free, idle = arena.num_free_for("adapter"), self.idle_pages
+        reachable = idle.num_available("adapter") - self.num_idle_pages
+        for digest in self._order.ranked():
+            if reachable >= needed or is_wanted(digest):
+                break
+            reachable += len(self._residents[digest].pages)
+        if free < needed and reachable < needed:
+            return False
+        return idle.reclaim(needed, "adapter", is_spared=lambda holder: holder is self and self._is_first(is_wanted))
+
+    def _is_first(self, is_wanted: Callable[[AdapterDigest], bool]) -> bool:
+        """True if the adapter whose turn to go it is, is wanted."""
+        digest = self._order.first()
+        return digest is not None and is_wanted(digest)
+
+    def _enter_order(self, resident: Resident) -> None:
         if resident.is_evictable:
             resident.idle_since = self.idle_pages.tick()
             self._order.add(resident.record)
             self.num_idle_pages += len(resident.pages)
 
-    def _leave_order(self, resident: _Resident) -> None:
+    def _leave_order(self, resident: Resident) -> None:
         if resident.is_evictable:
             self._order.remove(resident.record.digest)
             self.num_idle_pages -= len(resident.pages)

@@ -3,6 +3,7 @@
 from evenflow.serving.scheduler.admission import Admission, KnownPeak, PredictAndPreempt
 from evenflow.serving.scheduler.batching import BatchRule, ExclusivePrefillRule, MixedBatchRule
 from evenflow.serving.scheduler.limits import SchedulerLimits
+from evenflow.serving.scheduler.prefetch import BudgetedPrefetch, Prefetch
 from evenflow.serving.scheduler.scheduler import Scheduler
 from evenflow.serving.scheduler.shedding import Shedding, create_shedding
 from evenflow.serving.scheduler.snapshot import EndedRequest, SchedulerSnapshot
@@ -10,11 +11,13 @@ from evenflow.serving.scheduler.snapshot import EndedRequest, SchedulerSnapshot
 __all__ = [
     "Admission",
     "BatchRule",
+    "BudgetedPrefetch",
     "EndedRequest",
     "ExclusivePrefillRule",
     "KnownPeak",
     "MixedBatchRule",
     "PredictAndPreempt",
+    "Prefetch",
     "Scheduler",
     "SchedulerLimits",
     "SchedulerSnapshot",

@@ -139,8 +139,7 @@ class RunningSet:
             self._cache.acquire(chain)
         slot, adapter_bytes = NO_ADAPTER_SLOT, 0
         if request.adapter is not None:
-            if not self._residency.is_resident(request.adapter):
-                adapter_bytes = self._residency.record(request.adapter).size_bytes
+            adapter_bytes = self._residency.bytes_due(self._residency.record(request.adapter))
             acquired = self._residency.acquire(request.adapter)
             assert acquired is not None, "the adapter was said to fit"
             slot = acquired

@@ -31,6 +31,7 @@ from evenflow.serving.scheduler.batching import BatchRule, MixedBatchRule
 from evenflow.serving.scheduler.draft import Draft
 from evenflow.serving.scheduler.limits import SchedulerLimits
 from evenflow.serving.scheduler.lives import Lives
+from evenflow.serving.scheduler.prefetch import Prefetch, expected_next
 from evenflow.serving.scheduler.running import RunningRequest, RunningSet
 from evenflow.serving.scheduler.shedding import NoShedding, Shedding
 from evenflow.serving.scheduler.snapshot import EndedRequest, SchedulerSnapshot
@@ -56,6 +57,7 @@ class Scheduler:
         admission: Admission | None = None,
         prefix_cache: PrefixCache | None = None,
         shedding: Shedding | None = None,
+        prefetch: Prefetch | None = None,
     ) -> None:
         self.policy = policy
         self.limits = limits
@@ -68,6 +70,7 @@ class Scheduler:
         self._prefix_cache = prefix_cache
         self._shedding = shedding or NoShedding()
         self._lives = Lives(policy, queues, self._running, self._admission, self._shedding)
+        self._prefetch = prefetch
         self._in_flight: list[tuple[RunningRequest, PlannedSequence]] | None = None
         self._ended: list[EndedRequest] = []
         self._num_steps = 0
@@ -100,6 +103,8 @@ class Scheduler:
             draft = self._fill(now_s)
         if not draft.planned:
             return None
+        if self._prefetch is not None:
+            self._plan_prefetch(self._prefetch)
         self._num_steps += 1
         self._in_flight = list(draft.planned.values())
         return StepPlan(self._num_steps, tuple([sequence for _, sequence in self._in_flight]), self._residency.take_loads())
@@ -206,6 +211,10 @@ class Scheduler:
             num_resident_adapters=residency.num_resident,
             num_adapter_loads=residency.num_loads,
             num_adapter_evictions=residency.num_evictions,
+            num_adapter_prefetches=residency.num_prefetches,
+            num_wasted_prefetches=residency.num_wasted_prefetches,
+            num_failed_adapter_loads=residency.num_failed_loads,
+            loaded_adapter_bytes=residency.loaded_bytes,
             num_preemptions=self._lives.num_preemptions,
             num_shed=self._lives.num_shed,
             num_steps=self._num_steps,
@@ -236,6 +245,19 @@ class Scheduler:
         self._waiting_for = draft.waiting_for
         self._ended += draft.ended
         return draft
+
+    def _plan_prefetch(self, prefetch: Prefetch) -> None:
+        """Have adapters of waiting requests loaded beside the step that has been filled."""
+        if not self.num_waiting and not self._residency.num_prefetched_pages:
+            return
+        adapters = self._lives.adapters.by_name
+
+        def is_wanted(digest: AdapterDigest) -> bool:
+            tally = adapters.get(digest)
+            return tally is not None and tally.num_waiting > 0
+
+        upcoming = expected_next(self.policy, self._queues, self._lives.get, prefetch.lookahead) if self.num_waiting else []
+        prefetch.plan(upcoming, len(self._running), self._residency, is_wanted)
 
     def _drop_failed(self, failed_loads: Mapping[AdapterDigest, str], now_s: float) -> None:
         """End whoever runs with an adapter that could not be loaded, and take it out of the arena."""

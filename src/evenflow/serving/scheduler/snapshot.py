@@ -40,6 +40,11 @@ class SchedulerSnapshot:
     num_resident_adapters: int
     num_adapter_loads: int
     num_adapter_evictions: int
+    num_adapter_prefetches: int
+    num_wasted_prefetches: int
+    """Prefetched adapters that were evicted before anybody used them."""
+    num_failed_adapter_loads: int
+    loaded_adapter_bytes: int
     num_preemptions: int
     num_shed: int
     num_steps: int

@@ -41,8 +41,18 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
         """Forget an adapter; running requests end with it (vLLM's call)."""
         state.check_open()
         body = await read_admin_request(state, request, unload_parser)
-        name = await _unload(state, body.lora_name)
+        name = await _unload(state, body.lora_name, purge=body.purge_cache)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+
+    @app.post("/v1/pin_lora_adapter", **documented(UnloadLoraAdapterRequest, "text/plain", _REFUSALS))
+    async def pin_lora_adapter(request: Request) -> Response:
+        """Load an adapter into the arena and keep it there (the body of vLLM's unload call)."""
+        return await pin_by_body(request, True)
+
+    @app.post("/v1/unpin_lora_adapter", **documented(UnloadLoraAdapterRequest, "text/plain", _REFUSALS))
+    async def unpin_lora_adapter(request: Request) -> Response:
+        """Let an adapter be evicted again (the body of vLLM's unload call)."""
+        return await pin_by_body(request, False)
 
     @app.post(
         "/load_lora_adapter", **documented(LoadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 503), failure=SGLangAnswer)
@@ -65,7 +75,7 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
         state.check_open()
         body = await read_admin_request(state, request, unload_parser)
         try:
-            await _unload(state, body.lora_name)
+            await _unload(state, body.lora_name, purge=body.purge_cache)
         except (AdapterError, InvalidRequest) as error:
             return _sglang_answer(state, error)
         return _sglang_answer(state, None)
@@ -105,11 +115,21 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
 
     @app.delete("/v1/adapters/{name:path}", **documented(None, AdapterList, _REFUSALS))
     async def delete_adapter(request: Request, name: str) -> Response:
-        """Forget an adapter; answers what is left."""
+        """Forget an adapter; answers what is left. With ``?purge=true`` its converted rows are deleted too."""
         state.check_open()
         require_admin(state, request)
-        await _unload(state, name)
+        await _unload(state, name, purge=_flag(request, "purge"))
         return json_reply(AdapterList([_card(info) for info in await state.names.refresh()]))
+
+    async def pin_by_body(request: Request, is_pinned: bool) -> Response:
+        state.check_open()
+        body = await read_admin_request(state, request, unload_parser)
+        if not body.lora_name:
+            raise InvalidRequest("'lora_name' needs to be provided.", "lora_name")
+        await state.names.pin(body.lora_name, is_pinned)
+        return PlainTextResponse(
+            f"Success: LoRA adapter '{body.lora_name}' {'pinned' if is_pinned else 'unpinned'} successfully."
+        )
 
     async def set_pinned(request: Request, name: str, is_pinned: bool) -> Response:
         state.check_open()
@@ -140,15 +160,22 @@ async def _load(state: ServerState, body: LoadLoraAdapterRequest) -> str:
     return name
 
 
-async def _unload(state: ServerState, name: str | None) -> str:
+async def _unload(state: ServerState, name: str | None, *, purge: bool = False) -> str:
     """Forget, with vLLM's error texts."""
     if not name:
         raise InvalidRequest("'lora_name' needs to be provided to unload a LoRA adapter.", "lora_name")
     try:
-        await state.names.unload(name)
+        await state.names.unload(name, purge=purge)
     except AdapterNotFound:
         raise AdapterNotFound(f"The lora adapter '{name}' cannot be found.") from None
     return name
+
+
+def _flag(request: Request, name: str) -> bool:
+    text = request.query_params.get(name, "false")
+    if text not in ("true", "false"):
+        raise InvalidRequest(f"{name} is {text[:80]!r}; allowed: true, false", name)
+    return text == "true"
 
 
 def _already_loaded(name: str) -> AdapterExists:

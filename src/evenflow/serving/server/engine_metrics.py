@@ -109,9 +109,25 @@ class EngineMetrics:
         adapters = GaugeMetricFamily("evenflow_adapters", "Adapters, by where they are.", labels=["state"])
         adapters.add_metric(["registered"], stats.num_adapters)
         adapters.add_metric(["resident"], stats.num_resident_adapters)
+        adapters.add_metric(["host"], stats.num_host_adapters)
+        adapters.add_metric(["disk"], max(0, stats.num_adapters - stats.num_resident_adapters - stats.num_host_adapters))
+        adapters.add_metric(["pinned"], stats.num_pinned_adapters)
         yield adapters
+        sizes = GaugeMetricFamily("evenflow_adapter_bytes", "Bytes of adapters' rows, by where they are.", labels=["tier"])
+        page_bytes = self._engine.info.page_bytes if self._engine.is_ready else 0
+        for tier, size in (
+            ("disk", stats.adapter_bytes),
+            ("host", stats.host_adapter_bytes),
+            ("arena", stats.num_adapter_pages * page_bytes),
+        ):
+            sizes.add_metric([tier], size)
+        yield sizes
         for name, text, value in (
             ("evenflow_adapter_evictions", "Adapters evicted from the arena.", stats.num_adapter_evictions),
+            ("evenflow_adapter_prefetches", "Adapters loaded for requests that waited.", stats.num_adapter_prefetches),
+            ("evenflow_adapter_prefetches_wasted", "Of those, evicted before anybody used them.", stats.num_wasted_prefetches),
+            ("evenflow_adapter_loaded_bytes", "Bytes of rows copied into the arena.", stats.loaded_adapter_bytes),
+            ("evenflow_adapter_load_failures", "Loads that failed: rows lost or damaged.", stats.num_failed_adapter_loads),
             (
                 "evenflow_recomputed_tokens",
                 "Tokens computed again after a preemption, charged to nobody.",

@@ -16,6 +16,7 @@ LONGEST_MESSAGE = 2000
 _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.InvalidRequest: (400, "invalid_request_error", None),
+    errors.AdapterDamaged: (503, "server_error", "adapter_damaged"),
     errors.AdapterRejected: (400, "invalid_request_error", "adapter_rejected"),
     errors.AdapterError: (400, "invalid_request_error", "adapter_error"),
     errors.AdapterExists: (400, "invalid_request_error", "adapter_exists"),

@@ -54,8 +54,8 @@ class Engine(Protocol):
         """Register the PEFT adapter in folder ``path``; returns what is known of that name."""
         ...
 
-    async def unload_adapter(self, name: str) -> list[AdapterInfo]:
-        """Forget ``name``; returns what still drains under it."""
+    async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
+        """Forget ``name``, with ``purge`` its file in the adapter cache too; returns what still drains under it."""
         ...
 
     async def pin_adapter(self, name: str, is_pinned: bool) -> list[AdapterInfo]:

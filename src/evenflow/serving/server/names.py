@@ -1,20 +1,31 @@
 """Model names: the base model's, and the adapters' that may be asked for in ``model``.
 
 The table follows the engine's: it is filled when the server starts and after each change, all of which go
-through here. With an adapter folder, a sub-folder's name is loaded when it is first asked for.
+through here. With an adapter folder, a sub-folder's name is loaded when it is first asked for, and forgotten when it
+is asked for and its sub-folder is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evenflow.base.errors import AdapterError, AdapterExists, AdapterNotFound, AdapterRejected, InvalidRequest, NotAllowed
+from evenflow.base.errors import (
+    AdapterError,
+    AdapterExists,
+    AdapterNotFound,
+    AdapterRejected,
+    EvenFlowError,
+    InvalidRequest,
+    NotAllowed,
+)
 from evenflow.serving.engine.messages import AdapterInfo
+from evenflow.serving.server.adapter_folder import AdapterFolder
 from evenflow.serving.server.identity import Client
 from evenflow.serving.server.interfaces import Engine
 
@@ -48,10 +59,13 @@ class ModelNames:
     ) -> None:
         self.base_names = base_names
         self._engine = engine
-        self._adapter_dir = adapter_dir.resolve() if adapter_dir is not None else None
+        self._dir = None if adapter_dir is None else AdapterFolder(adapter_dir, lambda: int(unix_time() * 1e9))
+        self._from_dir: set[str] = set()
+        """Names that were loaded from the adapter folder."""
         self._clock = clock
         self._unix_time = unix_time
         self._adapters: dict[str, NamedAdapter] = {}
+        self._unloading: set[asyncio.Task[None]] = set()
         self._loading: dict[str, asyncio.Task[list[AdapterInfo]]] = {}
         self._broken: dict[str, tuple[float, AdapterError]] = {}
 
@@ -62,6 +76,13 @@ class ModelNames:
 
     def __contains__(self, name: object) -> bool:
         return name in self._adapters
+
+    async def available(self) -> dict[str, int]:
+        """Names that would be loaded if they were asked for, and when they were first seen (Unix time, seconds)."""
+        if self._dir is None:
+            return {}
+        names = await asyncio.to_thread(self._dir.names)
+        return {name: seen_s for name, seen_s in names.items() if name not in self._adapters and name not in self.base_names}
 
     async def refresh(self) -> list[AdapterInfo]:
         """Read the engine's whole table; returns it, with what still drains."""
@@ -79,9 +100,9 @@ class ModelNames:
         if model in self.base_names:
             return None
         name = model
-        if name not in self._adapters and self._folder(name) is None:
+        if not self._is_there(name):
             base, _, rest = model.partition(":")  # "base:adapter", as some gateways write it
-            if base not in self.base_names or (rest not in self._adapters and self._folder(rest) is None):
+            if base not in self.base_names or not self._is_there(rest):
                 raise AdapterNotFound(f"the model {model!r} does not exist; GET /v1/models lists those that do")
             name = rest
         if not client.may_use(name):
@@ -96,10 +117,14 @@ class ModelNames:
         for info in await self._engine.load_adapter(name, path, replace):
             self._record(info)
         self._broken.pop(name, None)
+        self._from_dir.discard(name)
 
-    async def unload(self, name: str) -> None:
-        """Forget ``name``. Raises AdapterNotFound. (A folder of that name will load again when it is asked for.)"""
-        await self._engine.unload_adapter(name)
+    async def unload(self, name: str, *, purge: bool = False) -> None:
+        """Forget ``name``. Raises AdapterNotFound. (A folder of that name will load again when it is asked for.)
+
+        ``purge``: delete its converted rows from the adapter cache too.
+        """
+        await self._engine.unload_adapter(name, purge)
         self.forget(name)
 
     async def pin(self, name: str, is_pinned: bool) -> AdapterInfo:
@@ -124,14 +149,23 @@ class ModelNames:
     def forget(self, name: str) -> None:
         """The engine no longer knows ``name``."""
         self._adapters.pop(name, None)
+        self._from_dir.discard(name)
 
-    def _folder(self, name: str) -> Path | None:
-        """The sub-folder of that very name, if it holds an adapter and lies inside the adapter folder."""
-        if self._adapter_dir is None or not _NAME.fullmatch(name) or "/" in name or len(name.encode()) > 255:
-            return None
-        folder = self._adapter_dir / name
-        is_inside = folder.resolve().parent == self._adapter_dir
-        return folder if is_inside and (folder / "adapter_config.json").is_file() else None
+    def _is_there(self, name: str) -> bool:
+        """True if ``name`` is loaded, or can be. One whose sub-folder has gone is unloaded: those who run with it finish."""
+        if name in self._from_dir:
+            assert self._dir is not None
+            if not self._dir.has(name):
+                log.warning("the adapter %r is unloaded: its folder is gone", name)
+                self.forget(name)
+                task = asyncio.create_task(self._unload_quietly(name))
+                self._unloading.add(task)
+                task.add_done_callback(self._unloading.discard)
+        return name in self._adapters or (self._dir is not None and self._dir.find(name) is not None)
+
+    async def _unload_quietly(self, name: str) -> None:
+        with contextlib.suppress(EvenFlowError):
+            await self._engine.unload_adapter(name)
 
     async def _load_once(self, name: str) -> None:
         """Load from the adapter folder; whoever asks meanwhile waits for the same load."""
@@ -140,7 +174,7 @@ class ModelNames:
             raise error
         task = self._loading.get(name)
         if task is None:
-            folder = self._folder(name)
+            folder = self._dir.find(name) if self._dir is not None else None
             if folder is None:
                 raise AdapterNotFound(f"the model {name!r} does not exist; GET /v1/models lists those that do")
             task = asyncio.create_task(self._engine.load_adapter(name, str(folder)))
@@ -149,6 +183,7 @@ class ModelNames:
         try:
             for info in await asyncio.shield(task):  # one caller's going must not end the load for the others
                 self._record(info)
+            self._from_dir.add(name)
         except AdapterExists:
             await self.refresh()
         except AdapterError as error:

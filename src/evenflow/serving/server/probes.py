@@ -23,11 +23,13 @@ def add_probe_routes(app: FastAPI, state: ServerState) -> None:
 
     @app.get("/v1/models", **documented(None, ModelList, (400, 401, 503)))
     async def list_models(request: Request) -> Response:
-        """The base model and the adapters that the caller may use."""
+        """The base model and the adapters that the caller may use, loaded or waiting in the adapter folder."""
         state.check_open()
         client = _caller(state, request)
+        available = await state.names.available()
         cards = [_base_card(state, name) for name in state.names.base_names]
         cards += [_adapter_card(state, a) for name, a in sorted(state.names.adapters.items()) if client.may_use(name)]
+        cards += [_unread_card(state, name, seen_s) for name, seen_s in sorted(available.items()) if client.may_use(name)]
         return json_reply(ModelList(cards))
 
     @app.get("/v1/models/{model:path}", **documented(None, ModelCard, (400, 401, 404, 503)))
@@ -38,6 +40,9 @@ def add_probe_routes(app: FastAPI, state: ServerState) -> None:
         if model in state.names.base_names:
             return json_reply(_base_card(state, model))
         adapter = state.names.adapters.get(model)
+        available = await state.names.available() if adapter is None else {}
+        if model in available and client.may_use(model):
+            return json_reply(_unread_card(state, model, available[model]))
         if adapter is None or not client.may_use(model):
             raise AdapterNotFound(f"the model {model!r} does not exist; GET /v1/models lists those that do")
         return json_reply(_adapter_card(state, adapter))
@@ -85,3 +90,7 @@ def _base_card(state: ServerState, name: str) -> ModelCard:
 
 def _adapter_card(state: ServerState, adapter: NamedAdapter) -> ModelCard:
     return ModelCard(adapter.info.name, adapter.created_s, root=adapter.info.digest, parent=state.names.base_names[0])
+
+
+def _unread_card(state: ServerState, name: str, seen_s: int) -> ModelCard:
+    return ModelCard(name, seen_s, root=name, parent=state.names.base_names[0])

@@ -152,6 +152,8 @@ class UnloadLoraAdapterRequest(msgspec.Struct, kw_only=True):
     """vLLM's body of POST /v1/unload_lora_adapter."""
 
     lora_name: str | None = None
+    purge_cache: bool = False
+    """Ours: when it is unloaded, delete its converted rows from the adapter cache too."""
 
 
 class CreateAdapterRequest(msgspec.Struct, kw_only=True):

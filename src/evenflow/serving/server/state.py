@@ -77,8 +77,8 @@ class ServerState:
         """Wait for the engine, register ``adapters``, then take requests. Raises what the engine or an adapter fails of."""
         info = await self.engine.wait_until_ready()
         await self._tell_weights()
-        for name, path in adapters.items():
-            await self.names.load(name, str(path))
+        # All at once: the engine reads one after the other, and nobody waits for an answer in between.
+        await asyncio.gather(*(self.names.load(name, str(path)) for name, path in adapters.items()))
         await self.names.refresh()
         self._reader = PromptReader(self._tokenizer, self._chat_template, info.max_model_len, info.vocab_size)
         log.info("ready: %s and %d adapters", self.config.served_model_names[0], len(self.names.adapters))

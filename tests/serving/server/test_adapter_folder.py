@@ -1,0 +1,171 @@
+"""Names in a folder: no walk for a request, a listing that follows, nothing outside, ten thousand at ease."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+
+import pytest
+from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, in_process, make_adapter
+
+from evenflow.serving.server import adapter_folder
+from evenflow.serving.server.adapter_folder import AdapterFolder
+from evenflow.serving.server.app import create_app
+from evenflow.serving.server.config import ServerConfig
+
+TEXT = {"model": "base", "prompt": "hi"}
+
+
+def settle(folder):
+    """Make the folder look as if nothing had come or gone for a while."""
+    os.utime(folder, ns=(0, time.time_ns() - 10_000_000_000))
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    count = []
+    real = os.scandir
+    monkeypatch.setattr(adapter_folder.os, "scandir", lambda path: (count.append(path), real(path))[1])
+    return count
+
+
+def test_the_listing_follows_what_comes_and_goes_and_reads_only_after_a_change(tmp_path, scans):
+    for name in ("a", "b"):
+        make_adapter(tmp_path, name)
+    folder = AdapterFolder(tmp_path, time.time_ns)
+    settle(tmp_path)
+    assert folder.names().keys() == {"a", "b"}
+    assert len(scans) == 1
+    for _ in range(5):
+        folder.names()
+        assert folder.find("a") == tmp_path / "a"
+        assert folder.find("nobody") is None
+    assert len(scans) == 1, "nothing had changed"
+    make_adapter(tmp_path, "c")
+    shutil.rmtree(tmp_path / "a")
+    assert folder.find("c") == tmp_path / "c", "at once"
+    assert folder.names().keys() == {"b", "c"}
+    shutil.rmtree(tmp_path)
+    assert folder.names() == {}
+
+
+def test_a_folder_that_is_still_being_copied_is_listed_when_its_config_is_there(tmp_path):
+    (tmp_path / "slow").mkdir()
+    settle(tmp_path)
+    folder = AdapterFolder(tmp_path, time.time_ns)
+    assert folder.names() == {}
+    (tmp_path / "slow" / "adapter_config.json").write_text("{}")
+    settle(tmp_path)
+    assert folder.names().keys() == {"slow"}
+
+
+def test_names_that_come_within_one_tick_of_the_clock_are_not_missed(tmp_path):
+    folder = AdapterFolder(tmp_path, time.time_ns)
+    stamp = tmp_path.stat().st_mtime_ns
+    assert folder.names() == {}
+    make_adapter(tmp_path, "late")
+    os.utime(tmp_path, ns=(stamp, stamp))
+    assert folder.names().keys() == {"late"}
+
+
+def test_nothing_outside_the_folder_is_found(tmp_path):
+    inside = tmp_path / "inside"
+    make_adapter(inside, "good")
+    make_adapter(tmp_path, "outside")
+    (inside / "link").symlink_to(tmp_path / "outside")
+    (inside / "loop").symlink_to(inside / "loop")
+    (inside / "file").write_text("")
+    folder = AdapterFolder(inside, time.time_ns)
+    for name in (
+        "..",
+        ".",
+        "../outside",
+        "link",
+        "file",
+        "good/",
+        "good/../good",
+        "/etc",
+        "",
+        "a\0b",
+        "-x",
+        "x" * 300,
+        "good\n",
+    ):
+        assert folder.find(name) is None, name
+    assert folder.names().keys() == {"good"}
+
+
+def test_ten_thousand_names(tmp_path, scans):
+    for i in range(10_000):
+        path = tmp_path / f"tenant-{i:05d}"
+        path.mkdir()
+        (path / "adapter_config.json").touch()
+    settle(tmp_path)
+
+    async def main():
+        engine = FakeEngine()
+        app = create_app(engine, FakeTokenizer(), FakeTemplate(), ServerConfig(adapter_dir=tmp_path))
+        async with in_process(app) as client:
+            began = time.perf_counter()
+            for i in range(20):
+                assert (
+                    await client.post("/v1/completions", json={**TEXT, "model": f"tenant-{i * 491:05d}"})
+                ).status_code == 200
+            assert time.perf_counter() - began < 5
+            assert not scans, "a request walked the folder"
+            listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+            assert len(listed) == len(set(listed)) == 10_001
+            assert (await client.get("/v1/models/tenant-09999")).json()["root"] == "tenant-09999"
+            assert (await client.get("/v1/models/tenant-10000")).status_code == 404
+            for _ in range(3):
+                await client.get("/v1/models")
+            assert len(scans) == 1
+            assert engine.num_loads == 20
+
+    asyncio.run(main())
+
+
+def test_a_folder_that_goes_takes_its_name_along_and_may_come_back(tmp_path):
+    make_adapter(tmp_path, "a")
+    explicit = make_adapter(tmp_path / "elsewhere", "e")
+
+    async def main():
+        engine = FakeEngine()
+        app = create_app(engine, FakeTokenizer(), FakeTemplate(), ServerConfig(adapter_dir=tmp_path))
+        async with in_process(app) as client:
+
+            async def status(name):
+                return (await client.post("/v1/completions", json={**TEXT, "model": name})).status_code
+
+            await client.post("/v1/load_lora_adapter", json={"lora_name": "e", "lora_path": str(explicit)})
+            assert [await status(name) for name in ("a", "base:a", "e")] == [200, 200, 200]
+            shutil.rmtree(tmp_path / "a")
+            shutil.rmtree(explicit)
+            assert [await status(name) for name in ("a", "base:a")] == [404, 404]
+            await asyncio.sleep(0)
+            assert "a" not in engine.infos, "the engine was told"
+            assert await status("e") == 200, "who was loaded by a call stays until a call unloads it"
+            make_adapter(tmp_path, "a")
+            assert await status("a") == 200
+            assert engine.num_loads == 3
+
+    asyncio.run(main())
+
+
+def test_what_a_client_may_not_use_is_not_listed(tmp_path):
+    folder = tmp_path / "adapters"
+    make_adapter(folder, "alice-1")
+    make_adapter(folder, "secret")
+    (tmp_path / "clients.toml").write_text('[clients.alice]\nadapters = ["alice-*"]\n')
+
+    async def main():
+        config = ServerConfig(adapter_dir=folder, clients_file=tmp_path / "clients.toml")
+        app = create_app(FakeEngine(), FakeTokenizer(), FakeTemplate(), config)
+        async with in_process(app) as client:
+            seen = await client.get("/v1/models", headers={"x-evenflow-client": "alice"})
+            assert [model["id"] for model in seen.json()["data"]] == ["base", "alice-1"]
+            assert (await client.get("/v1/models/secret", headers={"x-evenflow-client": "alice"})).status_code == 404
+
+    asyncio.run(main())
