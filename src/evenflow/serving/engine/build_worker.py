@@ -9,12 +9,12 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import format_size, free_memory_bytes
-from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames, by_name, choose
+from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames
 from evenflow.serving.backends.lora import LoRABackend
 from evenflow.serving.backends.storage import Storage
 from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.engine.forward import EagerForward, Forward, GraphedForward, graph_sizes
-from evenflow.serving.engine.membership import Membership
+from evenflow.serving.engine.membership import Membership, backend_names
 from evenflow.serving.engine.sampler import Sampler
 from evenflow.serving.engine.worker import HostSide, Worker
 from evenflow.serving.lora.store import RowStore
@@ -56,7 +56,7 @@ def build_worker(
     max_model_len = context_length(config, model_config, layout, num_pages)
     storage = Storage(layout, num_pages, dtype, device)
     cos_PD, sin_PD = rope_table(model_config.rope, layout.shape.head_dim, max_model_len)
-    names = choose(device, dtype, layout.shape) if config.kernels == "auto" else by_name(config.kernels)
+    names = backend_names(config, device, dtype, layout.shape)
     attention = ATTENTION_BACKENDS.load(names.attention)(storage, cos_PD, sin_PD, layout.shape.head_dim**-0.5)
     lora: LoRABackend = LORA_BACKENDS.load(names.lora)(storage)
     if shard is not None and shard.exchanged:

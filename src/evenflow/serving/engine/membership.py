@@ -13,6 +13,8 @@ import torch.distributed as dist
 from evenflow.base.errors import ConfigError
 from evenflow.comm.collective import TorchCollective
 from evenflow.comm.ledger import Ledger
+from evenflow.serving.backends.choose import LORA_BACKENDS, BackendNames, by_name, choose
+from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.core.shard import Shard, check_divisible
 from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.models.config import ModelConfig
@@ -77,13 +79,20 @@ def join(config: EngineConfig, model: ModelConfig, rank: int, folder: Path) -> M
     else:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     dtype = resolve_dtype(config.dtype, device)
-    sites = exchanged_sites(
-        config.lora_sharding, model.shape, world_size, dtype.itemsize, config.max_num_seqs, WIRES[device.type]
-    )
+    names = backend_names(config, device, dtype, Shard(model.shape, rank, world_size).shape)
+    sharding = config.lora_sharding
+    if sharding == "auto" and not hasattr(LORA_BACKENDS.load(names.lora), "shrink"):
+        sharding = "replicated"  # a backend that cannot be split
+    sites = exchanged_sites(sharding, model.shape, world_size, dtype.itemsize, config.max_num_seqs, WIRES[device.type])
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     group = RankGroup(TorchCollective(), config.compress, model.shape.hidden_size)
     return Membership(group, device, dtype, Shard(model.shape, rank, world_size, sites), group.ledger)
+
+
+def backend_names(config: EngineConfig, device: torch.device, dtype: torch.dtype, shape: ModelShape) -> BackendNames:
+    """The backends that ``config`` asks for, or the fastest for a model, or a shard, of ``shape``."""
+    return choose(device, dtype, shape) if config.kernels == "auto" else by_name(config.kernels)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -96,4 +105,4 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-__all__ = ["Membership", "alone", "check_parallel", "join", "resolve_device"]
+__all__ = ["Membership", "alone", "backend_names", "check_parallel", "join", "resolve_device"]
