@@ -4,8 +4,8 @@
 
 Random adapters for the 135 M model: q and v, ranks 8, 4, 2 and 1 in turn, fp32 in PEFT folders, bf16 in the store. Each
 start is a process of its own that registers all of them: first with an empty cache, then with the one it left. Anonymous
-memory is VmRSS's RssAnon, after the imports and after the registration; in memory, as engines without a store keep them,
-is there for comparison. Then every adapter is loaded once into pages of an arena, checksums included, and rows of a
+memory is RssAnon, after the imports and after the registration; 200 in memory, as engines without a store keep them, are
+there for comparison. Then every adapter is loaded once into pages of an arena, checksums included, and rows of a
 larger adapter are read again and again for the rate. Last, ``evenflow serve --adapter-dir`` and ``--adapters`` until
 /ready, with none and with all.
 """
@@ -59,13 +59,13 @@ def anonymous_bytes() -> int:
 
 
 def start(model: Path, folder: Path, cache: Path | None, loads: bool) -> dict[str, object]:
-    """Register every adapter of ``folder``; with ``loads`` read each into pages, too."""
+    """Register every adapter of ``folder`` (200 without a cache); with ``loads`` read each into pages, too."""
     from evenflow.serving.lora.catalog import Catalog
     from evenflow.serving.lora.store import RowStore
     from evenflow.serving.memory.layout import ArenaLayout
 
     layout = ArenaLayout(load_config(model).shape, 2)
-    paths = sorted(folder.iterdir())
+    paths = sorted(folder.iterdir())[: None if cache else 200]
     before = anonymous_bytes()
     began = time.perf_counter()
     catalog = Catalog(layout, store=None if cache is None else RowStore(cache, layout))
