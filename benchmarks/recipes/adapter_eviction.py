@@ -32,12 +32,12 @@ from evenflow.serving.memory.eviction import CostAware, EvictionOrder, LeastRece
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler import BudgetedPrefetch, Scheduler, SchedulerLimits
 
-PAGE_TOKENS, POOL_PAGES, NUM_ADAPTERS, NUM_REQUESTS = 16, 900, 300, 4000
+PAGE_TOKENS, POOL_PAGES, NUM_ADAPTERS, NUM_REQUESTS = 16, 900, 300, 2500
 PAGE_BYTES = 16 * 2 * 32 * 4096 * 2
 ROW_BYTES = 2 * 4 * 32 * 4096 * 2
 """A and B of one rank of q, k, v and o, all layers."""
 RANKS = (8, 16, 32, 64)
-ALPHAS, RATES = (0.6, 1.0), (2.0, 4.0)
+ALPHAS, RATES = (0.6, 1.0), (4.0, 10.0)
 ORDERS: dict[str, Callable[[], EvictionOrder]] = {
     "lru": LeastRecentlyUsed,
     "cost-aware": CostAware,
