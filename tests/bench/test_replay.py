@@ -1,6 +1,7 @@
 """The replay's books: every token in the measures exactly once, the same run from the same seed, in both server settings."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,14 +9,17 @@ from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.bench.arrivals import constant
 from evenflow.bench.clients import read_clients
 from evenflow.bench.comparison import compare, to_json, write_json
-from evenflow.bench.fairness_page import comparison_table, fairness_page, write_pngs
+from evenflow.bench.fairness_page import comparison_table, fairness_page, quality_table, write_pngs
 from evenflow.bench.profiles import StepTimeProfile, load_profile
 from evenflow.bench.replay import replay
+from evenflow.bench.slora_workload import slora_workload
 from evenflow.bench.workload import ClientLoad, generate, make_workload, zipf_clients
+from evenflow.cli.main import main
 from evenflow.fairness import policy_registry
 from evenflow.fairness.cost import ProfiledQuadratic
 from evenflow.fairness.measures import MEASURES, Windows, measure_run
-from evenflow.serving.core.plan import NO_ADAPTER_SLOT, PlannedSequence, StepPlan
+from evenflow.serving.core.plan import NO_ADAPTER_SLOT, AdapterLoad, PlannedSequence, StepPlan
+from evenflow.serving.core.request import AdapterDigest
 
 PROFILE = load_profile("a10g-llama-7b")
 
@@ -93,6 +97,53 @@ def test_json_and_page(tmp_path):
         write_pngs(comparison, tmp_path / "out.json")
 
 
+def overload(seed=0):
+    return slora_workload(8, rate=6.0, duration_s=60.0, seed=seed)
+
+
+def test_shedding_in_a_replay_and_its_quality(tmp_path):
+    """Three times what the server can do: without shedding hardly anybody is answered in time, with it a third is."""
+    server = PROFILE.server("chunked")
+    by_shed = {}
+    for shed in ("none", "paper", "predict"):
+        comparison = compare(overload, ["fcfs", "vtc"], PROFILE.name, server, PROFILE.step_time, shed=shed)
+        found = to_json(comparison)["quality"]
+        assert [(q["policy"], q["seed"], q["shed"], q["slo_ttft_s"]) for q in found] == [
+            ("fcfs", 0, shed, 6.0),
+            ("vtc", 0, shed, 6.0),
+        ]
+        for quality, run in zip(found, comparison.runs, strict=True):
+            assert quality["num_completed"] + quality["num_shed"] == quality["num_requests"] == 360
+            assert (quality["num_shed"] > 0) == (shed != "none")
+            assert run.by_measure["token"].served == quality["num_completed"]
+            assert run.by_measure["token"].rejected == quality["num_shed"]
+            assert run.by_measure["token"].ttft_mean_s == pytest.approx(quality["ttft_mean_s"])
+        by_shed[shed] = found[0]["slo_attainment"]
+    assert by_shed["paper"] > by_shed["none"] + 0.1
+    assert by_shed["predict"] > by_shed["none"] + 0.1
+    headers, rows = quality_table(comparison)
+    assert rows[0][headers.index("attainment")] == pytest.approx(found[0]["slo_attainment"])
+    html = fairness_page(comparison).html()
+    assert "How quickly it answered" in html
+    assert "shedding <code>predict</code>" in html or "shedding `predict`" in html
+
+
+def test_the_command_sheds_and_says_so(tmp_path, capsys):
+    arguments = ["replay", "--workload", "slora:n=4,rate=8,duration=20", "--policy", "cluster:2+vtc", "--server", "chunked"]
+    assert main([*arguments, "--shed", "predict:1.1", "--slo-ttft", "3", "--json", str(tmp_path / "out.json")]) == 0
+    (quality,) = json.loads((tmp_path / "out.json").read_text())["quality"]
+    assert (quality["policy"], quality["shed"], quality["slo_ttft_s"]) == ("cluster:2+vtc", "predict:1.1", 3.0)
+    assert quality["num_shed"] > 0
+    assert "first token within 3 s" in capsys.readouterr().out
+    for wrong, message in [
+        (["--shed", "late"], "known: none, paper, predict"),
+        (["--slo-ttft", "-1"], "--slo-ttft is -1"),
+        (["--shed", "paper:7"], "below the SLO of 6 s"),
+    ]:
+        assert main([*arguments, *wrong, "--quiet"]) != 0
+        assert message in capsys.readouterr().err
+
+
 def test_a_page_of_one_policy_and_of_many_clients():
     make = lambda seed: zipf_clients(seed, num_clients=300, num_requests=300, end_s=60.0)  # noqa: E731
     comparison = compare(make, ["vtc"], PROFILE.name, PROFILE.server("chunked"), PROFILE.step_time)
@@ -122,6 +173,11 @@ def test_step_times_are_the_published_fit():
     mixed = StepPlan(1, (sequence(1, 399), sequence(100, 256)))
     assert profile(mixed) == pytest.approx(35.8e-3 + 0.212e-3 + 399 * 1.58e-6 + 0.0213)
     assert StepTimeProfile()(mixed) == pytest.approx(1.075 * profile(mixed))
+    loads = (AdapterLoad(AdapterDigest("a"), 0, [1, 2], 0, 1), AdapterLoad(AdapterDigest("b"), 1, [3]))
+    with_adapters = StepPlan(1, (*mixed.sequences, replace(sequence(1, 399), adapter_slot=1)), loads)
+    without = StepPlan(1, (*mixed.sequences, sequence(1, 399)))
+    added = StepTimeProfile()(with_adapters) - StepTimeProfile()(without)
+    assert added == pytest.approx(1.5 * 16 * 2**20 / 12e9 + 16 * 2**20 / 600e9)
 
 
 def test_profiles_from_files_and_what_is_refused(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenflow.fairness import ClientQueues, create_policy
+from evenflow.fairness import ClientQueues, PolicyDefaults, create_policy
+from evenflow.fairness.clustering import Clustered
 from evenflow.fairness.measures import Accounts, Windows, accumulated_difference, bound_2u
 from evenflow.fairness.passthrough import PassThrough
 from evenflow.fairness.toy import ToyServer
@@ -104,6 +105,19 @@ def flood(spec: str):
             rare = server.submit("rare", 10, 10, "b")[1]
         server.step()
     return server, rare
+
+
+def test_what_the_policy_inside_holds_is_closed():
+    class Holding(PolicyDefaults):
+        is_open = True
+
+        def close(self) -> None:
+            self.is_open = False
+
+    inner = Holding()
+    Clustered(inner, 2).close()
+    assert not inner.is_open
+    Clustered(PolicyDefaults(), 2).close()
 
 
 def test_without_an_age_a_rare_adapter_starves_and_with_one_it_does_not():

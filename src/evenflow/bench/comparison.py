@@ -82,7 +82,7 @@ def compare(
     """
     traces = {seed: make_trace(seed) for seed in seeds}
     slo_s = PAPER_SLO_S if slo_ttft_s is None else slo_ttft_s
-    default_slo_s = None if shed.partition(":")[0] == "none" else slo_s
+    default_slo_s = None if shed == "none" else slo_s
     comparison = Comparison(traces[seeds[0]], profile, server, shed, slo_s)
     for policy in policies:
         for seed in seeds:

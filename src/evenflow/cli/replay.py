@@ -109,9 +109,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--policy names no policy")
     for name in dict.fromkeys(policies):
         check_policy(name, is_simulation=True)
-    create_shedding(args.shed)
     if args.slo_ttft is not None and not 0 < args.slo_ttft < math.inf:
         raise ConfigError(f"--slo-ttft is {args.slo_ttft}; allowed: finite and above 0")
+    create_shedding(args.shed, None if args.shed == "none" else args.slo_ttft)
     profile = load_profile(args.profile)
     server = profile.server(args.server, args.pool_tokens)
     step_time = profile.step_time if args.factor is None else profile.with_factor(args.factor)
