@@ -1,6 +1,7 @@
 """S-LoRA's scheduling experiments on a virtual clock: early abort over burstiness, and adapter clustering over d.
 
-    python benchmarks/recipes/slora_scheduling.py --json benchmarks/results/slora-scheduling--simulated.json
+    python benchmarks/recipes/slora_scheduling.py early-abort --json benchmarks/results/slora-early-abort--simulated.json
+    python benchmarks/recipes/slora_scheduling.py clustering --json benchmarks/results/slora-clustering--simulated.json
 
 Server: the shipped scheduler, set up as the paper's (A10G, Llama-7B, pool of 14,500 tokens for KV and adapters together,
 prefill alone in a step after ten decode steps, lengths known) with setting S2's adapters at their average of 120 tokens.
@@ -19,7 +20,7 @@ from typing import Any
 from evenflow.bench.profiles import ServerSettings, a10g_llama_7b
 from evenflow.bench.recipes import write_result
 from evenflow.bench.replay import replay
-from evenflow.bench.slora_workload import slora_workload
+from evenflow.bench.slora_workload import PAPER_SEED, slora_workload
 from evenflow.bench.trace import Trace
 from evenflow.fairness.slo import measure_quality
 
@@ -38,8 +39,7 @@ SERVER = ServerSettings(
 STEP_TIME = replace(
     a10g_llama_7b().step_time,
     factor=FACTOR,
-    adapter_load_s=SERVER.adapter_bytes / 12e9,
-    adapter_read_s=SERVER.adapter_bytes / 600e9,
+    adapter_bytes=SERVER.adapter_bytes,
 )
 CVS = (1.0, 2.0, 4.0, 6.0, 8.0)
 ABORT = {
@@ -67,27 +67,24 @@ CLUSTER = {
     "VTC, age 2 s": "cluster:{d}:2+vtc",
 }
 PUBLISHED_CLUSTER = {1: (1.733, 0.846), 2: (1.693, 0.838), 4: (1.677, 0.792), 8: (1.710, 0.850), 32: (1.635, 0.679)}
-SEEDS = (42, 43, 44, 45, 46)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("early-abort", "clustering"))
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--part", choices=("calibration", "abort", "cluster"), action="append")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--seeds", type=int, default=1, help="traces; the first is the paper's, seed 42 (1)")
     args = parser.parse_args()
-    parts = args.part or ["calibration", "abort", "cluster"]
-    seeds = SEEDS[: args.seeds]
+    seeds = tuple(range(PAPER_SEED, PAPER_SEED + args.seeds))
+    parameters = {"server": asdict(SERVER), "step_time": asdict(STEP_TIME), "seeds": list(seeds), "adapter_rank": AVERAGE_RANK}
     results: dict[str, Any] = {}
-    if "calibration" in parts:
+    if args.part == "early-abort":
         traces = {seed: slora_workload(200, rate=2.5, seed=seed) for seed in seeds}
         results["calibration"] = {"published": 1.536, "runs": [run(trace, "fcfs", seed=s) for s, trace in traces.items()]}
-    if "abort" in parts:
-        results["abort"] = abort(seeds)
-    if "cluster" in parts:
-        results["cluster"] = cluster(seeds)
-    parameters = {"server": asdict(SERVER), "step_time": asdict(STEP_TIME), "seeds": list(seeds), "adapter_rank": AVERAGE_RANK}
-    write_result(args.json, "slora-scheduling", parameters, results)
+        results["rows"] = abort(seeds)
+    else:
+        results["rows"] = cluster(seeds)
+    write_result(args.json, f"slora-{args.part}", parameters, results)
 
 
 def abort(seeds: tuple[int, ...]) -> list[dict[str, Any]]:

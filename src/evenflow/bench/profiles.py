@@ -43,7 +43,7 @@ class StepTimeProfile:
     decode: 20.3 ms + 0.212 ms x sequences + 1.58 us x context tokens; prefill: 35.8 ms + 0.213 ms x tokens. A step that
     does both reads the weights once: the larger base, and both sums. ``factor`` is what the published server adds for
     remote calls and Python; it was chosen so that its throughput comes out. Adapters: each page of one that is copied to the
-    device takes its part of ``adapter_load_s``, and each distinct one in the batch is read once a step.
+    device takes its time, and each distinct one in the batch is read once a step.
     """
 
     decode_base_s: float = 20.3e-3
@@ -51,10 +51,12 @@ class StepTimeProfile:
     context_token_s: float = 1.58e-6
     prefill_base_s: float = 35.8e-3
     prefill_token_s: float = 0.213e-3
-    adapter_load_s: float = 16 * 2**20 / 12e9
-    """Copying an adapter to the device: rank 8 on four projections of a 7B, over PCIe 4.0 x16 at about half its peak."""
-    adapter_read_s: float = 16 * 2**20 / 600e9
-    """Reading its weights for a step: the same at an A10G's memory bandwidth."""
+    adapter_bytes: int = 16 * 2**20
+    """Size of an adapter: rank 8 on all four attention projections of a 7B model."""
+    adapter_byte_s: float = 1 / 12e9
+    """Copying an adapter to the device: PCIe 4.0 x16 at about half its peak."""
+    adapter_read_byte_s: float = 1 / 600e9
+    """Reading its weights for a step: an A10G's memory bandwidth."""
     factor: float = 1.075
 
     def __call__(self, plan: StepPlan) -> float:
@@ -76,8 +78,8 @@ class StepTimeProfile:
             self.decode_sequence_s * num_decoding + self.context_token_s * context + self.prefill_token_s * num_prefill_tokens
         )
         loaded = sum((load.stop - load.first) / len(load.pages) for load in plan.loads)
-        adapter_s = self.adapter_load_s * loaded + self.adapter_read_s * len(adapters - {NO_ADAPTER_SLOT})
-        return self.factor * (base + work) + adapter_s
+        byte_s = self.adapter_byte_s * loaded + self.adapter_read_byte_s * len(adapters - {NO_ADAPTER_SLOT})
+        return self.factor * (base + work) + self.adapter_bytes * byte_s
 
 
 @dataclass(frozen=True, slots=True)
