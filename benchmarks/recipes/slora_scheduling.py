@@ -108,7 +108,7 @@ def cluster(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
             for d in DS:
                 traces = {seed: slora_workload(32, rate=2.0, alpha=alpha, duration_s=120.0, seed=seed) for seed in seeds}
                 runs = [run(trace, spec.format(d=d), seed=seed) for seed, trace in traces.items()]
-                published = PUBLISHED_CLUSTER[d] if alpha == 1.0 and name == "paper's" else None
+                published = PUBLISHED_CLUSTER.get(d) if alpha == 1.0 and name == "paper's" else None
                 rows.append({"name": name, "d": d, "alpha": alpha, "published": published, "runs": runs})
                 tell(
                     f"{name} alpha {alpha:g} d {d}",
