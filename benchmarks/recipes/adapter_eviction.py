@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     load = json.loads(options.load.read_text())["results"]["load"]
-    step_time = with_loads(a10g_llama_7b().step_time, load["bytes_per_s"], load["fixed_s"])
+    without_adapters = replace(a10g_llama_7b().step_time, adapter_bytes=0)
+    step_time = with_loads(without_adapters, load["bytes_per_s"], load["fixed_s"])
     step_pages = max(1, int(0.03 * load["bytes_per_s"] / PAGE_BYTES))
     cases = [(name, 0) for name in ORDERS] + [(name, step_pages) for name in ("lru", "cost-aware")]
     results: dict[str, dict[str, list[dict[str, float]]]] = {}

@@ -43,7 +43,7 @@ class StepTimeProfile:
     decode: 20.3 ms + 0.212 ms x sequences + 1.58 us x context tokens; prefill: 35.8 ms + 0.213 ms x tokens. A step that
     does both reads the weights once: the larger base, and both sums. ``factor`` is what the published server adds for
     remote calls and Python; it was chosen so that its throughput comes out. Adapters: each page of one that is copied to the
-    device takes its time, and each distinct one in the batch is read once a step.
+    device takes its time (a prefetch is beside the step), and each distinct one in the batch is read once a step.
     """
 
     decode_base_s: float = 20.3e-3
@@ -77,7 +77,7 @@ class StepTimeProfile:
         work = (
             self.decode_sequence_s * num_decoding + self.context_token_s * context + self.prefill_token_s * num_prefill_tokens
         )
-        loaded = sum((load.stop - load.first) / len(load.pages) for load in plan.loads)
+        loaded = sum((load.stop - load.first) / len(load.pages) for load in plan.loads if not load.is_prefetch)
         byte_s = self.adapter_byte_s * loaded + self.adapter_read_byte_s * len(adapters - {NO_ADAPTER_SLOT})
         return self.factor * (base + work) + self.adapter_bytes * byte_s
 
