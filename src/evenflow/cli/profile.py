@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"cannot write {path}: there is no folder {path.parent}")
     console = Console()
     options = {"dtype": args.dtype, "memory": args.memory, "max_num_seqs": args.max_num_seqs, "policy": "fcfs"}
+    options["enable_prefix_caching"] = False  # every prompt is to be computed
     with LLM(args.model, max_batch_tokens=args.max_batch_tokens, **options) as llm:
         longest = max(inputs) + max(outputs)
         if longest > llm.info.max_model_len:
