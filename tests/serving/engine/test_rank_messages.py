@@ -26,7 +26,7 @@ def test_a_plan_arrives_as_the_same_rows_pages_and_loads():
     assert arrived.step == 41
     assert arrived.loads == loads
     here, there = (build_batch(p, 16, torch.device("cpu")) for p in (plan, arrived))
-    for name in type(here).__slots__:
+    for name in set(type(here).__slots__) - {"staging"}:
         one, other = getattr(here, name), getattr(there, name)
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other), err_msg=name)
     assert b"seed" not in encode_step(plan)
