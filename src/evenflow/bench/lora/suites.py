@@ -157,7 +157,7 @@ SUITES: Mapping[str, LoRASuite] = MappingProxyType(
                 "A fixed set of requests: weights merged, peft, and the shipped engine, by number of adapters (figure 7).",
                 "fixed",
                 "distinct adapters",
-                _over("num_adapters", (1, 2, 4, 16), _POINT),
+                _over("num_adapters", (1, 4, 16), _POINT),
                 ("unified", "merged:16", "peft", "peft-names"),
             ),
             LoRASuite(

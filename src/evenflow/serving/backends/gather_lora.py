@@ -75,7 +75,7 @@ class GatherLoRA:
                 part = slice(first, min(first + step, num_rows))
                 rows = rows_N[part]
                 a_NRI = self._copy(lines_a_NR[part], inputs)
-                s_NR = torch.bmm(a_NRI, x_TI[rows].unsqueeze(2)).squeeze(2).masked_fill_(is_padding_NR[part], 0)
+                s_NR = torch.bmm(x_TI[rows].unsqueeze(1), a_NRI.transpose(1, 2)).squeeze(1).masked_fill_(is_padding_NR[part], 0)
                 b_NRO = self._copy(lines_b_NR[part], outputs)
                 y_NO.index_add_(0, rows, torch.bmm(s_NR.unsqueeze(1), b_NRO).squeeze(1))
 
