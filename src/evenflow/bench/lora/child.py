@@ -49,13 +49,13 @@ class Child:
 
         return bandwidth()
 
-    def lane(self, name: str, variant: str, memory_bytes: int, max_model_len: int, policy: str = "fcfs") -> dict[str, Any]:
+    def lane(self, name: str, variant: str, memory_bytes: int, max_model_len: int, policy: str, shed: str) -> dict[str, Any]:
         """Make a lane; one of that name is dropped."""
         from evenflow.bench.lora.lane import Lane
         from evenflow.bench.lora.variants import variant as make_variant
 
         self._lanes.pop(name, None)
-        self._lanes[name] = Lane(self._bed, make_variant(variant), memory_bytes, max_model_len, policy)
+        self._lanes[name] = Lane(self._bed, make_variant(variant), memory_bytes, max_model_len, policy, shed)
         return {}
 
     def drop(self, name: str) -> dict[str, Any]:

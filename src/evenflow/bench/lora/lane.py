@@ -27,6 +27,7 @@ from evenflow.serving.memory.residency import Residency
 from evenflow.serving.models.rope_table import rope_table
 from evenflow.serving.scheduler.limits import SchedulerLimits
 from evenflow.serving.scheduler.scheduler import Scheduler
+from evenflow.serving.scheduler.shedding import PAPER_SLO_S, create_shedding
 
 
 @dataclass(slots=True)
@@ -58,9 +59,11 @@ class Counts:
 
 
 class Lane:
-    """``memory_bytes``: size of the arena. ``policy``: NAME[:ARG] of the fairness registry. One lane computes at a time."""
+    """``memory_bytes``: size of the arena. ``policy`` and ``shed``: as for a server. One lane computes at a time."""
 
-    def __init__(self, bed: Bed, variant: Unified, memory_bytes: int, max_model_len: int, policy: str = "fcfs") -> None:
+    def __init__(
+        self, bed: Bed, variant: Unified, memory_bytes: int, max_model_len: int, policy: str = "fcfs", shed: str = "none"
+    ) -> None:
         layout, config = bed.layout, bed.config
         num_pages = memory_bytes // layout.page_bytes
         self._bed = bed
@@ -81,6 +84,7 @@ class Lane:
             queues=queues,
             arena=self.arena,
             residency=self.residency,
+            shedding=create_shedding(shed, PAPER_SLO_S if shed != "none" else None),
             limits=SchedulerLimits(
                 max_num_seqs=bed.max_num_seqs,
                 max_batch_tokens=bed.max_batch_tokens,

@@ -183,7 +183,8 @@ class LoRARun:
 
     def _keep(self, sample: Planned, taken: Mapping[str, Any]) -> None:
         case = sample.case
-        described = {"x": case.x, "point": asdict(case.point), "memory": case.memory, "policy": case.policy, "samples": {}}
+        served = {"memory": case.memory, "policy": case.policy, "shed": case.shed}
+        described = {"x": case.x, "point": asdict(case.point), **served, "samples": {}}
         entry = self._of_suite(sample.suite)["cases"].setdefault(case.label, described)
         entry["samples"].setdefault(sample.variant, []).append({"round": sample.round_number, **taken})
         write_whole(self._path, (json.dumps(self.document) + "\n").encode())

@@ -29,6 +29,8 @@ class Case:
     point: SuitePoint
     memory: str = "704MiB"
     policy: str = "fcfs"
+    shed: str = "none"
+    """Which waiting requests are given up; the objective is the paper's 6 s."""
     variants: tuple[str, ...] = ()
     """Instead of the suite's."""
     ranks: tuple[int, ...] = ()
@@ -74,6 +76,14 @@ def _operator(x: int, site: str, rows: int, num_adapters: int) -> Case:
 def _clustered(limit: int) -> Case:
     policy = "fcfs" if limit == 32 else f"cluster:{limit}+fcfs"
     return Case(str(limit), limit, replace(_POINT, num_adapters=32, rate=4.5), "160MiB", policy)
+
+
+_SHEDDING = (("fcfs", "none"), ("lcfs", "none"), ("lcfs-overload", "paper"), ("fcfs", "predict"))
+
+
+def _shedding(rate: float, policy: str, shed: str) -> Case:
+    label = f"{rate:g}, {policy}" + (f", {shed}" if shed != "none" else "")
+    return Case(label, rate, replace(_POINT, rate=rate, cv=2.0), policy=policy, shed=shed)
 
 
 def _skewed(rank: int, last: int) -> Case:
@@ -146,11 +156,7 @@ SUITES: Mapping[str, LoRASuite] = MappingProxyType(
                 "By the clock, overloaded: giving up on requests that would come too late (figure 10).",
                 "clock",
                 "requests/s",
-                tuple(
-                    Case(f"{rate:g}, {policy}", rate, replace(_POINT, rate=rate, cv=2.0), policy=policy)
-                    for rate in (6.0, 9.0)
-                    for policy in ("fcfs", "lcfs")
-                ),
+                tuple(_shedding(rate, policy, shed) for rate in (6.0, 9.0) for policy, shed in _SHEDDING),
             ),
             LoRASuite(
                 "merge",

@@ -15,7 +15,7 @@ from evenflow.base.errors import ConfigError
 from evenflow.bench.lora.adapters import AdapterPool
 from evenflow.bench.lora.variant_names import VARIANTS, check_variant, number
 from evenflow.serving.backends.attention import AttentionBackend
-from evenflow.serving.backends.choose import LORA_BACKENDS
+from evenflow.serving.backends.choose import LORA_BACKENDS, choose
 from evenflow.serving.backends.lora import LoRABackend
 from evenflow.serving.backends.no_lora import NoLoRA
 from evenflow.serving.backends.storage import Storage
@@ -66,8 +66,6 @@ class Bed(Protocol):
 class Unified:
     """The engine as it is shipped: one arena for KV cache and adapters, rows read where they lie."""
 
-    lora_name = "cpu"
-
     def arena(self, bed: Bed, num_pages: int) -> Arena:
         """Who may have which pages."""
         return Arena(num_pages)
@@ -81,8 +79,9 @@ class Unified:
         return None
 
     def lora(self, storage: Storage) -> LoRABackend:
-        """How their products are computed."""
-        backend: LoRABackend = LORA_BACKENDS.load(self.lora_name)(storage)
+        """How their products are computed: the backend that a server would choose here."""
+        name = choose(storage.device, storage.dtype, storage.layout.shape).lora
+        backend: LoRABackend = LORA_BACKENDS.load(name)(storage)
         return backend
 
     def executor(
@@ -98,7 +97,12 @@ class Backend(Unified):
     """The same with another LoRA backend of the registry."""
 
     def __init__(self, lora_name: str) -> None:
-        self.lora_name = lora_name
+        self._lora_name = lora_name
+
+    def lora(self, storage: Storage) -> LoRABackend:
+        """The one of that name."""
+        backend: LoRABackend = LORA_BACKENDS.load(self._lora_name)(storage)
+        return backend
 
 
 class WithoutLoRA(Unified):

@@ -61,8 +61,8 @@ class Way(Protocol):
 def make_lane(measuring: Measuring, case: Case, variant: str) -> str:
     """A lane for the case, its arena holding as many of its adapters as fit."""
     name = f"{case.label}|{variant}"
-    arena = {"memory_bytes": parse_size(case.memory), "max_model_len": MAX_MODEL_LEN, "policy": case.policy}
-    measuring("lane", name=name, variant=variant, **arena)
+    arena = {"memory_bytes": parse_size(case.memory), "max_model_len": MAX_MODEL_LEN}
+    measuring("lane", name=name, variant=variant, policy=case.policy, shed=case.shed, **arena)
     measuring("fill", name=name, num_adapters=case.point.num_adapters)
     return name
 

@@ -18,7 +18,7 @@ from evenflow.serving.core.shape import MODULES, SITES
 from evenflow.serving.kernels.lora_cpu import add_lora_rows, scratch_floats
 from evenflow.serving.kernels.lora_split_cpu import expand_lora_rows, shrink_lora_rows
 from evenflow.serving.kernels.simd import element_of
-from evenflow.serving.memory.layout import place
+from evenflow.serving.memory.layout import LINE_BYTES, place
 
 PRODUCT_MACS = 8_000_000
 """From this many multiply-adds (rows x rank x (in + out) of one site) on, gathering the adapter's rows and two matrix
@@ -212,27 +212,45 @@ class CPULoRA:
         )
 
     def _run_products(self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
-        """Gather each adapter's rows once, then two matrix products per run of rows and module."""
-        gathered_slot, gathered = -1, []
+        """Per run of rows one product with A of all modules, and one with B of each."""
+        found_slot, a_SI, of_module = -1, x_TI, []
         for slot, first, end in work.segments:
-            if slot != gathered_slot:
-                gathered_slot, gathered = slot, self._gather(layer, site, slot)
-            x_I = x_TI[first:end]
-            for columns, a_RI, b_RO in gathered:
-                y_TO[first:end, columns].addmm_(x_I @ a_RI.T, b_RO)
+            if slot != found_slot:
+                found_slot, lines, total, first_a, of_module = slot, self._lines[slot], 0, 0, []
+                for module, column, width in zip(site.modules, site.columns, site.widths):
+                    rank, a, b = (int(n) for n in self._table[slot, layer, module])
+                    if rank:
+                        first_a = first_a if total else a
+                        b_RO = self._rows(lines[b : b + rank], int(width))
+                        of_module.append((slice(total, total + rank), slice(int(column), int(column + width)), b_RO))
+                        total += rank
+                # A rows of a site's modules follow one another, whatever their ranks.
+                a_SI = self._rows(lines[first_a : first_a + total], site.inputs)
+            s_TS = x_TI[first:end] @ a_SI.T
+            for ranks, columns, b_RO in of_module:
+                y_TO[first:end, columns].addmm_(s_TS[:, ranks], b_RO)
 
-    def _gather(self, layer: int, site: _Site, slot: int) -> list[tuple[slice, torch.Tensor, torch.Tensor]]:
+    def _matrices(self, layer: int, site: _Site, slot: int) -> list[tuple[slice, torch.Tensor, torch.Tensor]]:
         """(columns, A [rank, in], B [rank, out]) of the site's modules that the adapter has."""
-        lines = torch.from_numpy(self._lines[slot])
-        found = []
+        lines, found = self._lines[slot], []
         for module, column, width in zip(site.modules, site.columns, site.widths):
             rank, a, b = (int(n) for n in self._table[slot, layer, module])
             held = int(self._a_rows[slot, layer, module])
             if rank:
-                a_RI = self._storage.adapter_rows(lines[a : a + held], site.inputs)
-                b_RO = self._storage.adapter_rows(lines[b : b + rank], int(width))
+                a_RI = self._rows(lines[a : a + held], site.inputs)
+                b_RO = self._rows(lines[b : b + rank], int(width))
                 found.append((slice(int(column), int(column + width)), a_RI, b_RO))
         return found
+
+    def _rows(self, lines: np.ndarray, width: int) -> torch.Tensor:
+        """Rows as a matrix [len(lines), width]: where they lie, if they follow one another there, else a copy."""
+        layout, elements = self._storage.layout, self._storage.elements
+        apart = layout.row_bytes(width) // LINE_BYTES
+        if not len(lines) or (np.diff(lines) != apart).any():
+            return self._storage.adapter_rows(torch.from_numpy(lines), width)
+        per_line = LINE_BYTES // layout.itemsize
+        start = elements.storage_offset() + int(lines[0]) * per_line
+        return elements.as_strided((len(lines), width), (apart * per_line, 1), start)
 
     def shrink(self, layer: int, site: str, x_TI: torch.Tensor, space: RankSpace) -> torch.Tensor:
         """See ``SplitLoRABackend.shrink``."""
@@ -244,7 +262,7 @@ class CPULoRA:
         if len(work.rows):
             self._shrink_rows(layer, self._sites[site], work, x_TI, space, message_M)
         for slot, first, end in work.segments:
-            for (_, a_RI, _), field in zip(self._gather(layer, self._sites[site], slot), self._fields(layer, slot, space)):
+            for (_, a_RI, _), field in zip(self._matrices(layer, self._sites[site], slot), self._fields(layer, slot, space)):
                 target_TW = _rows_of(message_M, space, layer, first, end)
                 target_TW[:, field.start : field.start + len(a_RI)] = x_TI[first:end] @ a_RI.T
         return message_M
@@ -259,7 +277,7 @@ class CPULoRA:
             self._expand_rows(layer, self._sites[site], work, parts_PM, y_TO, space)
         for slot, first, end in work.segments:
             for (columns, _, b_RO), field in zip(
-                self._gather(layer, self._sites[site], slot), self._fields(layer, slot, space)
+                self._matrices(layer, self._sites[site], slot), self._fields(layer, slot, space)
             ):
                 parts = [_rows_of(part_M, space, layer, first, end)[:, field] for part_M in parts_PM]
                 s_TR = torch.cat(parts, dim=1)[:, : len(b_RO)].to(y_TO.dtype)
