@@ -10,7 +10,7 @@ import json
 import os
 import resource
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,12 @@ class Child:
         self._lanes[name].fill(num_adapters)
         return {}
 
-    def saturate(self, name: str, point: dict[str, Any], seed: int = 0) -> dict[str, Any]:
-        """Give the lane requests without end, drawn as the point says."""
+    def saturate(self, name: str, point: dict[str, Any], seed: int = 0, adapter: str | None = None) -> dict[str, Any]:
+        """Give the lane requests without end, drawn as the point says; ``adapter``: all of them to this one."""
         from evenflow.bench.lora.load import endless, point_of
 
-        self._lanes[name].saturate(endless(point_of(point), seed))
+        rows = endless(point_of(point), seed)
+        self._lanes[name].saturate(rows if adapter is None else (replace(row, adapter=adapter) for row in rows))
         return {}
 
     def hold(self, name: str, adapters: list[str], output_len: int) -> dict[str, Any]:

@@ -43,9 +43,9 @@ def lora_page(document: Mapping[str, Any]) -> Page:
     machine = f"{hardware['cpu']}, {hardware['cores']} cores"
     page = Page("Many adapters on one model", f"{machine}; setting {parameters['setting']}, {document['date']}")
     page.text(
-        f"At most {parameters['max_num_seqs']} running requests and {parameters['max_batch_tokens']} tokens a step, dtype "
-        f"{parameters['dtype']}. Variants took turns, round by round; figures are medians over rounds, ratios are medians of "
-        "ratios within a round. Requests are S-LoRA's generator's, with a quarter of its lengths."
+        f"At most {parameters['max_num_seqs']} running requests and {parameters['max_batch_tokens']} tokens a step. "
+        "Variants took turns, round by round; figures are medians over rounds, ratios are medians of ratios within a round. "
+        "Requests are S-LoRA's generator's, with a quarter of its lengths."
     )
     for name, result in document["results"].items():
         if result["cases"]:
@@ -55,7 +55,7 @@ def lora_page(document: Mapping[str, Any]) -> Page:
             _notes(page, result)
     used = {variant for result in document["results"].values() for variant in variants_of(result)}
     known = {**VARIANTS, **PEERS}
-    page.section("variants")
+    page.section("What the variants are")
     page.table(["name", "what it is"], [[name, known[name.partition(":")[0]]] for name in sorted(used)])
     return page
 
@@ -65,7 +65,8 @@ def _notes(page: Page, result: Result) -> None:
     read, copy = bandwidth["read"] / 1e9, bandwidth["copy"] / 1e9
     text = (
         f"This process reads {read:.1f} GB/s and copies {copy:.1f} GB/s; the adapters take "
-        f"{opened['adapter_bytes'] / 1e9:.2f} GB on the host, an arena page {opened['page_bytes'] / 1024:.0f} KiB."
+        f"{opened['adapter_bytes'] / 1e9:.2f} GB on the host in {opened['dtype']}, an arena page "
+        f"{opened['page_bytes'] / 1024:.0f} KiB."
     )
     if result["way"] == "saturated":
         text += (
@@ -79,7 +80,10 @@ def _lines(page: Page, name: str, result: Result, measures: tuple[tuple[str, Mea
     """One figure for each measure: a line for each variant, or bars where the axis has no order."""
     suite = SUITES.get(name)
     cases = ordered_cases(result)
-    is_line = len({case["x"] for _, case in cases}) == len(cases) and len(cases) > 2
+    # Zero has no place on a logarithmic axis, and cases that share a place are no line.
+    places = [case["x"] for _, case in cases]
+    is_log = suite is not None and suite.is_log_x
+    is_line = len(set(places)) == len(places) > 2 and not (is_log and min(places) <= 0)
     for label, measure in measures:
         series: dict[str, Series] = {}
         bars: dict[str, dict[str, float]] = {case_label: {} for case_label, _ in cases}
@@ -96,7 +100,6 @@ def _lines(page: Page, name: str, result: Result, measures: tuple[tuple[str, Mea
                 if y is not None:
                     bars[case_label][variant] = y
         if is_line:
-            is_log = suite is not None and suite.is_log_x and all(min(xs) > 0 for xs, _ in series.values())
             figure = line_plot(series, x_label=result["axis"], y_label=label, is_log_x=is_log, size=(9.0, 2.8))
         else:
             figure = bar_plot(bars, y_label=label, size=(9.0, 2.8))
@@ -129,7 +132,9 @@ def _footprint(page: Page, name: str, result: Result) -> None:
 
 def _operators(page: Page, name: str, result: Result) -> None:
     times = {
-        label: {variant: 1e6 * statistics.median(samples[-1]["seconds_all"]) for variant, samples in case["samples"].items()}
+        label.replace(", ", "\n"): {
+            variant: 1e6 * statistics.median(samples[-1]["seconds_all"]) for variant, samples in case["samples"].items()
+        }
         for label, case in ordered_cases(result)
     }
     page.figure(bar_plot(times, y_label="us", is_log_y=True, size=(11.0, 3.2)), "microseconds for one site and layer")

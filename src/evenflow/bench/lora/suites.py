@@ -78,6 +78,13 @@ def _clustered(limit: int) -> Case:
     return Case(str(limit), limit, replace(_POINT, num_adapters=32, rate=4.5), "160MiB", policy)
 
 
+def _taxed(rank: int, adapter: int) -> Case:
+    """S2's first four adapters have these ranks."""
+    if adapter < 0:
+        return Case(str(rank), rank, replace(_POINT, num_adapters=0))
+    return Case(str(rank), rank, replace(_POINT, num_adapters=4), settings={"adapter": str(adapter)})
+
+
 _SHEDDING = (("fcfs", "none"), ("lcfs", "none"), ("lcfs-overload", "paper"), ("fcfs", "predict"))
 
 
@@ -103,6 +110,14 @@ SUITES: Mapping[str, LoRASuite] = MappingProxyType(
                 _over("num_adapters", (0, 1, 5, 128, 500, 1000, 2000), _POINT),
                 rounds=40,
                 is_log_x=True,
+            ),
+            LoRASuite(
+                "tax",
+                "Saturated: from the base model to one adapter, for each of the ranks.",
+                "saturated",
+                "rank of the only adapter (0: base)",
+                tuple(_taxed(rank, i) for i, rank in ((-1, 0), (3, 8), (2, 16), (1, 32), (0, 64))),
+                rounds=20,
             ),
             LoRASuite(
                 "variants",

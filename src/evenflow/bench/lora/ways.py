@@ -81,7 +81,8 @@ class Saturated:
                 adapters = [str(number) for number in case.settings["batch"]]
                 measuring("hold", name=name, adapters=adapters, output_len=MAX_MODEL_LEN - 16)
             else:
-                measuring("saturate", name=name, point=asdict(case.point), seed=round_number)
+                only = case.settings.get("adapter")
+                measuring("saturate", name=name, point=asdict(case.point), seed=round_number, adapter=only)
             measuring("advance", name=name, num_steps=WARM_STEPS)
             measuring.lanes.add(name)
         return measuring("advance", name=name, num_steps=STEPS_PER_SAMPLE)
