@@ -213,7 +213,8 @@ class CPULoRA:
 
     def _run_products(self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
         """Per run of rows one product with A of all modules, and one with B of each."""
-        found_slot, a_SI, of_module = -1, x_TI, []
+        found_slot, a_SI = -1, x_TI
+        of_module: list[tuple[slice, slice, torch.Tensor]] = []
         for slot, first, end in work.segments:
             if slot != found_slot:
                 found_slot, lines, total, first_a, of_module = slot, self._lines[slot], 0, 0, []
