@@ -217,7 +217,7 @@ class TritonLoRA:
             COLUMNS=blocks.expand_columns,
             DOT=self._device.product,
             num_warps=blocks.num_warps,
-            num_stages=blocks.num_stages,
+            num_stages=1,  # a loop of one round as a rule; pipelined, every partial sum would go through shared memory
         )
 
 
