@@ -60,11 +60,13 @@ PUBLISHED_SATISFACTION = {
     "early abort": (0.755, 0.713, 0.666, 0.631, 0.547),
 }
 ALPHAS = (0.1, 0.3, 0.6, 1.0)
-DS = (1, 2, 4, 8, 32)
+DS = (1, 2, 4, 8, 12, 16, 32)
 CLUSTER = {
     "paper's": "cluster:{d}:inf:inf+fcfs",
+    "age 10 s": "cluster:{d}:10+fcfs",
     "age 2 s": "cluster:{d}:2+fcfs",
-    "VTC, age 2 s": "cluster:{d}:2+vtc",
+    "VTC, no age": "cluster:{d}:inf+vtc",
+    "VTC, age 10 s": "cluster:{d}:10+vtc",
 }
 PUBLISHED_CLUSTER = {1: (1.733, 0.846), 2: (1.693, 0.838), 4: (1.677, 0.792), 8: (1.710, 0.850), 32: (1.635, 0.679)}
 
