@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from evenflow.base.errors import ConfigError, ModelError, RegistryError
-from evenflow.mcbench.files import GLUE
 from evenflow.mcbench.metrics import f1, matthews, mean_and_interval, pearson, spearman
 from evenflow.mcbench.models import load_model, make_model
 from evenflow.mcbench.studies import activation_rank, energy_rank, logit_errors
@@ -42,6 +39,18 @@ def test_language_and_pairs_do_not_leak() -> None:
     assert not test_rows & train_rows
 
 
+def test_halves_of_the_digits_and_hidden_words() -> None:
+    low, high, words, topics = (load_task(name) for name in ("digits-low", "digits-high", "words", "topics"))
+    assert len(low.train) + len(high.train) == 1437
+    assert set(high.test.labels.tolist()) == {0, 1, 2, 3, 4}
+    hidden = words.train.labels != -100
+    assert (hidden.sum(1) == 10).all()
+    shown = words.train.inputs["input_ids"]
+    assert 0.75 < float((shown[hidden] == 3).float().mean()) < 0.85
+    assert torch.equal(shown[~hidden], shown[~hidden].clamp_min(2))
+    assert len(set(topics.test.labels.tolist())) == topics.num_labels
+
+
 def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"known: digits, .*, pairs, and with --data-root: glue/cola"):
         load_task("imagenet")
@@ -54,47 +63,6 @@ def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
         load_task("glue/mrpc", tmp_path)
     with pytest.raises(ModelError, match="no model folder"):
         load_model(tmp_path, "sentences", 2)
-
-
-def test_glue_files_of_every_task(tmp_path: Path) -> None:
-    for number, (name, columns) in enumerate(GLUE.items()):
-        folder = tmp_path / "glue" / name
-        folder.mkdir(parents=True)
-        names = [columns.first, *([columns.second] if columns.second else []), "label"]
-        values = [*(["a few words"] * (len(names) - 1)), "1"]
-        rows = [dict(zip(names, values))] * 3
-        for split in ("train", columns.test):
-            if number % 3 == 0:
-                (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-            else:
-                mark, suffix = ("\t", "tsv") if number % 3 == 1 else (",", "csv")
-                (folder / f"{split}.{suffix}").write_text("\n".join(mark.join(line) for line in [names, *[values] * 3]) + "\n")
-        task = load_task(f"glue/{name}", tmp_path)
-        assert len(task.train) == 3
-        assert task.is_regression == (name == "stsb")
-        assert task.train.inputs["input_ids"].shape == (3, 128)
-    (tmp_path / "glue" / "rte" / "train.csv").unlink(missing_ok=True)
-    (tmp_path / "glue" / "rte" / "train.tsv").unlink(missing_ok=True)
-    (tmp_path / "glue" / "rte" / "train.jsonl").unlink(missing_ok=True)
-    (tmp_path / "glue" / "rte" / "train.csv").write_text("sentence1,label\nx,0\n")
-    with pytest.raises(ConfigError, match="columns sentence2 are missing"):
-        load_task("glue/rte", tmp_path)
-
-
-def test_images_and_text_from_folders(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        for label in ("cat", "dog"):
-            folder = tmp_path / "cifar10" / split / label
-            folder.mkdir(parents=True)
-            Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "0.png")
-    task = load_task("cifar10", tmp_path)
-    assert task.num_labels == 2
-    assert task.train.inputs["pixel_values"].shape == (2, 3, 32, 32)
-    (tmp_path / "text").mkdir()
-    with pytest.raises(ConfigError, match=r"no \.txt files"):
-        load_task("text", tmp_path)
-    (tmp_path / "text" / "a.txt").write_text("many words " * 400)
-    assert load_task("text", tmp_path).kind == "language"
 
 
 def test_metrics_by_definition() -> None:

@@ -23,6 +23,7 @@ from evenflow.comm.links import Link, shaped
 from evenflow.comm.stopwatch import Stopwatch, TimedCollective, TimedCompressor
 from evenflow.mcbench.policy import Policy, select_layers
 from evenflow.mcbench.roles import Roles, check_divisible, layer_of, roles_of
+from evenflow.mcbench.sequence import attach_sequence
 
 
 class AnyExchange(Protocol):
@@ -132,12 +133,19 @@ def attach(
     seeds: Iterator[int] = iter(range(10**9))
 
     def exchange(site: str, name: str, width: int) -> Any:
-        is_chosen = layer_of(name) in chosen_layers and bool(pattern.search(name))
-        made = wiring.exchange(site, policy, is_chosen, compression)
+        made = wiring.exchange(site, policy, is_chosen(name), compression)
         like = next(model.parameters())
         compression.add(made, width, next(seeds), like)
         return made
 
+    def is_chosen(name: str) -> bool:
+        return layer_of(name) in chosen_layers and bool(pattern.search(name))
+
+    if policy.is_sequence_parallel:
+        if not isinstance(wiring, GroupWiring):
+            raise ConfigError("sequence parallelism is not emulated: start real ranks (no --emulate)")
+        attach_sequence(model, roles, policy, wiring, compression, is_chosen)
+        return _finish(model, compression)
     for name in roles.rows:
         wiring.row(named[name], exchange("tp.forward", name, named[name].out_features))
     grouped = {owner: [c for c in roles.columns if c.rpartition(".")[0] == owner] for owner in roles.owners}
@@ -146,6 +154,11 @@ def attach(
     for name in roles.lone_columns:
         wiring.lone_column(named[name], exchange("tp.backward", name, named[name].in_features))
     wiring.cut_heads(named, roles)
+    return _finish(model, compression)
+
+
+def _finish(model: nn.Module, compression: Compression) -> nn.Module:
+    """Hang the compression on the model: its switch, its parameters, itself."""
     model.register_forward_pre_hook(lambda module, args: compression.switch(module.training))
     model.add_module("_compression_parameters", compression.parameters)
     object.__setattr__(model, "_evenflow_compression", compression)
@@ -203,8 +216,7 @@ class GroupWiring:
 
     def row(self, module: nn.Module, exchange: Exchange) -> None:
         assert isinstance(module, nn.Linear)
-        module.weight = _slice(module.weight, 1, self.rank, self.world_size)
-        module.in_features //= self.world_size
+        self.cut_row(module)
 
         def forward(x: Tensor) -> Tensor:
             total = exchange.reduce(linear_product(x, module.weight))
@@ -212,7 +224,17 @@ class GroupWiring:
 
         module.forward = forward  # type: ignore[method-assign,assignment]
 
-    def _cut_column(self, module: nn.Module) -> None:
+    def cut_row(self, module: nn.Linear) -> None:
+        """Keep the own input features."""
+        module.weight = _slice(module.weight, 1, self.rank, self.world_size)
+        module.in_features //= self.world_size
+
+    def before(self, module: nn.Module, operator: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``operator`` to the hidden states that go into a module."""
+        module.register_forward_pre_hook(_on_hidden_states(operator), with_kwargs=True)
+
+    def cut_column(self, module: nn.Module) -> None:
+        """Keep the own output features."""
         assert isinstance(module, nn.Linear)
         module.weight = _slice(module.weight, 0, self.rank, self.world_size)
         if module.bias is not None:
@@ -221,11 +243,11 @@ class GroupWiring:
 
     def owner(self, module: nn.Module, columns: list[nn.Module], exchange: Exchange) -> None:
         for column in columns:
-            self._cut_column(column)
+            self.cut_column(column)
         module.register_forward_pre_hook(_on_hidden_states(exchange.copy), with_kwargs=True)
 
     def lone_column(self, module: nn.Module, exchange: Exchange) -> None:
-        self._cut_column(module)
+        self.cut_column(module)
         module.register_forward_pre_hook(_on_hidden_states(exchange.copy), with_kwargs=True)
 
     def cut_heads(self, modules: dict[str, nn.Module], roles: Roles) -> None:

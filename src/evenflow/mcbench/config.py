@@ -67,11 +67,15 @@ class RunConfig:
         policy = self.policy()
         if self.pp > 1 and "pp.backward" in policy.rules and self.microbatches < 1:
             raise ConfigError("pipelines need micro-batches")
-        unused = [name for name in policy.rules if (name[:2] == "tp" and self.tp == 1) or (name[:2] == "pp" and self.pp == 1)]
+        ranks = {"tp": self.tp, "sp": self.tp, "pp": self.pp}
+        unused = [name for name in policy.rules if ranks[name[:2]] == 1]
         if unused:
             raise ConfigError(
                 f"rules for {', '.join(unused)}, but there is only one rank at that site (tp={self.tp}, pp={self.pp})"
             )
+
+        if policy.is_sequence_parallel and (self.emulate or self.pp > 1):
+            raise ConfigError("sequence parallelism runs on real ranks without pipeline stages: leave out --emulate, and --pp")
 
     @property
     def world_size(self) -> int:

@@ -1,17 +1,15 @@
-"""Full-size tasks from local files: GLUE, CIFAR, and plain text. Nothing is ever downloaded.
+"""Full-size tasks from local files: GLUE, CIFAR, Wikipedia and other text. Nothing is ever downloaded.
 
-A data root holds a folder per task (``glue/mrpc``, ``cifar10``, ``text``) with one file or folder per split: GLUE
-``train`` and ``validation`` (or ``test``; MNLI ``validation_matched``), as tsv, csv, jsonl or parquet (through the
-``datasets`` library); CIFAR as image folders (``train/LABEL/*.png``, ``test/LABEL/*.png``).
-Splits and metrics are the official ones; STS-B is a regression.
+A data root holds a folder per task (``glue/mrpc``, ``cifar10``, ``wikipedia``, ``text``). GLUE: one file for ``train`` and one
+for ``validation`` or ``dev`` (MNLI: matched), as tsv, csv, jsonl or parquet shards, with the columns of the Hugging Face hub or
+of the archives of gluebenchmark.com. Scores are those of the official development split with the official metrics, never of a
+test file; STS-B is a regression. CIFAR: see ``cifar``. A ``SHA256SUMS`` beside the files is checked.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,18 @@ from typing import Any
 import torch
 
 from evenflow.base.errors import ConfigError
-from evenflow.mcbench.reference import CHAR_VOCABULARY, WORD_VOCABULARY, encode_pair, language_split, word_ids
+from evenflow.mcbench.cifar import load_cifar
+from evenflow.mcbench.local_files import parquet_rows, table_rows, verify
+from evenflow.mcbench.reference import (
+    CHAR_VOCABULARY,
+    LENGTH,
+    MASK_ID,
+    WORD_VOCABULARY,
+    encode_pair,
+    language_split,
+    masked_split,
+    word_ids,
+)
 from evenflow.mcbench.tasks import Split, Task
 
 
@@ -31,20 +40,37 @@ class Columns:
     second: str | None
     num_labels: int
     metrics: tuple[str, ...]
-    test: str = "validation"
+    is_matched: bool = False
+    """Whether the development split has a matched and a mismatched half."""
+    archive: tuple[str, ...] = ()
+    """The archive's own names of (first, second, label), where they differ."""
+    labels: tuple[str, ...] = ()
+    """Label words of the archive, in the order of the hub's numbers."""
+    header: tuple[str, ...] = ()
+    """The archive's columns, where its files have no header."""
 
 
+_ENTAILMENT = ("entailment", "not_entailment")
 GLUE: Mapping[str, Columns] = {
-    "cola": Columns("sentence", None, 2, ("matthews", "accuracy")),
+    "cola": Columns("sentence", None, 2, ("matthews", "accuracy"), header=("source", "label", "mark", "sentence")),
     "sst2": Columns("sentence", None, 2, ("accuracy",)),
-    "mrpc": Columns("sentence1", "sentence2", 2, ("f1", "accuracy")),
-    "stsb": Columns("sentence1", "sentence2", 1, ("pearson", "spearman")),
-    "qqp": Columns("question1", "question2", 2, ("f1", "accuracy")),
-    "mnli": Columns("premise", "hypothesis", 3, ("accuracy",), "validation_matched"),
-    "qnli": Columns("question", "sentence", 2, ("accuracy",)),
-    "rte": Columns("sentence1", "sentence2", 2, ("accuracy",)),
+    "mrpc": Columns("sentence1", "sentence2", 2, ("f1", "accuracy"), archive=("#1 String", "#2 String", "Quality")),
+    "stsb": Columns("sentence1", "sentence2", 1, ("pearson", "spearman"), archive=("sentence1", "sentence2", "score")),
+    "qqp": Columns("question1", "question2", 2, ("f1", "accuracy"), archive=("question1", "question2", "is_duplicate")),
+    "mnli": Columns(
+        "premise",
+        "hypothesis",
+        3,
+        ("accuracy",),
+        is_matched=True,
+        archive=("sentence1", "sentence2", "gold_label"),
+        labels=("entailment", "neutral", "contradiction"),
+    ),
+    "qnli": Columns("question", "sentence", 2, ("accuracy",), labels=_ENTAILMENT),
+    "rte": Columns("sentence1", "sentence2", 2, ("accuracy",), labels=_ENTAILMENT),
 }
-_SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
+_SUFFIXES = (".tsv", ".csv", ".jsonl")
+Row = dict[str, Any]
 
 
 def load_file_task(name: str, root: Path, tokenizer: str | Path | None = None, length: int = 128) -> Task:
@@ -54,44 +80,49 @@ def load_file_task(name: str, root: Path, tokenizer: str | Path | None = None, l
         raise ConfigError(f"task {name}: there is no folder {folder}")
     if name == "text":
         return _text(folder)
+    if name == "wikipedia":
+        return _wikipedia(folder, tokenizer, length)
     if name.startswith("cifar"):
-        return _cifar(name, folder)
+        return load_cifar(name, folder)
     columns = GLUE[name.removeprefix("glue/")]
     encode, vocabulary = _encoder(tokenizer, length)
-    train, first_digest = _glue_split(_rows(folder, ("train",)), columns, encode)
-    test, second_digest = _glue_split(_rows(folder, (columns.test, "test")), columns, encode)
+    halves = ("validation_matched", "dev_matched") if columns.is_matched else ("validation", "dev")
+    train, first_digest = _glue_split(_rows(folder, ("train",), columns), columns, encode)
+    test, second_digest = _glue_split(_rows(folder, halves, columns), columns, encode)
     digest = hashlib.sha256((first_digest + second_digest).encode()).hexdigest()
     return Task(
         name, "sentences", train, test, columns.num_labels, columns.metrics, vocabulary, length, digest, False, "bert-tiny"
     )
 
 
-def _rows(folder: Path, splits: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return the rows of the first split that exists."""
+def _rows(folder: Path, splits: tuple[str, ...], columns: Columns) -> list[Row]:
+    """Return the rows of the first split that exists, under the hub's names."""
     for split in splits:
-        for suffix in _SUFFIXES:
-            path = folder / f"{split}{suffix}"
-            if path.is_file():
-                rows = list(_read(path))
-                if not rows:
-                    raise ConfigError(f"{path} has no rows")
-                return rows
-    raise ConfigError(f"{folder} has no {' or '.join(splits)} file; allowed endings: {', '.join(_SUFFIXES)}")
+        shards = sorted([*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")])
+        tables = [path for suffix in _SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
+        if not shards and not tables:
+            continue
+        rows = list(parquet_rows(shards)) if shards else _table(tables[0], columns)
+        if not rows:
+            raise ConfigError(f"{(shards or tables)[0]} has no rows")
+        return [_as_on_the_hub(row, columns) for row in rows]
+    raise ConfigError(f"{folder} has no {' or '.join(splits)} file; allowed endings: {', '.join((*_SUFFIXES, '.parquet'))}")
 
 
-def _read(path: Path) -> Iterable[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        try:
-            from datasets import load_dataset
-        except ImportError:
-            raise ConfigError(f"{path}: parquet needs the datasets library: pip install 'evenflow[mcbench]'") from None
-        return load_dataset("parquet", data_files=str(path), split="train")
-    with path.open(newline="", encoding="utf-8") as file:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in file if line.strip()]
-        if path.suffix == ".tsv":
-            return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        return list(csv.DictReader(file))
+def _table(path: Path, columns: Columns) -> list[Row]:
+    rows = table_rows(path)
+    if columns.header and rows and columns.first not in rows[0]:
+        return table_rows(path, columns.header)
+    return rows
+
+
+def _as_on_the_hub(row: Row, columns: Columns) -> Row:
+    hub = (columns.first, columns.second, "label")
+    renamed = dict(zip(columns.archive, hub)) if columns.archive and all(name in row for name in columns.archive) else {}
+    out = {str(renamed.get(name, name)): value for name, value in row.items()}
+    if columns.labels and out.get("label") in columns.labels:
+        out["label"] = columns.labels.index(out["label"])
+    return out
 
 
 def _encoder(tokenizer: str | Path | None, length: int) -> tuple[Any, int]:
@@ -124,7 +155,11 @@ def _glue_split(rows: list[dict[str, Any]], columns: Columns, encode: Any) -> tu
         first, second = str(row[columns.first]), str(row[columns.second]) if columns.second else ""
         digest.update(f"{first}\x1f{second}\x1f{row['label']}\n".encode())
         encoded.append(encode(first, second))
-        labels.append(float(row["label"]))
+        try:
+            labels.append(float(row["label"]))
+        except (TypeError, ValueError):
+            allowed = columns.labels or "a number"
+            raise ConfigError(f"label {row['label']!r}; allowed: {allowed}") from None
     ids, types, mask = (torch.tensor(column) for column in zip(*encoded))
     values = torch.tensor(labels, dtype=torch.float32 if columns.num_labels == 1 else torch.int64)
     if columns.num_labels > 1 and not bool(((values >= 0) & (values < columns.num_labels)).all()):
@@ -132,36 +167,43 @@ def _glue_split(rows: list[dict[str, Any]], columns: Columns, encode: Any) -> tu
     return Split({"input_ids": ids, "token_type_ids": types, "attention_mask": mask}, values), digest.hexdigest()
 
 
-def _cifar(name: str, folder: Path) -> Task:
-    """Return CIFAR from image folders ``train/LABEL/*.png`` and ``test/LABEL/*.png``."""
-    import numpy as np
-    from PIL import Image
-
-    digest = hashlib.sha256()
-    splits = []
-    labels = sorted(path.name for path in (folder / "train").glob("*") if path.is_dir())
-    if not labels:
-        raise ConfigError(f"{folder} has no image folders train/LABEL/*.png")
-    for split in ("train", "test"):
-        images, numbers = [], []
-        for number, label in enumerate(labels):
-            for path in sorted((folder / split / label).glob("*.png")):
-                pixels = np.asarray(Image.open(path).convert("RGB"))
-                digest.update(pixels.tobytes())
-                images.append(torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1) / 127.5 - 1.0)
-                numbers.append(number)
-        if not images:
-            raise ConfigError(f"{folder / split} has no images")
-        splits.append(Split({"pixel_values": torch.stack(images)}, torch.tensor(numbers)))
-    return Task(name, "image", splits[0], splits[1], len(labels), ("accuracy",), sha256=digest.hexdigest())
-
-
 def _text(folder: Path) -> Task:
     """Return a character language model over all ``*.txt`` files of a folder."""
     paths = sorted(folder.glob("*.txt"))
     if not paths:
         raise ConfigError(f"{folder} has no .txt files")
+    for path in paths:
+        verify(path)
     text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)
     train, test = language_split(text, 128)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Task("text", "language", train, test, 0, ("loss",), CHAR_VOCABULARY, 128, digest, False, "llama-tiny")
+
+
+def _wikipedia(folder: Path, tokenizer: str | Path | None, length: int) -> Task:
+    """Return masked-word pre-training over the ``text`` of parquet or jsonl files; every 20th document is for testing."""
+    shards, lines = sorted(folder.glob("*.parquet")), sorted(folder.glob("*.jsonl"))
+    if not shards and not lines:
+        raise ConfigError(f"{folder} has no .parquet or .jsonl files with a column text")
+    rows = list(parquet_rows(shards)) if shards else [row for path in lines for row in table_rows(path)]
+    if not rows or "text" not in rows[0]:
+        raise ConfigError(f"{(shards or lines)[0]}: no column text; it has {', '.join(rows[0]) if rows else 'no rows'}")
+    loaded = None
+    if tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        loaded = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+    else:
+        length = LENGTH
+    digest = hashlib.sha256()
+    ids: dict[bool, list[int]] = {True: [], False: []}
+    for number, row in enumerate(rows):
+        digest.update(f"{row['text']}\x1e".encode())
+        ids[number % 20 == 0] += loaded(row["text"], truncation=False)["input_ids"] if loaded else word_ids(row["text"])
+    for is_test, several in ids.items():
+        if len(several) < length:
+            which = "testing (every 20th document)" if is_test else "training"
+            raise ConfigError(f"{folder}: {len(several)} words for {which}; needed: {length} and more")
+    vocabulary, mask_id = (len(loaded), int(loaded.mask_token_id)) if loaded else (WORD_VOCABULARY, MASK_ID)
+    train, test = (masked_split(ids[which], vocabulary, length, mask_id, 1, seed) for seed, which in enumerate((False, True)))
+    return Task("wikipedia", "masked", train, test, 0, ("loss",), vocabulary, length, digest.hexdigest(), False, "bert-tiny")

@@ -9,10 +9,10 @@ TASKS = ("digits", "digits-low", "digits-high", "chars", "words", "topics", "pai
 """Tasks that need nothing but this environment."""
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
-FILE_TASKS = (*(f"glue/{name}" for name in GLUE_TASKS), "cifar10", "cifar100", "text")
+FILE_TASKS = (*(f"glue/{name}" for name in GLUE_TASKS), "cifar10", "cifar100", "wikipedia", "text")
 """Tasks read from a data root."""
 
-SITES = ("tp.forward", "tp.backward", "pp.forward", "pp.backward")
+SITES = ("tp.forward", "tp.backward", "sp.forward", "sp.backward", "pp.forward", "pp.backward")
 
 SUITES = ("paper", "modern")
 """Sets of training runs."""

@@ -1,6 +1,6 @@
 """What is compressed where: the rules of a run, read from text and checked before anything starts.
 
-``none``, or rules separated by ``;``: ``site=compressor[/transport]``. Sites are tp and pp, each with ``.forward`` or
+``none``, or rules separated by ``;``: ``site=compressor[/transport]``. Sites are tp, sp and pp, each with ``.forward`` or
 ``.backward``; without a direction both are meant. Layers: ``all``, ``none``, ``first-half``, ``last-half``, or a 1-based range
 ``13-24``.
 """
@@ -44,7 +44,7 @@ def parse_rules(text: str) -> dict[str, Rule]:
             raise ConfigError(f"rule {part!r}; allowed: site=compressor[/transport], sites {', '.join(SITES)}")
         sites = [name for name in SITES if site in (name, name.split(".")[0])]
         if not sites:
-            raise RegistryError(f"unknown site {site!r}; known: tp, pp, {', '.join(SITES)}")
+            raise RegistryError(f"unknown site {site!r}; known: tp, sp, pp, {', '.join(SITES)}")
         spec, slash, transport = value.rpartition("/")
         rule = Rule(spec.strip(), transport.strip()) if slash else Rule(value)
         rule.make()
@@ -62,7 +62,7 @@ def parse_rules(text: str) -> dict[str, Rule]:
 def parse_gradients(text: str) -> dict[str, GradientRule]:
     """Read ``RULE`` (for both forward sites) or ``site=RULE; ...``. Raises ConfigError or RegistryError."""
     known = {rule.value: rule for rule in GradientRule}
-    forward = [site for site in SITES if site.endswith(".forward")]
+    forward = ["tp.forward", "pp.forward"]
     rules: dict[str, GradientRule] = {}
     for part in filter(None, (piece.strip() for piece in text.split(";"))):
         site, equals, name = (word.strip() for word in part.partition("="))
@@ -123,6 +123,8 @@ class Policy:
             re.compile(self.modules)
         except re.error as error:
             raise ConfigError(f"module pattern {self.modules!r}: {error}") from None
+        if self.is_sequence_parallel and any(site.startswith("tp") for site in self.rules):
+            raise ConfigError("rules for sp and tp: sequence parallelism has gathers and scatters in the place of tp's sums")
         if self.warmup_steps < 0:
             raise ConfigError(f"warm-up of {self.warmup_steps} steps; allowed: 0 or more")
 
@@ -130,6 +132,11 @@ class Policy:
     def parse(spec: str, layers: str = "all", modules: str = ".*", **options: object) -> Policy:
         """Make a policy from a SPEC."""
         return Policy(parse_rules(spec), layers, modules, **options)  # type: ignore[arg-type]
+
+    @property
+    def is_sequence_parallel(self) -> bool:
+        """Whether the sequence is split between tensor-parallel blocks: any rule for sp, be it ``sp=none``."""
+        return any(site.startswith("sp") for site in self.rules)
 
     def rule(self, site: str, is_chosen: bool = True) -> Rule:
         """Return the rule of a site, dense if there is none or the module is not chosen."""

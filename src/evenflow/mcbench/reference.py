@@ -185,7 +185,7 @@ def masked_split(ids: list[int], vocab_size: int, length: int, mask_id: int, rep
     hidden = torch.rand(windows.shape, generator=generator).argsort(dim=1)[:, : max(1, round(0.15 * length))]
     is_hidden = torch.zeros_like(windows, dtype=torch.bool).scatter_(1, hidden, True)
     fate = torch.rand(windows.shape, generator=generator)
-    random_ids = torch.randint(mask_id + 1, vocab_size, windows.shape, generator=generator)
+    random_ids = torch.randint(min(mask_id + 1, vocab_size - 1), vocab_size, windows.shape, generator=generator)
     shown = torch.where(is_hidden & (fate < 0.8), mask_id, windows)
     shown = torch.where(is_hidden & (fate >= 0.9), random_ids, shown)
     return Split({"input_ids": shown}, torch.where(is_hidden, windows, IGNORED))

@@ -10,7 +10,7 @@ from evenflow.mcbench.machine import Machine
 from evenflow.mcbench.metrics import mean_and_interval
 from evenflow.mcbench.studies import break_even_points
 from evenflow.report.page import Page
-from evenflow.report.plots import bar_plot, line_plot
+from evenflow.report.plots import bar_plot, interval_plot, line_plot
 
 Result = Mapping[str, Any]
 
@@ -20,14 +20,22 @@ def label(result: Result) -> str:
     p = result["parameters"]
     extra = [f"layers {p['layers']}"] if p["layers"] != "last-half" else []
     extra += [f"warm-up {p['warmup_steps']}"] if p["warmup_steps"] else []
+    extra += [f"gradient {p['gradient']}"] if p["gradient"] and not p["gradient"].endswith("masked") else []
+    if p.get("pretrain_compress", "none") != "none":
+        extra.append(f"pre-trained with {p['pretrain_compress']}")
     return p["compress"] + (f" ({', '.join(extra)})" if extra else "")
 
 
+_SAME = ("task", "model", "tp", "pp", "hidden", "num_layers", "heads", "steps", "batch", "rate", "link", "emulate", "pretrain")
+
+
 def _baseline_key(result: Result) -> tuple[Any, ...]:
+    return tuple(result["parameters"].get(name) for name in _SAME)
+
+
+def _is_dense(result: Result) -> bool:
     p = result["parameters"]
-    return tuple(
-        p[name] for name in ("task", "model", "tp", "pp", "hidden", "num_layers", "steps", "batch", "rate", "link", "emulate")
-    )
+    return p["compress"] in ("none", "sp=none") and p.get("pretrain_compress", "none") == "none"
 
 
 def paired_difference(result: Result, baseline: Result) -> tuple[float, float | None, int]:
@@ -41,10 +49,13 @@ def paired_difference(result: Result, baseline: Result) -> tuple[float, float | 
 
 
 def accuracy_rows(results: Sequence[Result]) -> list[list[Any]]:
-    """Return (task, layout, what, headline, difference to dense, interval, seeds, dense at evaluation, bytes share)."""
-    dense = {_baseline_key(r): r for r in results if r["parameters"]["compress"] == "none"}
+    """Return (task, layout, what, metric, score, difference to dense, interval, seeds, dense at evaluation, bytes share).
+
+    Within a task and layout, the dense run first, then from the best difference to the worst.
+    """
+    dense = {_baseline_key(r): r for r in results if _is_dense(r)}
     rows = []
-    for result in sorted(results, key=lambda r: (r["parameters"]["task"], r["parameters"]["tp"], label(r))):
+    for result in results:
         p, name = result["parameters"], result["metric"]
         baseline = dense.get(_baseline_key(result))
         difference, half, share = None, None, None
@@ -54,45 +65,23 @@ def accuracy_rows(results: Sequence[Result]) -> list[list[Any]]:
             whole = sum(site["counted"] for site in baseline["bytes_per_step"].values())
             share = sent / whole if whole else None
         layout = f"{p['tp']} x {p['pp']}"
+        task = p["task"] + (f" after {p['pretrain']}" if p.get("pretrain") else "")
+        seeds = len(result["seeds"])
         rows.append(
-            [
-                p["task"],
-                layout,
-                label(result),
-                name,
-                result[name],
-                difference,
-                half,
-                len(result["seeds"]),
-                result["dense_at_eval"].get(name),
-                share,
-            ]
+            [task, layout, label(result), name, result[name], difference, half, seeds, result["dense_at_eval"].get(name), share]
         )
-    return rows
+
+    def order(row: list[Any]) -> tuple[Any, ...]:
+        worse = 0.0 if row[5] is None else row[5] if row[3] == "loss" else -row[5]
+        return (row[0], row[1], row[5] is not None, worse, row[2])
+
+    return sorted(rows, key=order)
 
 
 def results_page(results: Sequence[Result], failures: Sequence[Result], studies: Sequence[Result] = ()) -> Page:
     """Return the page. Measured numbers only; predictions have a page of their own."""
     page = Page("Does compression pay?", f"{len(results)} configurations measured, {len(failures)} failed")
-    page.section(
-        "Accuracy",
-        "The headline of each task (accuracy, or loss where less is better), the paired difference to "
-        "the dense run with equal seeds and its 95 % interval, the score with compression switched off "
-        "at evaluation, and the bytes sent as a share of the dense run's.",
-    )
-    headers = [
-        "task",
-        "TP x PP",
-        "compression",
-        "metric",
-        "score",
-        "difference",
-        "± 95 %",
-        "seeds",
-        "dense at eval",
-        "bytes / dense",
-    ]
-    page.table(headers, [[_blank(cell) for cell in row] for row in accuracy_rows(results)])
+    _accuracy(page, results)
     timed = [r for r in results if r["ms_per_iteration"]]
     if timed:
         page.section(
@@ -132,6 +121,31 @@ def results_page(results: Sequence[Result], failures: Sequence[Result], studies:
             [[f["parameters"]["task"] + " " + f["parameters"]["compress"], f["error"]] for f in failures],
         )
     return page
+
+
+def _accuracy(page: Page, results: Sequence[Result]) -> None:
+    """Add a table and a plot of paired differences for each task and layout."""
+    page.section(
+        "Accuracy",
+        "Score of each task, and its difference to the dense run, seed by seed, with a 95 % interval (Student's t): an "
+        "interval that holds 0 shows no effect. One seed has no interval. Dense at eval: compression switched off at "
+        "evaluation only. Bytes: all that the sites send in a training step, as a share of the dense run in fp32.",
+    )
+    headers = ["compression", "score", "difference", "± 95 %", "seeds", "dense at eval", "bytes / dense"]
+    grouped: dict[tuple[str, str, str], list[list[Any]]] = {}
+    for row in accuracy_rows(results):
+        grouped.setdefault((row[0], row[1], row[3]), []).append(row)
+    for (task, layout, metric), rows in grouped.items():
+        better = "lower is better" if metric == "loss" else "higher is better"
+        page.section(f"{task}, TP x PP = {layout}", f"{metric}, {better}.")
+        page.table(headers, [[row[2], *[_blank(_rounded(cell)) for cell in row[4:]]] for row in rows])
+        differences = {row[2]: (row[5], row[6]) for row in rows if row[5] is not None}
+        if differences:
+            page.figure(interval_plot(differences, x_label=f"difference to dense ({metric}, {better})"))
+
+
+def _rounded(cell: Any) -> Any:
+    return round(cell, 4) if isinstance(cell, float) else cell
 
 
 def _study(page: Page, study: Result) -> None:

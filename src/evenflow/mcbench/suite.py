@@ -168,16 +168,30 @@ def _json(value: Any) -> bytes:
 
 
 def read_results(folder: str | Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return (results, failures) of a folder. Raises ConfigError if there are none."""
+    """Return (results, failures) of a folder, or of one file that holds many. Raises ConfigError if there are none."""
     target = Path(folder)
-    paths = sorted(target.glob("*.json")) if target.is_dir() else []
-    results = [json.loads(path.read_text()) for path in paths]
+    paths = sorted(target.glob("*.json")) if target.is_dir() else [target] if target.is_file() else []
+    results: list[Any] = []
+    for path in paths:
+        try:
+            content = json.loads(path.read_text())
+        except ValueError:
+            raise ConfigError(f"{path} is not JSON") from None
+        bundle = content.get("results") if isinstance(content, dict) else None
+        runs = bundle.get("runs") if isinstance(bundle, dict) else None
+        results += [_whole(run) for run in runs] if isinstance(runs, list) else [content]
     good = [result for result in results if isinstance(result, dict) and "metric" in result]
     if not good:
         raise ConfigError(f"{target} holds no results of `evenflow mcbench run` or `suite`")
     return good, [result for result in results if isinstance(result, dict) and "error" in result]
 
 
+def _whole(run: dict[str, Any]) -> dict[str, Any]:
+    """Return a run of a bundle with the parameters at their defaults, and the parts that virtual ranks do not have."""
+    parameters = {**RunConfig().to_json(), **run["parameters"]}
+    return {"ms_per_iteration": {}, "achieved_gbit_s": None, **run, "parameters": parameters}
+
+
 def read_studies(folder: str | Path) -> list[dict[str, Any]]:
     """Return the studies of a folder, possibly none."""
-    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("study-*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("study-*.json"))] if Path(folder).is_dir() else []

@@ -152,7 +152,8 @@ def run_rank(config: RunConfig, emit: Emit, link: Link, interface: str = "") -> 
     task, schedule, place = task_of(config), config.training(), Place.of(config)
     inputs, _ = task.train.batch(torch.arange(2))
     if config.tp > 1:
-        dense = Policy.parse("none", config.layers, config.modules)
+        is_split = config.policy().is_sequence_parallel
+        dense = Policy.parse("sp=none" if is_split else "none", config.layers, config.modules)
         model = build_model(config, task, 0)
         parity = check_parity(model, lambda m: attach(m, dense, GroupWiring(place.tp)), inputs, place.tp)
         emit("parity", {"output_error": parity.output_error, "gradient_error": parity.gradient_error})

@@ -168,6 +168,29 @@ def bar_plot(
         return figure
 
 
+def interval_plot(values: Mapping[str, tuple[float, float | None]], *, x_label: str, title: str = "") -> Figure:
+    """A dot and its interval for each name, the first on top: ``values[name]`` is (middle, half width or None)."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.0, 0.9 + 0.24 * len(values)), layout="constrained")
+        axes = figure.add_subplot()
+        places = range(len(values))
+        axes.axvline(0.0, color=QUIET, linewidth=1.0)
+        axes.errorbar(
+            [middle for middle, _ in values.values()],
+            places,
+            xerr=[half or 0.0 for _, half in values.values()],
+            fmt="o",
+            color=PALETTE[0],
+            markersize=4,
+            linewidth=1.4,
+        )
+        axes.set_yticks(places, list(values))
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel=x_label, title=title)
+        return figure
+
+
 def order_by_last(series: Mapping[str, Series]) -> dict[str, Series]:
     """The same lines, the one that ends highest first."""
     return dict(sorted(series.items(), key=lambda item: -(item[1][1][-1] if len(item[1][1]) else 0.0)))
