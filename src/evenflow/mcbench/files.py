@@ -111,7 +111,7 @@ def _rows(folder: Path, splits: tuple[str, ...], columns: Columns) -> list[Row]:
 
 def _table(path: Path, columns: Columns) -> list[Row]:
     rows = table_rows(path)
-    if columns.header and rows and columns.first not in rows[0]:
+    if columns.header and (not rows or columns.first not in rows[0]):
         return table_rows(path, columns.header)
     return rows
 
