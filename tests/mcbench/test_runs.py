@@ -183,3 +183,8 @@ def test_real_ranks_measure_and_failures_are_named() -> None:
 def test_dense_digits_with_the_defaults_reach_nine_tenths() -> None:
     result = run(RunConfig(seeds=1))
     assert result["accuracy"] >= 0.9
+    # With compression on in training, and both on and off at evaluation.
+    result = run(RunConfig(seeds=1, tp=2, compress="tp=int8-g32/two-shot", emulate=True))
+    assert result["accuracy"] >= 0.9
+    assert result["dense_at_eval"]["accuracy"] >= 0.9
+    assert result["accuracy_by_seed"] == [result["scores_by_seed"][0]["compressed"]["accuracy"]]

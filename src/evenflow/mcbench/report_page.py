@@ -138,7 +138,7 @@ def _accuracy(page: Page, results: Sequence[Result]) -> None:
     for (task, layout, metric), rows in grouped.items():
         better = "lower is better" if metric == "loss" else "higher is better"
         page.section(f"{task}, TP x PP = {layout}", f"{metric}, {better}.")
-        page.table(headers, [[row[2], *[_blank(_rounded(cell)) for cell in row[4:]]] for row in rows])
+        page.table(headers, [[row[2], *map(_rounded, row[4:])] for row in rows])
         differences = {row[2]: (row[5], row[6]) for row in rows if row[5] is not None}
         if differences:
             page.figure(interval_plot(differences, x_label=f"difference to dense ({metric}, {better})"))
