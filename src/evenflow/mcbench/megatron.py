@@ -1,4 +1,4 @@
-"""Megatron-Core's row-parallel layers with compressed sums: an optional extra (``pip install megatron-core``).
+"""Megatron-Core's row-parallel layers with compressed sums: an optional extra (``evenflow[megatron]``).
 
 Only ``RowParallelLinear`` is touched: its product is taken by Megatron, its sum over ranks by an exchange. The sums of
 gradients in front of column-parallel layers are Megatron's own, fused with the weight gradient, and stay dense; so do its
