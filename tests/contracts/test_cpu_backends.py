@@ -154,3 +154,33 @@ def test_chunks_through_torch_agree_with_rows(dtype, page_tokens):
     assert outs[-1].isfinite().all()
     for out in outs[:-1]:
         torch.testing.assert_close(out, outs[-1], **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_scattered", [False, True])
+def test_lora_products_agree_with_rows(dtype, is_scattered):
+    """Segments of many rows: matrices where they lie, or copied where pages are scattered; modules missing, ranks mixed."""
+    storage = make_storage(SHAPE, dtype, 16, 240)
+    pages = list(range(240))
+    if is_scattered:
+        random.Random(0).shuffle(pages)
+    ranks = [[5, 0, 33, 8, 1, 0, 40], [0, 3, 0, 0, 64, 7, 2]]
+    adapters = [put_adapter(storage, ranks, pages[:120], 1), put_adapter(storage, ranks[::-1], pages[120:], 2)]
+    backends = [CPULoRA(storage, num_threads=2, product_macs=macs) for macs in (1, 1 << 62)]
+    for backend in backends:
+        for slot, adapter in enumerate(adapters):
+            backend.bind(slot, adapter.signature, adapter.pages)
+        backend.plan(batch_of(storage, [Seq(0, 9, 1), Seq(0, 20, 0), Seq(0, 3), Seq(0, 12, 1)], [[0, 0]] * 4))
+    for layer in range(2):
+        for site, modules in SITES.items():
+            inputs = SHAPE.module_widths(modules[0])[0]
+            outputs = sum(SHAPE.module_widths(m)[1] for m in modules)
+            x = torch.randn(44, inputs, generator=torch.Generator().manual_seed(0)).to(dtype)
+            y = torch.randn(44, outputs, generator=torch.Generator().manual_seed(1)).to(dtype)
+            by_product, by_row = y.clone(), y.clone()
+            backends[0].run(layer, site, x, by_product)
+            backends[1].run(layer, site, x, by_row)
+            assert backends[0]._work[site].segments
+            assert not len(backends[0]._work[site].rows)
+            torch.testing.assert_close(by_product, by_row, **tolerance(dtype))
+            assert not torch.equal(by_row, y)

@@ -14,7 +14,7 @@ from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.bench.lora.page import lora_page
 from evenflow.bench.lora.run import LoRAOptions, LoRARun, plan_samples
 from evenflow.bench.lora.suites import SUITES, suite
-from evenflow.bench.lora.tables import explained_ratio, paired, suite_table
+from evenflow.bench.lora.tables import explained_ratio, paired, suite_table, total_ratio
 from evenflow.cli.main import main
 
 OPTIONS = LoRAOptions(setting="tiny", dtype="float32", max_num_seqs=4, num_threads=1)
@@ -194,6 +194,8 @@ def test_ratios_pair_rounds_and_traffic_explains_its_share():
     slow = [sample(0, 2.0, 4e9), sample(1, 4.0, 4e9), sample(7, 1.0)]
     fast = [sample(1, 2.0), sample(0, 1.0)]
     assert paired(slow, fast, lambda s: s["output_tokens"] / s["seconds"]) == [0.5, 0.5]
-    # 4 GB at 20 GB/s are 0.2 s on top of 1 s and of 2 s
-    assert explained_ratio(slow, fast, {"read": 20e9, "copy": 10e9}) == pytest.approx((1 / 1.2 + 1 / 1.1) / 2)
+    assert total_ratio(slow, fast) == pytest.approx(0.5)
+    # 8 GB at 20 GB/s are 0.4 s on top of 3 s in all
+    assert explained_ratio(slow, fast, {"read": 20e9, "copy": 10e9}) == pytest.approx(1 / (1 + 0.4 / 3))
     assert explained_ratio([sample(0, 1.0, 0.0, 1e9)], fast, {"read": 20e9, "copy": 10e9}) == pytest.approx(1 / 1.1)
+    assert total_ratio(slow, [sample(3, 1.0)]) is None

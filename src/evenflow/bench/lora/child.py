@@ -29,7 +29,8 @@ class Child:
         """Make (or find) model and adapters; drops all lanes."""
         from evenflow.bench.lora.bed import LoRABed
 
-        self._lanes.clear()
+        for name in list(self._lanes):
+            self.drop(name)
         if options.get("ranks"):
             options["ranks"] = tuple(options["ranks"])
         self._bed = LoRABed(setting, Path(cache_dir), num_adapters=num_adapters, **options)
@@ -54,13 +55,15 @@ class Child:
         from evenflow.bench.lora.lane import Lane
         from evenflow.bench.lora.variants import variant as make_variant
 
-        self._lanes.pop(name, None)
+        self.drop(name)
         self._lanes[name] = Lane(self._bed, make_variant(variant), memory_bytes, max_model_len, policy, shed)
         return {}
 
     def drop(self, name: str) -> dict[str, Any]:
         """Forget a lane and its arena."""
-        self._lanes.pop(name, None)
+        lane = self._lanes.pop(name, None)
+        if lane is not None:
+            lane.close()
         return {}
 
     def fill(self, name: str, num_adapters: int) -> dict[str, Any]:

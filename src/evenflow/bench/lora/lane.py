@@ -84,6 +84,7 @@ class Lane:
             queues=queues,
             arena=self.arena,
             residency=self.residency,
+            prefetch=variant.prefetch(bed, num_pages),
             shedding=create_shedding(shed, PAPER_SLO_S if shed != "none" else None),
             limits=SchedulerLimits(
                 max_num_seqs=bed.max_num_seqs,
@@ -108,6 +109,10 @@ class Lane:
             if self.residency.acquire(digest) is None:
                 return
             self.residency.release(digest)
+
+    def close(self) -> None:
+        """Give back what the executor holds. Idempotent."""
+        self._executor.close()
 
     def saturate(self, rows: Iterator[TraceRow]) -> None:
         """Take requests from ``rows`` whenever fewer wait than may run; arrival times do not count."""
@@ -176,6 +181,8 @@ class Lane:
     def request(self, row: TraceRow, arrival_s: float) -> Request:
         """A request of random tokens and known length."""
         number, self._next_id = self._next_id, self._next_id + 1
+        if row.adapter is not None:  # as the catalog does when a request arrives
+            self._bed.adapters.host_rows(AdapterDigest(row.adapter))[1].read_ahead()
         vocab = self._bed.config.shape.vocab_size
         return Request(
             RequestId(str(number)),

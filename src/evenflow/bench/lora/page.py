@@ -44,7 +44,7 @@ def lora_page(document: Mapping[str, Any]) -> Page:
     page = Page("Many adapters on one model", f"{machine}; setting {parameters['setting']}, {document['date']}")
     page.text(
         f"At most {parameters['max_num_seqs']} running requests and {parameters['max_batch_tokens']} tokens a step. "
-        "Variants took turns, round by round; figures are medians over rounds, ratios are medians of ratios within a round. "
+        "Variants took turns, round by round; figures are medians over rounds. "
         "Requests are S-LoRA's generator's, with a quarter of its lengths."
     )
     for name, result in document["results"].items():
@@ -71,7 +71,8 @@ def _notes(page: Page, result: Result) -> None:
     if result["way"] == "saturated":
         text += (
             " `traffic explains`: the ratio to the first case if the additional bytes, read and copied at that speed, were all "
-            "that differs. `of first case` and `of unified` compare the same steps of the same requests."
+            "that differs. `of first case` and `of unified` compare the sums over all rounds: "
+            "the same steps of the same requests, in turns of a second."
         )
     page.text(text)
 

@@ -34,6 +34,20 @@ def paired(above: Samples, below: Samples, measure: Callable[[Mapping[str, Any]]
     return [measure(sample) / measure(by_round[sample["round"]]) for sample in above if sample["round"] in by_round]
 
 
+def in_all(samples: Samples, others: Samples) -> dict[str, float]:
+    """Sums over the samples whose round ``others`` have too: one long run, cut into pieces that took turns."""
+    rounds = {sample["round"] for sample in others}
+    common = [sample for sample in samples if sample["round"] in rounds]
+    names = ("seconds", "steps", "output_tokens", "adapter_bytes", "loaded_bytes")
+    return {name: sum(float(sample[name]) for sample in common) for name in names}
+
+
+def total_ratio(above: Samples, below: Samples) -> float | None:
+    """Throughput of ``above`` over ``below``, over all their common rounds: single rounds have other requests and ranks."""
+    a, b = in_all(above, below), in_all(below, above)
+    return output_tokens_per_s(a) / output_tokens_per_s(b) if b["seconds"] else None
+
+
 def per_step(sample: Mapping[str, Any], name: str) -> float:
     """A sum over steps as a mean per step."""
     return float(sample[name]) / max(1, int(sample["steps"]))
@@ -47,10 +61,9 @@ def explained(sample: Mapping[str, Any], reference: Mapping[str, Any], bandwidth
 
 
 def explained_ratio(above: Samples, below: Samples, bandwidth: Mapping[str, float]) -> float | None:
-    """Throughput of ``above`` over ``below`` that the difference in traffic alone would give: median over rounds."""
-    by_round = {sample["round"]: sample for sample in below}
-    pairs = [(sample, by_round[sample["round"]]) for sample in above if sample["round"] in by_round]
-    return statistics.median(1 / (1 + explained(a, b, bandwidth)) for a, b in pairs) if pairs else None
+    """Throughput of ``above`` over ``below`` that the difference in traffic alone would give, over their common rounds."""
+    a, b = in_all(above, below), in_all(below, above)
+    return 1 / (1 + explained(a, b, bandwidth)) if b["seconds"] else None
 
 
 def bandwidth_of(result: Mapping[str, Any]) -> dict[str, float]:
@@ -94,9 +107,9 @@ def _saturated(result: Mapping[str, Any]) -> Table:
                     name,
                     len(samples),
                     median_of(samples, output_tokens_per_s),
-                    statistics.median(paired(samples, first, output_tokens_per_s) or [1.0]),
+                    total_ratio(samples, first),
                     explained_ratio(samples, first, bandwidth),
-                    statistics.median(paired(samples, base, output_tokens_per_s) or [1.0]),
+                    total_ratio(samples, base),
                     median_of(samples, lambda s: per_step(s, "sequences")),
                     median_of(samples, lambda s: per_step(s, "distinct")),
                     median_of(samples, lambda s: per_step(s, "adapter_bytes") / 1e6),

@@ -21,6 +21,7 @@ from evenflow.serving.backends.no_lora import NoLoRA
 from evenflow.serving.backends.storage import Storage
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
+from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.engine.executor import Executor, LocalExecutor
 from evenflow.serving.engine.merged import MergedExecutor
 from evenflow.serving.engine.sampler import Sampler
@@ -34,6 +35,7 @@ from evenflow.serving.models.config import ModelConfig
 from evenflow.serving.models.llama import LlamaForCausalLM
 from evenflow.serving.models.merge import merge
 from evenflow.serving.models.weights import load_weights
+from evenflow.serving.scheduler.prefetch import BudgetedPrefetch, Prefetch
 
 
 class Adapters(Protocol):
@@ -77,6 +79,15 @@ class Unified:
     def num_slots(self, bed: Bed) -> int | None:
         """Adapters that can be resident at once; None: as many as fit."""
         return None
+
+    def prefetch(self, bed: Bed, num_pages: int) -> Prefetch | None:
+        """Which adapters of waiting requests are loaded ahead: as a server does by default."""
+        budget = EngineConfig(model=bed.folder).adapter_prefetch_bytes
+        return BudgetedPrefetch(
+            step_pages=max(1, budget // bed.layout.page_bytes),
+            held_pages=max(1, num_pages // 4),
+            page_tokens=bed.layout.page_tokens,
+        )
 
     def lora(self, storage: Storage) -> LoRABackend:
         """How their products are computed: the backend that a server would choose here."""
@@ -135,6 +146,9 @@ class Slots(Unified):
     def num_slots(self, bed: Bed) -> int:
         """As many as were asked for, else one for each running request."""
         return self._num_slots or bed.max_num_seqs
+
+    def prefetch(self, bed: Bed, num_pages: int) -> None:
+        """None: slots are filled when their request starts."""
 
     def adapters(self, bed: Bed) -> Adapters:
         """Padded."""

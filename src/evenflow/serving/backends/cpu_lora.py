@@ -20,9 +20,17 @@ from evenflow.serving.kernels.lora_split_cpu import expand_lora_rows, shrink_lor
 from evenflow.serving.kernels.simd import element_of
 from evenflow.serving.memory.layout import LINE_BYTES, place
 
-PRODUCT_MACS = 8_000_000
-"""From this many multiply-adds (rows x rank x (in + out) of one site) on, gathering the adapter's rows and two matrix
-products beat the row kernel; measured in benchmarks/recipes/kernels.py."""
+PRODUCT_MACS = 32_000_000
+"""From this many multiply-adds (rows x rank x (in + out) of one site) on, matrix products take the place of the row kernel."""
+
+PRODUCT_MACS_WITH_AMX = 8_000_000
+"""The same for bf16 where torch's products run on matrix units."""
+
+
+def min_product_macs(dtype: torch.dtype) -> int:
+    """Which of the two fits this machine's processor."""
+    has_amx = torch.cpu.get_capabilities().get("amx_bf16", False) if hasattr(torch.cpu, "get_capabilities") else False
+    return PRODUCT_MACS_WITH_AMX if has_amx and dtype == torch.bfloat16 else PRODUCT_MACS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +64,15 @@ class CPULoRA:
     """SplitLoRABackend for bf16 and fp32 on the CPU. Legend: see ``LoRABackend``.
 
     ``num_threads``: how many parts the row kernel's work is cut into; None: as many as torch and numba both use.
-    ``product_macs``: see PRODUCT_MACS. Raises ConfigError for another dtype.
+    ``product_macs``: see PRODUCT_MACS; None: ``min_product_macs``. Raises ConfigError for another dtype.
     """
 
-    def __init__(self, storage: Storage, num_threads: int | None = None, product_macs: int = PRODUCT_MACS) -> None:
+    def __init__(self, storage: Storage, num_threads: int | None = None, product_macs: int | None = None) -> None:
         if storage.dtype not in (torch.bfloat16, torch.float32):
             raise ConfigError(f"{storage.dtype}; allowed: bf16 or fp32")
         layout, num_layers = storage.layout, storage.layout.shape.num_layers
         self._storage = storage
-        self._product_macs = product_macs
+        self._product_macs = min_product_macs(storage.dtype) if product_macs is None else product_macs
         self._element = element_of(storage.layout.itemsize)
         self._num_threads = num_threads or min(torch.get_num_threads(), numba.get_num_threads())
         self._sites: dict[str, _Site] = {}
