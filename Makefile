@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: setup demo serve test test-all check format clean help
+.PHONY: setup demo serve test test-all gpu check format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -32,6 +32,10 @@ test: $(STAMP)  ## the default test suite (below five minutes on two cores)
 
 test-all: $(STAMP)  ## the default suite and the slow tests
 	@$(PYTEST) -m "not gpu"
+
+gpu:  ## on a GPU machine, with $(PYTHON) as it is: GPU tests, then the LoRA benchmark (HARDWARE=name)
+	@TRITON_INTERPRET=0 PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/contracts tests/serving/engine/test_forward.py tests/serving/backends tests/e2e/test_triton_engine.py
+	@TRITON_INTERPRET=0 PYTHONPATH=src $(PYTHON) benchmarks/recipes/gpu_lora.py --hardware $(or $(HARDWARE),$(error give HARDWARE=name of this GPU))
 
 check: $(STAMP)  ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from evenflow.serving.memory.layout import ArenaLayout, K, V, place
 from triton_interpreter import mend
 
 CPU = torch.device("cpu")
+DEVICE = torch.device("cuda") if os.environ.get("TRITON_INTERPRET") == "0" and torch.cuda.is_available() else CPU
+"""Where the contracts of Triton's and torch's backends run: ``make gpu`` takes the GPU."""
 mend()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,9 +44,37 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 
 def make_storage(shape: ModelShape, dtype: torch.dtype, page_tokens: int, num_pages: int) -> Storage:
     """An arena whose every byte is 0xFF, a NaN in each dtype: who reads a stale byte shows it."""
-    storage = Storage(ArenaLayout(shape, dtype.itemsize, page_tokens), num_pages, dtype, CPU)
+    storage = Storage(ArenaLayout(shape, dtype.itemsize, page_tokens), num_pages, dtype, DEVICE)
     storage.bytes.fill_(0xFF)
     return storage
+
+
+class _OnDevice:
+    """A backend of the GPU with the tests' tensors on the host: uploads after plan, copies in and out around run."""
+
+    def __init__(self, backend):
+        self._backend = backend
+        self.bind = getattr(backend, "bind", None)
+
+    def plan(self, batch: Batch) -> None:
+        self._backend.plan(batch)
+        batch.staging.upload()
+
+    def run(self, layer: int, *arguments):
+        copies = [_like(a).copy_(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        out = self._backend.run(layer, *copies)
+        if out is None:  # LoRA: y in place
+            arguments[-1].copy_(copies[-1])
+        return None if out is None else out.cpu()
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE)
+
+
+def on_device(backend):
+    """``backend``, to be used with tensors on the host wherever its arena is."""
+    return backend if DEVICE == CPU else _OnDevice(backend)
 
 
 @dataclass
@@ -73,7 +104,7 @@ def scatter_pages(storage: Storage, seqs: list[Seq], rng: random.Random) -> list
 
 
 def batch_of(storage: Storage, seqs: list[Seq], pages: list[list[int]]) -> Batch:
-    return build_batch(plan_of(seqs, pages), storage.layout.page_tokens, CPU)
+    return build_batch(plan_of(seqs, pages), storage.layout.page_tokens, DEVICE)
 
 
 def rope_tables(shape: ModelShape, positions: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from backend_cases import CPU, DEVICE
 
 from triton_interpreter import IS_INSTALLED
 
@@ -27,11 +28,17 @@ BY_DEFAULT = (
     "test_nan_in_an_adapter_stays_with_its_rows",
 )
 
+CONTRACTS = ("test_attention_contract.py", "test_lora_contract.py")
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
+        if DEVICE != CPU:  # make gpu: the whole of both contracts, on the device
+            if params.get("name") in ("triton", "torch") and item.path.name in CONTRACTS:
+                item.add_marker(pytest.mark.gpu)
+            continue
         if params.get("name") == "triton" and not IS_INSTALLED:
             item.add_marker(pytest.mark.skip(reason="Triton is not installed"))
         elif params.get("name") == "flashinfer":

@@ -13,6 +13,7 @@ from backend_cases import (
     attend_exactly,
     batch_of,
     make_storage,
+    on_device,
     on_one_thread,
     rope_tables,
     rotate_exactly,
@@ -53,7 +54,7 @@ class World:
         self.pages = scatter_pages(self.storage, seqs, rng)
         self.tables = rope_tables(shape, MAX_LEN)
         self.scale = shape.head_dim**-0.5
-        self.backend = ATTENTION_BACKENDS.load(name)(self.storage, *self.tables, self.scale)
+        self.backend = on_device(ATTENTION_BACKENDS.load(name)(self.storage, *self.tables, self.scale))
         width = shape.q_width + 2 * shape.kv_width
         self.qkv = [(torch.randn(s.start + s.rows, width, generator=generator)).to(dtype) for s in seqs]
         for i, seq in enumerate(seqs):
@@ -118,7 +119,9 @@ def test_writes_its_own_rows_and_nothing_else(name, dtype):
             for half, want in ((K, k), (V, v)):
                 row = layout.kv_row(*place, half, token % layout.page_tokens)
                 written[row] = True
-                torch.testing.assert_close(storage.kv_rows[row].double(), want[token].flatten().double(), **tolerance(dtype))
+                torch.testing.assert_close(
+                    storage.kv_rows[row].double().cpu(), want[token].flatten().double(), **tolerance(dtype)
+                )
     untouched = storage.bytes.view(len(written), -1)[~written]
     assert torch.equal(untouched, before.view(len(written), -1)[~written])
 
@@ -168,7 +171,7 @@ def test_layers_do_not_mix(name):
 def test_large_scores_do_not_overflow(name):
     world = World(name, SHAPES["gqa-64"], torch.float32, [Seq(40, 1), Seq(0, 20)])
     world.scale = 30.0
-    world.backend = ATTENTION_BACKENDS.load(name)(world.storage, *world.tables, world.scale)
+    world.backend = on_device(ATTENTION_BACKENDS.load(name)(world.storage, *world.tables, world.scale))
     for i, out in enumerate(world.run()):
         # Scores in the thousands: a rounding of 1e-7 of the score moves the weight by 1e-4.
         torch.testing.assert_close(out.double(), world.expected(i), rtol=1e-2, atol=1e-2)

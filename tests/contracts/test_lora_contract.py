@@ -11,6 +11,7 @@ from backend_cases import (
     Seq,
     batch_of,
     make_storage,
+    on_device,
     on_one_thread,
     put_adapter,
     random_ranks,
@@ -41,7 +42,7 @@ class World:
         self.shape, self.dtype = shape, dtype
         self.generator = torch.Generator().manual_seed(seed)
         self.storage = make_storage(shape, dtype, page_tokens, 1200)
-        self.backend = LORA_BACKENDS.load(name)(self.storage)
+        self.backend = on_device(LORA_BACKENDS.load(name)(self.storage))
         self.free = list(range(self.storage.num_pages))
         rng.shuffle(self.free)
         self.adapters = {}
