@@ -1,7 +1,8 @@
 """Compile the Triton kernels for a GPU that is not there, and print what came out as JSON, one line a kernel.
 
 ``python compile_kernels.py ARCH [NAME ...]`` with TRITON_INTERPRET unset or 0; ARCH is 80 or 90. The shapes are those of an
-8B model in bf16: 32 query and 8 key/value heads of 128, hidden 4096, MLP 14336.
+8B model in bf16: 32 query and 8 key/value heads of 128, hidden 4096, MLP 14336; those called "fp32" are the same in fp32,
+"odd" has groups of 7 heads of 96.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ H100 = TritonDevice(tl.bfloat16, 132, False)
 HEADS, GROUP, DIM = 8, 4, 128
 FEW, MANY = triton_attention.choose_blocks(H100, 2, GROUP)
 DECODE, PROMPT = triton_lora.choose_blocks(H100, 2)
+FEW_32, MANY_32 = triton_attention.choose_blocks(H100, 4, GROUP)
+DECODE_32, PROMPT_32 = triton_lora.choose_blocks(H100, 4)
 POINTERS = {
     "qkv": "*bf16", "arena": "*bf16", "out": "*bf16", "x": "*bf16", "y": "*bf16", "cos": "*fp32", "sin": "*fp32",
     "positions": "*i64", "write_rows": "*i64", "header": "*i64", "amounts": "*i64", "segments": "*i64", "rows": "*i64",
@@ -36,18 +39,20 @@ POINTERS = {
 INTEGERS_OF_16 = ("page_stride", "k_offset", "v_offset", "k_row", "v_row", "qkv_stride", "out_stride", "x_stride", "y_stride")
 
 
-def _attend(blocks):
-    sizes = {"HEADS": HEADS, "GROUP": GROUP, "DIM": DIM, "DIM_PAD": DIM, "PAGE_TOKENS": 16, "DOT": tl.bfloat16}
+def _attend(blocks, group=GROUP, dim=DIM, dot=tl.bfloat16):
+    sizes = {"HEADS": HEADS, "GROUP": group, "DIM": dim, "DIM_PAD": DIM, "PAGE_TOKENS": 16, "DOT": dot}
     return attend_tiles, {**sizes, "ROWS": blocks.rows, "TOKENS": blocks.tokens}, blocks
 
 
-def _shrink(blocks, width):
-    sizes = {"WIDTH": width, "UNIT": 32, "SPLIT": blocks.split, "SPLITS": -(-width // blocks.split), "DOT": tl.bfloat16}
+def _shrink(blocks, width, dot=tl.bfloat16):
+    unit = 16 if dot == tl.float32 else 32
+    sizes = {"WIDTH": width, "UNIT": unit, "SPLIT": blocks.split, "SPLITS": -(-width // blocks.split), "DOT": dot}
     return shrink, {**sizes, "ROWS": blocks.rows, "RANKS": blocks.ranks, "COLUMNS": blocks.shrink_columns}, blocks
 
 
-def _expand(blocks, width, *widths):
-    sizes = {"WIDTH_0": widths[0], "WIDTH_1": widths[1], "WIDTH_2": widths[2], "UNIT": 32, "DOT": tl.bfloat16}
+def _expand(blocks, width, *widths, dot=tl.bfloat16):
+    sizes = {"WIDTH_0": widths[0], "WIDTH_1": widths[1], "WIDTH_2": widths[2], "DOT": dot}
+    sizes["UNIT"] = 16 if dot == tl.float32 else 32
     sizes |= {"SPLITS": -(-width // blocks.split), "ROWS": blocks.rows, "RANKS": blocks.ranks}
     return expand, {**sizes, "COLUMNS": blocks.expand_columns}, blocks
 
@@ -65,6 +70,14 @@ KERNELS = {
     "expand decode": _expand(DECODE, 4096, 4096, 1024, 1024),
     "expand prompt": _expand(PROMPT, 4096, 4096, 1024, 1024),
     "expand decode down": _expand(DECODE, 14336, 4096, 0, 0),
+    "attend_tiles odd few": _attend(FEW, 7, 96),
+    "attend_tiles odd many": _attend(MANY, 7, 96),
+    "attend_tiles fp32 few": _attend(FEW_32, dot=tl.float32),
+    "attend_tiles fp32 many": _attend(MANY_32, dot=tl.float32),
+    "shrink fp32 decode": _shrink(DECODE_32, 4096, tl.float32),
+    "shrink fp32 prompt": _shrink(PROMPT_32, 4096, tl.float32),
+    "expand fp32 decode": _expand(DECODE_32, 4096, 4096, 1024, 1024, dot=tl.float32),
+    "expand fp32 prompt": _expand(PROMPT_32, 4096, 4096, 1024, 1024, dot=tl.float32),
 }
 
 
@@ -73,6 +86,8 @@ def compile_one(name: str, arch: int) -> dict[str, object]:
     signature, attributes = {}, {}
     for index, argument in enumerate(kernel.arg_names):
         signature[argument] = POINTERS.get(argument, "constexpr" if argument in constants else "i32")
+        if constants.get("DOT") == tl.float32:
+            signature[argument] = signature[argument].replace("bf16", "fp32")
         if argument == "scale":
             signature[argument] = "fp32"
         if argument in POINTERS or argument in INTEGERS_OF_16:

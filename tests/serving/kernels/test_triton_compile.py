@@ -18,6 +18,11 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 BY_DEFAULT = ["rotate_and_write", "attend_tiles few", "merge_parts", "shrink decode", "expand decode"]
 FURTHER = ["attend_tiles many", "shrink prompt", "expand prompt", "shrink decode down", "expand decode down"]
 
+SEEN_LESS = ["attend_tiles odd few", "attend_tiles odd many"]
+SEEN_LESS += [f"{kernel} fp32 {kind}" for kernel in ("shrink", "expand") for kind in ("decode", "prompt")]
+SEEN_LESS += ["attend_tiles fp32 few", "attend_tiles fp32 many"]
+"""fp32 is for tests of the engine: it has to compile and fit, no more."""
+
 
 def compiled(arch: int, names: list[str]) -> list[dict]:
     """In a process of its own: here the interpreter has taken the kernels' place."""
@@ -51,3 +56,11 @@ def test_kernels_of_a_decode_step_compile_for_an_h100():
 @pytest.mark.parametrize("arch", [80, 90])
 def test_all_kernels_compile(arch):
     check(arch, BY_DEFAULT + FURTHER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90])
+def test_kernels_for_other_shapes_and_fp32_compile_and_fit(arch):
+    kernels = compiled(arch, SEEN_LESS)
+    assert [kernel["name"] for kernel in kernels] == SEEN_LESS
+    assert all(kernel["shared"] <= SHARED_BYTES[arch] for kernel in kernels), kernels

@@ -56,15 +56,26 @@ class _Site:
     """Of the modules' outputs; 0 where the site has fewer than three."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One kind of segment at one site, as the kernels will read it."""
+
+    blocks: LoRABlocks
+    amounts: np.ndarray
+    fields: np.ndarray
+    num_shrink: int
+    """Programs that have something to do."""
+    num_expand: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Launch:
-    """One kind of segment at one site in the step at hand."""
+    """The same on the device, for the step at hand."""
 
     blocks: LoRABlocks
     amounts: torch.Tensor
     segments: torch.Tensor
     num_shrink: int
-    """Programs that have something to do."""
     num_expand: int
 
 
@@ -91,6 +102,10 @@ class TritonLoRA:
         self._addresses = np.zeros((0, len(SITES)), np.int64)
         self._ranks = np.zeros((0, len(SITES), MOST_MODULES + 1), np.int64)
         self._sums = torch.empty(0, dtype=torch.float32, device=storage.device)
+        self._rows_of_step: tuple[bytes, bytes] | None = None
+        """Slots and row starts that the work was written down for; None after a bind."""
+        self._grouped_rows = np.zeros(0, np.int64)
+        self._works: dict[str, list[_Work]] = {}
         self._launches: dict[str, list[_Launch]] = {}
         self._is_fixed = False
 
@@ -116,26 +131,37 @@ class TritonLoRA:
         lines = torch.from_numpy(tables.lines(pages))
         if self._storage.device.type == "cuda":
             lines = lines.pin_memory().to(self._storage.device, non_blocking=True)
+        self._rows_of_step = None
         self._tables[slot] = lines
         self._addresses[slot] = lines.data_ptr() + 8 * tables.begins
         self._ranks[slot] = tables.ranks
 
     def plan(self, batch: Batch) -> None:
-        """Group the step's rows by adapter, and write down each site's segments."""
-        decode = rows_by_adapter(batch.adapter_slots, batch.row_starts, decode=True)
-        prompt = rows_by_adapter(batch.adapter_slots, batch.row_starts, decode=False)
+        """Group the step's rows by adapter, and write down each site's segments; nothing new if all is as in the last step."""
+        rows_of_step = batch.adapter_slots.tobytes(), batch.row_starts.tobytes()
+        if self._rows_of_step != rows_of_step:
+            self._group(batch.adapter_slots, batch.row_starts)
+            self._rows_of_step = rows_of_step
+        add, most = batch.staging.add, batch.num_rows if batch.is_fixed else None
+        self._is_fixed = batch.is_fixed
+        self._rows = add(self._grouped_rows, most)
+        most = None if most is None else most * SEGMENT_FIELDS
+        self._launches = {
+            name: [_Launch(w.blocks, add(w.amounts), add(w.fields, most), w.num_shrink, w.num_expand) for w in works]
+            for name, works in self._works.items()
+        }
+
+    def _group(self, slots: np.ndarray, row_starts: np.ndarray) -> None:
+        decode = rows_by_adapter(slots, row_starts, decode=True)
+        prompt = rows_by_adapter(slots, row_starts, decode=False)
         kinds = [(self._decode, cut(decode[1], 0, self._decode.rows))]
         if len(prompt[0]):
             kinds.append((self._prompt, cut(prompt[1], len(decode[0]), self._prompt.rows)))
-        most = batch.num_rows if batch.is_fixed else None
-        self._rows = batch.staging.add(np.concatenate([decode[0], prompt[0]]), most)
-        self._is_fixed = batch.is_fixed
+        self._grouped_rows = np.concatenate([decode[0], prompt[0]])
         self._reserve_sums(kinds)
-        self._launches = {}
-        for name, site in self._sites.items():
-            self._launches[name] = [self._prepare(site, blocks, segments, batch) for blocks, segments in kinds]
+        self._works = {name: [self._write_down(site, *kind) for kind in kinds] for name, site in self._sites.items()}
 
-    def _prepare(self, site: _Site, blocks: LoRABlocks, segments: Segments, batch: Batch) -> _Launch:
+    def _write_down(self, site: _Site, blocks: LoRABlocks, segments: Segments) -> _Work:
         ranks = self._ranks[segments.slot, site.index]
         used = ranks[:, -1] > 0
         ranks, count = ranks[used], segments.count[used]
@@ -147,14 +173,13 @@ class TritonLoRA:
         fields[:, 3] = self._sums.data_ptr() + 4 * (np.cumsum(sums) - sums)
         fields[:, 4:] = ranks
         num_blocks = -(-int(ranks[:, -1].max(initial=0)) // blocks.ranks)
-        amounts = np.array([len(count), num_blocks], np.int64)
         columns = sum(-(-width // blocks.expand_columns) for width in site.widths)
-        return _Launch(
+        return _Work(
             blocks,
-            batch.staging.add(amounts),
-            batch.staging.add(fields.reshape(-1), batch.num_rows * SEGMENT_FIELDS if batch.is_fixed else None),
-            len(count) * num_blocks * num_splits,
-            len(count) * columns,
+            np.array([len(count), num_blocks], np.int64),
+            fields.reshape(-1),
+            num_shrink=len(count) * num_blocks * num_splits,
+            num_expand=len(count) * columns,
         )
 
     def _reserve_sums(self, kinds: list[tuple[LoRABlocks, Segments]]) -> None:
