@@ -31,11 +31,12 @@ class Broken:
                 raise AdapterDamaged("page 2 is damaged")
 
 
-@pytest.fixture(params=sorted(LOADERS))
+@pytest.fixture(params=["cpu", "staged", pytest.param("staged on cuda", marks=pytest.mark.gpu)])
 def storage_and_loader(request):
-    storage = Storage(LAYOUT, 12, torch.float32, torch.device("cpu"))
+    device = torch.device("cuda" if request.param.endswith("cuda") else "cpu")
+    storage = Storage(LAYOUT, 12, torch.float32, device)
     storage.bytes.fill_(77)
-    loader = LOADERS[request.param](storage)
+    loader = LOADERS[request.param.split()[0]](storage)
     yield storage, loader
     loader.close()
     loader.close()
@@ -44,7 +45,7 @@ def storage_and_loader(request):
 def test_a_load_fills_its_pages_and_no_other(storage_and_loader):
     storage, loader = storage_and_loader
     assert loader.load(MemoryRows(IMAGE), 0, PAGES) is None
-    np.testing.assert_array_equal(storage.read_pages(PAGES).numpy(), IMAGE)
+    np.testing.assert_array_equal(storage.read_pages(PAGES).cpu().numpy(), IMAGE)
     others = [page for page in range(12) if page not in PAGES]
     assert (storage.read_pages(others) == 77).all()
 
@@ -57,7 +58,7 @@ def test_parts_make_a_whole(storage_and_loader):
     assert loader.load(rows, 3, PAGES[3:5]) is None
     assert loader.finish() == [None, None]
     assert loader.finish() == []
-    np.testing.assert_array_equal(storage.read_pages(PAGES).numpy(), IMAGE)
+    np.testing.assert_array_equal(storage.read_pages(PAGES).cpu().numpy(), IMAGE)
 
 
 def test_a_fault_leaves_zeros_and_is_told(storage_and_loader):
@@ -71,4 +72,4 @@ def test_a_fault_leaves_zeros_and_is_told(storage_and_loader):
     assert "page 2 is damaged" in str(broken)
     assert whole is None
     assert not (storage.read_pages(PAGES[:4]) == 77).any()
-    np.testing.assert_array_equal(storage.read_pages(PAGES[4:]).numpy(), IMAGE[4:])
+    np.testing.assert_array_equal(storage.read_pages(PAGES[4:]).cpu().numpy(), IMAGE[4:])
