@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from engine_harness import EngineHarness
 
 from triton_interpreter import mend
 
 pytest.importorskip("triton")
+pytest.importorskip("msgspec")
+
+from engine_harness import EngineHarness
 
 from evenflow.serving.models.tiny import make_model
 from evenflow.serving.models.tiny_adapter import make_adapter
