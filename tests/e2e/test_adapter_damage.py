@@ -7,7 +7,8 @@ import shutil
 import pytest
 from engine_harness import EngineHarness
 
-from evenflow.base.errors import AdapterError, AdapterRejected
+from evenflow import LLM, SamplingParams
+from evenflow.base.errors import AdapterDamaged, AdapterError, AdapterNotFound, AdapterRejected
 from evenflow.serving.core.shape import MODULES
 from evenflow.serving.models.config import load_config
 from evenflow.serving.models.tiny_adapter import make_adapter
@@ -134,3 +135,30 @@ def test_a_rank_above_the_hidden_size_is_refused(tiny_model, tmp_path):
     with pytest.raises(AdapterRejected, match=f"rank {config.shape.hidden_size + 1} is above the model's hidden size"):
         engine.load("wide", folder)
     assert not row_files(tmp_path / "cache")
+
+
+@pytest.mark.multiprocess
+def test_a_running_engine_repairs_what_it_finds_damaged_and_gives_up_what_it_cannot(tiny_model, folders, tmp_path, expected):
+    greedy = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    with LLM(tiny_model, folders, dtype="float32", memory="8MiB", adapter_cache=tmp_path / "cache") as llm:
+
+        def ask_until(kind, name):
+            """Ask again while the answer is that the rows are damaged: the repair runs beside the steps."""
+            for _ in range(100):
+                try:
+                    return llm.generate(PROMPT, greedy, adapters=name)[0].token_ids
+                except AdapterDamaged:
+                    pass
+                except kind as error:
+                    return error
+            raise AssertionError("the repair never ended")
+
+        for path in row_files(tmp_path / "cache"):
+            path.write_bytes(path.read_bytes()[:-4000])
+        shutil.rmtree(folders["r8"])
+        with pytest.raises(AdapterDamaged, match="shorter than it was"):
+            llm.generate(PROMPT, greedy, adapters="r64")
+        assert llm.generate(PROMPT, greedy)[0].token_ids == expected[None], "nobody else is touched"
+        assert ask_until(AdapterNotFound, "r64") == expected["r64"]
+        assert isinstance(ask_until(AdapterNotFound, "r8"), AdapterNotFound)
+        assert [info.name for info in llm.list_adapters()] == ["r64"]

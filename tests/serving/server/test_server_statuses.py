@@ -315,6 +315,16 @@ def test_503_before_the_engine_is_warm_and_after_it_is_dead():
     asyncio.run(main())
 
 
+def test_an_adapter_that_is_being_repaired_is_worth_another_try():
+    def fail(engine: FakeEngine) -> None:
+        engine.fail_with = RequestOutput("", error_type="AdapterDamaged", error="its rows are damaged")
+
+    response = ask("/v1/completions", TEXT, engine=fail)
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "adapter_damaged"
+    assert response.headers["retry-after"] == "1"
+
+
 @pytest.mark.parametrize(
     ("error_type", "status"),
     [

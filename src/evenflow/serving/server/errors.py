@@ -68,6 +68,8 @@ def headers_of(error: BaseException) -> dict[str, str]:
     """When to come back, and whether to: what the openai client reads before it retries."""
     if isinstance(error, errors.InvalidKey):
         return {"www-authenticate": "Bearer"}
+    if isinstance(error, errors.AdapterDamaged):  # it is being made again from its folder
+        return {"retry-after": "1", "retry-after-ms": "1000"}
     if not isinstance(error, errors.Rejected):
         return {}
     if not math.isfinite(error.retry_after_s):
