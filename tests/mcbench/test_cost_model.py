@@ -116,6 +116,13 @@ def test_sums_on_the_way_cost_by_dtype_and_rings_pay_their_fixed_time_per_step()
         Machine(((256, 1e12),), {"all-reduce": line(0.0, 1.0)}).operation(Kind.SEND)
 
 
+def test_a_faster_link_is_assumed_with_the_fixed_times_measured() -> None:
+    fast = machine(1.0, operation_s=3e-4).at_rate("100gbit", 100e9)
+    assert exchange_s(fast, "none", 512, 1024, 2) == pytest.approx(3e-4 + 512 * 1024 * 4 * 8 / 100e9)
+    assert fast.link == "100gbit"
+    assert fast.link_kind.startswith("assumed")
+
+
 def test_calls_of_coding_have_a_fixed_price() -> None:
     coding = dict.fromkeys(CODED, line(1e-3, 0.0))
     priced = replace(machine(operation_s=0.0), encode=coding, decode=coding)

@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
     run.add_argument("--json", metavar="FILE")
 
     suite = commands.add_parser("suite", help="run a named set of configurations; resumable")
-    suite.add_argument("name", help="paper, modern, break-even or activation-rank")
+    suite.add_argument("name", help="paper, modern, break-even, activation-rank or serving")
     suite.add_argument("--out", required=True, metavar="FOLDER")
     suite.add_argument("--seeds", type=int, default=5)
     suite.add_argument("--jobs", type=int, default=1, help="configurations at a time; only 1 is measured honestly here")
@@ -72,6 +72,7 @@ def add_parser(subparsers: Any) -> None:
     predict.add_argument("--machine", required=True, metavar="FILE")
     predict.add_argument("--hidden", default="1024:25600", metavar="LOW:HIGH")
     predict.add_argument("--nodes", default="1:64", metavar="LOW:HIGH")
+    predict.add_argument("--link", default="", help="assume another link than the calibrated one, like 100gbit")
     predict.add_argument("--html", required=True, metavar="FILE")
 
     advise = commands.add_parser("advise", help="which compressor pays for this model on this link")
@@ -214,12 +215,14 @@ def _suite(args: argparse.Namespace) -> int:
 
 def _studies(args: argparse.Namespace, folder: Path) -> None:
     from evenflow.comm.links import Link
-    from evenflow.mcbench.studies import activation_rank, break_even
+    from evenflow.mcbench.studies import activation_rank, break_even, serving_errors
     from evenflow.report.page import write_whole
 
     made: dict[str, Callable[[], dict[str, Any]]] = {}
     if args.name == "activation-rank":
         made[args.task] = partial(activation_rank, args.task)
+    elif args.name == "serving":
+        made["random-llama"] = serving_errors
     else:
         for link in (Link.parse(text) for text in args.link.split(",")):
             for ranks in args.ranks.split(","):
@@ -261,6 +264,7 @@ def _range(text: str, what: str) -> tuple[int, int]:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from evenflow.comm.links import Link
     from evenflow.mcbench.machine import Machine
     from evenflow.mcbench.report_page import prediction_page
 
@@ -270,7 +274,10 @@ def _predict(args: argparse.Namespace) -> int:
         high,
     ]
     specs = ("bf16", "int8-g32", "int4-g32", "ae:100")
-    prediction_page(Machine.read(args.machine), specs, sizes, _range(args.nodes, "nodes")).write(args.html)
+    machine, link = Machine.read(args.machine), Link.parse(args.link or "unlimited")
+    if link.bit_per_s is not None:
+        machine = machine.at_rate(link.name, link.bit_per_s)
+    prediction_page(machine, specs, sizes, _range(args.nodes, "nodes")).write(args.html)
     _say(f"predictions written to {args.html}")
     return 0
 

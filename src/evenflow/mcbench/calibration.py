@@ -44,6 +44,8 @@ SIZES = (4_096, 32_768, 131_072, 262_144, 1_048_576, 4_194_304)
 ROWS = (4, 32, 128, 1024)
 WIDTH = 1024
 """Tensors [rows, width] that compressors are measured with."""
+MEASURABLE_BIT_PER_S = 1e9
+"""Faster links are assumed: gloo between local ranks reaches 2 to 3 Gbit/s, and queues of that rate are not kept busy."""
 HIDDEN = (256, 512, 1024)
 """Hidden sizes of the layers that arithmetic is measured with."""
 
@@ -51,7 +53,11 @@ HIDDEN = (256, 512, 1024)
 def calibrate(
     link: Link, specs: Sequence[str] = DEFAULT_CALIBRATED, progress: Callable[[str], None] = lambda text: None
 ) -> Machine:
-    """Measure this machine and link with two local ranks. Raises WireError if the ranks fail."""
+    """Measure this machine and link with two local ranks. Raises WireError if the ranks fail.
+
+    A link that is faster than what local ranks reach without any shaping cannot be measured: it is assumed (see
+    ``Machine.at_rate``), and the machine says so.
+    """
     from evenflow.mcbench.run import versions
 
     for spec in specs:
@@ -69,13 +75,19 @@ def calibrate(
             seconds = curve(points[value["name"]])
             progress(f"{value['name']}: {1e6 * seconds.fixed_s:.0f} us, then {1e9 * seconds.unit_s:.2f} ns per {value['unit']}")
 
-    launched = launch("calibrate", {"specs": list(specs)}, 2, link, note)
+    is_fast = link.bit_per_s is not None and link.bit_per_s > MEASURABLE_BIT_PER_S
+    measured = Link.parse("unlimited") if is_fast else link
+    launched = launch("calibrate", {"specs": list(specs)}, 2, measured, note)
     if launched.failure or not flops:
         raise WireError(f"calibration of {link.name}: {launched.failure or 'no measurements'}")
     curves = {name: curve(values) for name, values in points.items()}
     coded = {way: {spec: curves[f"{way} {spec}"] for spec in specs} for way in ("encode", "decode")}
     operations = {name: seconds for name, seconds in curves.items() if not name.startswith(("encode ", "decode "))}
-    return Machine(tuple(flops), operations, coded["encode"], coded["decode"], link.name, launched.link_kind, versions())
+    machine = Machine(tuple(flops), operations, coded["encode"], coded["decode"], measured.name, launched.link_kind, versions())
+    if link.bit_per_s is not None and is_fast:
+        progress(f"{link.name} is more than local ranks reach: its rate is assumed, fixed times are measured")
+        return machine.at_rate(link.name, link.bit_per_s)
+    return machine
 
 
 def calibrate_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 9) -> None:

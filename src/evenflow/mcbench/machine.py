@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,15 @@ class Machine:
     def byte_per_s(self) -> float:
         """The achieved rate of a rank's sending in a large dense all-reduce."""
         return 1 / self.operation(Kind.ALL_REDUCE).unit_s
+
+    def at_rate(self, link: str, bit_per_s: float) -> Machine:
+        """Return what this machine would be on an ideal link of another rate, with the fixed times measured here."""
+
+        def ideal(measured: Curve) -> Curve:
+            return Curve(((0.0, measured.fixed_s), (1e9, measured.fixed_s + 8e9 / bit_per_s)))
+
+        operations = {name: ideal(measured) for name, measured in self.operations.items()}
+        return replace(self, operations=operations, link=link, link_kind="assumed: its nominal rate, fixed times measured here")
 
     def write(self, path: str | Path) -> None:
         """Write as JSON."""

@@ -17,5 +17,5 @@ SITES = ("tp.forward", "tp.backward", "sp.forward", "sp.backward", "pp.forward",
 SUITES = ("paper", "modern")
 """Sets of training runs."""
 
-STUDIES = ("break-even", "activation-rank")
+STUDIES = ("break-even", "activation-rank", "serving")
 """Suites that are not training runs."""

@@ -168,6 +168,14 @@ def _study(page: Page, study: Result) -> None:
         }
         page.figure(line_plot(series, x_label="dense message (bytes)", y_label="ms", is_log_x=True, is_log_y=True))
         return
+    if study["study"] == "serving":
+        page.section(
+            "Compressed sums in serving",
+            f"A random Llama over {study['world_size']} ranks: norm of the change of its logits over their norm, and bytes a "
+            "rank sends for one batch.",
+        )
+        page.table(["compressor", "logit error", "bytes"], [[r["spec"], r["logit_error"], r["bytes"]] for r in study["rows"]])
+        return
     page.section(
         "Are activations low-rank?",
         f"Singular values that hold 90 % of the energy, {study['task']} after {study['steps']} steps.",
@@ -211,7 +219,12 @@ def prediction_page(machine: Machine, specs: Sequence[str], hidden: Sequence[int
     for h, layers, n in chosen:
         shape = Shape(hidden=h, layers=layers, nodes=n, microbatches=4 * n)
         rows.append([h, layers, n, *[speed_up(machine, shape, spec) for spec in specs], PaperModel.of(machine).speed_up(shape)])
-    page.table(["hidden", "layers", "nodes", *specs, "paper's formula"], rows)
+    headers = [*specs, "paper's formula"]
+    page.table(["hidden", "layers", "nodes", *headers], rows)
+    if len(rows) > 1:
+        grown = [float(row[2]) for row in rows]
+        series = {name: (grown, [float(row[3 + i]) for row in rows]) for i, name in enumerate(headers)}
+        page.figure(line_plot(series, x_label="nodes", y_label="predicted speed-up", is_log_x=True))
     return page
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evenflow.base.errors import WireError
-from evenflow.comm import Exchange, TorchCollective, get_compressor
+from evenflow.comm import DEFAULT_SPECS, Exchange, TorchCollective, get_compressor
 from evenflow.comm.links import Link, interface_bytes, shaped
 from evenflow.mcbench.attach import emulate_model
 from evenflow.mcbench.launch import launch
@@ -23,8 +23,10 @@ from evenflow.mcbench.tasks import load_task
 from evenflow.mcbench.trainer import Schedule, train
 
 BREAK_EVEN_SPECS = ("none", "bf16", "int8-g32", "int4-g32", "q8", "topk:0.1", "powersgd:8", "srht:0.1", "ae:100")
-BREAK_EVEN_ROWS = (4, 16, 64, 256, 1024, 4096)
+BREAK_EVEN_ROWS = (4, 16, 64, 256, 1024, 2048)
 WIDTH = 512
+SERVING_SPECS = tuple(spec for spec in DEFAULT_SPECS if not spec.startswith(("caat", "ae", "subspace-learned", "aqsgd")))
+"""What a server can use without training or memory of its samples."""
 
 
 def break_even(
@@ -149,6 +151,11 @@ def energy_rank(matrix: Tensor, share: float = 0.9) -> int:
     energy = torch.linalg.svdvals(matrix.double()).square()
     total = energy.cumsum(0)
     return int((total < share * total[-1]).sum()) + 1
+
+
+def serving_errors(world_size: int = 2, specs: Sequence[str] = SERVING_SPECS) -> dict[str, Any]:
+    """Return what compressed sums do to the logits of a random Llama, and what they send."""
+    return {"study": "serving", "world_size": world_size, "rows": logit_errors(specs, world_size)}
 
 
 def logit_errors(specs: Sequence[str], world_size: int = 2, seed: int = 0) -> list[dict[str, Any]]:
