@@ -87,7 +87,7 @@ class Machine:
     @property
     def byte_per_s(self) -> float:
         """The achieved rate of a rank's sending in a large dense all-reduce."""
-        return 1 / self.operation(Kind.ALL_REDUCE).unit_s
+        return 1 / max(self.operation(Kind.ALL_REDUCE).unit_s, 1e-12)
 
     def at_rate(self, link: str, bit_per_s: float) -> Machine:
         """Return what this machine would be on an ideal link of another rate, with the fixed times measured here."""
