@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evenflow.base.errors import ConfigError
+from evenflow.cli.main import main
 from evenflow.comm.ledger import Kind
 from evenflow.mcbench.advice import advise, hidden_of
 from evenflow.mcbench.calibration import coding_s
@@ -168,6 +169,15 @@ def test_advice_orders_by_time_and_cites_evidence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one rank"):
         advise(machine(), "bert-tiny", 1, 128)
     assert hidden_of("vit-tiny") == 64
+
+
+def test_advice_for_another_link_than_the_calibrated_one_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine().write(tmp_path / "m.json")
+    words = ["mcbench", "advise", "--model", "bert-tiny", "--tp", "4", "--machine", str(tmp_path / "m.json")]
+    assert main([*words, "--link", "10gbit"]) == 0
+    assert "on 10gbit (assumed" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "on test (made up)" in capsys.readouterr().out
 
 
 def test_prediction_page_says_that_it_predicts(tmp_path: Path) -> None:

@@ -289,7 +289,10 @@ def _advise(args: argparse.Namespace) -> int:
     from evenflow.mcbench.machine import Machine
     from evenflow.mcbench.suite import read_results
 
-    machine = Machine.read(args.machine) if args.machine else calibrate(Link.parse(args.link), progress=_say)
+    link = Link.parse(args.link)
+    machine = Machine.read(args.machine) if args.machine else calibrate(link, progress=_say)
+    if link.bit_per_s is not None and machine.link != link.name:
+        machine = machine.at_rate(link.name, link.bit_per_s)
     results = read_results(args.results)[0] if args.results else []
     for line in advise(machine, args.model, args.tp, args.tokens, results):
         _say(line)

@@ -40,7 +40,7 @@ def advise(machine: Machine, model: str, tp: int, tokens: int, results: Sequence
     ]
     for time_s, spec in timed:
         edge = break_even_bytes(machine, spec, tp, width)
-        where = f"pays from {edge / 1024:.0f} KiB" if edge else "does not pay up to 1 GiB"
+        where = f"pays from {edge / 1024:.3g} KiB" if edge else "does not pay up to 1 GiB"
         lines.append(f"{spec:<20}{1e3 * time_s:8.2f} ms  x{dense / time_s:.2f}  {where}; {_evidence(spec, results)}")
     best_s, best = timed[0]
     if best_s < dense:
