@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from evenflow.base.errors import ConfigError
-from evenflow.comm.collective import TorchCollective
+from evenflow.base.errors import ConfigError, WireError
+from evenflow.comm.collective import Collective, TorchCollective
 from evenflow.comm.ledger import Ledger
+from evenflow.comm.shared_memory import SharedMemoryCollective, is_supported
 from evenflow.serving.backends.choose import LORA_BACKENDS, BackendNames, by_name, choose
 from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.core.shard import Shard, check_divisible
@@ -22,6 +24,8 @@ from evenflow.serving.models.load import resolve_dtype
 from evenflow.serving.parallel.group import Group, OneRank
 from evenflow.serving.parallel.rank_group import RankGroup, serving_compressor
 from evenflow.serving.parallel.sharding import WIRES, exchanged_sites
+
+log = logging.getLogger("evenflow.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,20 @@ def join(config: EngineConfig, model: ModelConfig, rank: int, folder: Path) -> M
     sites = exchanged_sites(sharding, model.shape, world_size, dtype.itemsize, config.max_num_seqs, WIRES[device.type])
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
-    group = RankGroup(TorchCollective(), config.compress, model.shape.hidden_size)
+    group = RankGroup(_collective(device), config.compress, model.shape.hidden_size)
     return Membership(group, device, dtype, Shard(model.shape, rank, world_size, sites), group.ledger)
+
+
+def _collective(device: torch.device) -> Collective:
+    """What carries the ranks' messages: on one CPU the memory they share, where there is some."""
+    inner = TorchCollective()
+    if device.type != "cpu" or not is_supported():
+        return inner
+    try:
+        return SharedMemoryCollective(inner)
+    except WireError as error:
+        log.warning("ranks speak through gloo, which is slower: %s", error)
+        return inner
 
 
 def backend_names(config: EngineConfig, device: torch.device, dtype: torch.dtype, shape: ModelShape) -> BackendNames:
