@@ -31,10 +31,11 @@ class Wire:
     """A message of no length: memory bandwidth times latency."""
 
 
-WIRES = {"cpu": Wire(byte=12.0, message=1.5e7), "cuda": Wire(byte=8.0, message=3e7)}
-"""By device type. CPU: gloo between two processes on two cores, 10 GB/s of memory beside 0.8 GB/s of link and 1.5 ms that a
-step lost per message (sharded against replicated in benchmarks/results/tp_serving--epyc-2-cores.json).
-CUDA: 10 us beside 3 TB/s and 400 GB/s, taken from data sheets, not measured here."""
+WIRES = {"cpu": Wire(byte=3.0, message=1.1e6), "cuda": Wire(byte=8.0, message=3e7)}
+"""By device type. CPU: shared memory between two processes on two cores; a byte is written once and read twice, and a step
+lost 0.11 ms per message beside 10 GB/s of memory (sharded against replicated in
+benchmarks/results/tp_serving--epyc-2-cores.json). CUDA: 10 us beside 3 TB/s and 400 GB/s,
+taken from data sheets, not measured here."""
 
 
 def exchanged_sites(
