@@ -5,38 +5,41 @@ import math
 import pytest
 
 from evenflow.bench.profiles import ServerSettings, load_profile
-from evenflow.bench.profiling import Point, fit_cost, fit_steps, measure, profile_toml
+from evenflow.bench.profiling import Point, disagreement, fit_cost, measure, profile_toml
+from evenflow.bench.step_fit import fit_steps
 from evenflow.fairness.cost import ProfiledQuadratic
 
 TRUE_COST = ProfiledQuadratic(0.2, 0.1, 0.004, 0.003, 1.1)
 
 
 class LinearServer:
-    """Steps of known times; every run of a shape takes a little longer than the one before."""
+    """Steps of known times; all prompts fit one step."""
 
     def __init__(self) -> None:
-        self.num_runs = 0
+        self.runs = []
 
     def run(self, num_requests, input_tokens, output_tokens):
-        self.num_runs += 1
+        self.runs.append((num_requests, input_tokens, output_tokens))
         context = num_requests * (input_tokens + output_tokens / 2)
         step_s = 0.02 + 0.0002 * num_requests + 1e-6 * context
         return 0.03 + 0.0002 * num_requests * input_tokens, step_s * (output_tokens - 1)
 
 
-def test_the_step_times_of_a_linear_server_are_found():
-    server, told = LinearServer(), []
-    points = measure(server, [1, 4, 16], [16, 64], [1, 8, 32], repeats=2, progress=lambda *done: told.append(done))
-    assert server.num_runs == 1 + 18 * 2
-    assert told[-1] == (18, 18)
-    profile, fit = fit_steps(points)
-    assert profile.decode_base_s == pytest.approx(0.02, rel=1e-6)
-    assert profile.decode_sequence_s == pytest.approx(0.0002, rel=1e-5)
-    assert profile.context_token_s == pytest.approx(1e-6, rel=1e-4)
-    assert profile.prefill_base_s == pytest.approx(0.03, rel=1e-6)
-    assert profile.prefill_token_s == pytest.approx(0.0002, rel=1e-5)
-    assert fit.worst_relative < 1e-9
-    assert fit.num_points == 12
+def test_a_repeat_goes_through_all_shapes_and_the_median_counts():
+    class Drifting(LinearServer):
+        def run(self, *shape):
+            super().run(*shape)
+            return 1.0 + len(self.runs), 10.0
+
+    server, told = Drifting(), []
+    points = measure(server, [1, 4], [16, 64], [8], repeats=3, progress=lambda *done: told.append(done))
+    assert server.runs[1:5] == server.runs[5:9] == server.runs[9:] == [(1, 16, 8), (1, 64, 8), (4, 16, 8), (4, 64, 8)]
+    assert told[-1] == (12, 12)
+    assert points[0].samples == ((3.0, 10.0), (7.0, 10.0), (11.0, 10.0))
+    assert points[0].prefill_s == 7.0
+    # prefill samples are 4 / median off, two of three; decode samples never
+    assert disagreement(points) == 0.0
+    assert disagreement([Point(1, 1, 1, 4.0, 0.0, ((4.0, 0.0), (3.0, 0.0), (5.0, 0.0)))]) == pytest.approx(0.25)
 
 
 def quadratic_points(noise=0.0):
@@ -68,8 +71,8 @@ def test_the_error_of_a_fit_is_told_and_prices_never_fall():
 
 
 def test_a_written_profile_can_be_replayed(tmp_path):
-    steps, _ = fit_steps(measure(LinearServer(), [1, 4], [16, 64], [2, 8], repeats=1))
-    server = ServerSettings("chunked", 4096, 16, 4, 64, is_exclusive=False)
+    server = ServerSettings("chunked", 4096, 16, 4, 512, is_exclusive=False)
+    steps, _ = fit_steps(measure(LinearServer(), [1, 4], [16, 64], [2, 8], repeats=1), server)
     path = tmp_path / "mine.toml"
     path.write_text(profile_toml(steps, server, TRUE_COST, "a server\nof two lines"))
     profile = load_profile(str(path))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.fairness.cost import ProfiledQuadratic
@@ -34,6 +35,19 @@ from evenflow.serving.scheduler import (
     SchedulerLimits,
     Shedding,
 )
+
+
+class StepWork(NamedTuple):
+    """What a step holds."""
+
+    num_decoding: int
+    """Sequences that get their next token."""
+    context_tokens: int
+    """Tokens that these attend to, all together."""
+    prefill_tokens: int
+    adapters_copied: float
+    """Before it can begin; parts of one count as parts."""
+    num_adapters: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,18 @@ class StepTimeProfile:
 
     def __call__(self, plan: StepPlan) -> float:
         """Seconds for this plan, adapter loads included."""
+        work = self.work(plan)
+        base = self.prefill_base_s if work.prefill_tokens else 0.0
+        if work.num_decoding:
+            base = max(base, self.decode_base_s)
+        rest = self.decode_sequence_s * work.num_decoding + self.context_token_s * work.context_tokens
+        rest += self.prefill_token_s * work.prefill_tokens
+        byte_s = self.adapter_byte_s * work.adapters_copied + self.adapter_read_byte_s * work.num_adapters
+        return self.factor * (base + rest) + self.adapter_bytes * byte_s
+
+    @staticmethod
+    def work(plan: StepPlan) -> StepWork:
+        """What the step time depends on."""
         num_decoding = context = num_prefill_tokens = 0
         adapters = set()
         for sequence in plan.sequences:
@@ -71,15 +97,8 @@ class StepTimeProfile:
                 context += sequence.start
             else:
                 num_prefill_tokens += num_tokens
-        base = self.prefill_base_s if num_prefill_tokens else 0.0
-        if num_decoding:
-            base = max(base, self.decode_base_s)
-        work = (
-            self.decode_sequence_s * num_decoding + self.context_token_s * context + self.prefill_token_s * num_prefill_tokens
-        )
         loaded = sum((load.stop - load.first) / len(load.pages) for load in plan.loads if not load.is_prefetch)
-        byte_s = self.adapter_byte_s * loaded + self.adapter_read_byte_s * len(adapters - {NO_ADAPTER_SLOT})
-        return self.factor * (base + work) + self.adapter_bytes * byte_s
+        return StepWork(num_decoding, context, num_prefill_tokens, loaded, len(adapters - {NO_ADAPTER_SLOT}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from evenflow.bench.profiles import ServerSettings, StepTimeProfile
+from evenflow.bench.step_fit import Fit, errors, non_negative
 from evenflow.fairness.cost import ProfiledQuadratic
 
 
@@ -35,16 +36,8 @@ class Point:
     output_tokens: int
     prefill_s: float
     decode_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """How well a fit agrees with what was measured."""
-
-    rmse_ms: float
-    worst_relative: float
-    """Largest |fitted - measured| / measured."""
-    num_points: int
+    samples: tuple[tuple[float, float], ...] = ()
+    """(prefill, decode) seconds of every repeat; the times above are their medians."""
 
 
 def measure(
@@ -56,17 +49,32 @@ def measure(
     repeats: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Point]:
-    """Every combination, medians over repeats; one round before them warms up and is dropped."""
+    """Every combination, medians over repeats; one run before them warms up and is dropped.
+
+    A repeat goes through all combinations, so that a slow minute of the machine hits one sample of each and not all of one.
+    """
     combinations = list(itertools.product(batch_sizes, inputs, outputs))
     server.run(max(batch_sizes), min(inputs), min(outputs))
-    points = []
-    for done, (num_requests, input_tokens, output_tokens) in enumerate(combinations):
-        samples = [server.run(num_requests, input_tokens, output_tokens) for _ in range(repeats)]
-        prefill_s, decode_s = (statistics.median(column) for column in zip(*samples, strict=True))
-        points.append(Point(num_requests, input_tokens, output_tokens, prefill_s, decode_s))
-        if progress is not None:
-            progress(done + 1, len(combinations))
-    return points
+    samples: list[list[tuple[float, float]]] = [[] for _ in combinations]
+    for repeat in range(repeats):
+        for i, combination in enumerate(combinations):
+            samples[i].append(server.run(*combination))
+            if progress is not None:
+                progress(repeat * len(combinations) + i + 1, repeats * len(combinations))
+    return [
+        Point(*combination, *(statistics.median(column) for column in zip(*taken, strict=True)), samples=tuple(taken))
+        for combination, taken in zip(combinations, samples, strict=True)
+    ]
+
+
+def disagreement(points: Sequence[Point]) -> float:
+    """How far repeats of a shape are from its median, relative: the median over all of them. No fit does much better."""
+    differences = []
+    for point in points:
+        for column, middle in zip(zip(*point.samples, strict=True), (point.prefill_s, point.decode_s), strict=False):
+            if middle > 0:
+                differences += [abs(value - middle) / middle for value in column]
+    return statistics.median(differences) if differences else 0.0
 
 
 def fit_cost(points: Sequence[Point]) -> tuple[ProfiledQuadratic, Fit]:
@@ -77,35 +85,8 @@ def fit_cost(points: Sequence[Point]) -> tuple[ProfiledQuadratic, Fit]:
     y = np.array([point.output_tokens for point in chosen], float)
     taken_ms = np.array([1e3 * (point.prefill_s + point.decode_s) for point in chosen])
     columns = np.stack([x, y, x * y, y * y, np.ones_like(x)], axis=1)
-    factors = _non_negative(columns, taken_ms)
-    return ProfiledQuadratic(*factors), _errors(columns @ np.array(factors), taken_ms)
-
-
-def fit_steps(points: Sequence[Point]) -> tuple[StepTimeProfile, Fit]:
-    """Step times: decode from all points with more than one output token, prefill from single requests.
-
-    A decode step of B sequences that attend to C tokens in all: base + B x sequence + C x context.
-    """
-    decoding = [point for point in points if point.output_tokens > 1]
-    step_ms = np.array([1e3 * point.decode_s / (point.output_tokens - 1) for point in decoding])
-    batch = np.array([point.num_requests for point in decoding], float)
-    context = batch * np.array([point.input_tokens + point.output_tokens / 2 for point in decoding])
-    columns = np.stack([np.ones_like(batch), batch, context], axis=1)
-    base, sequence, per_context = _non_negative(columns, step_ms)
-    fit = _errors(columns @ np.array([base, sequence, per_context]), step_ms)
-    alone = [point for point in points if point.num_requests == min(p.num_requests for p in points)]
-    inputs = np.array([point.num_requests * point.input_tokens for point in alone], float)
-    prefill_ms = np.array([1e3 * point.prefill_s for point in alone])
-    prefill_base, per_token = _non_negative(np.stack([np.ones_like(inputs), inputs], axis=1), prefill_ms)
-    profile = StepTimeProfile(
-        decode_base_s=base / 1e3,
-        decode_sequence_s=sequence / 1e3,
-        context_token_s=per_context / 1e3,
-        prefill_base_s=prefill_base / 1e3,
-        prefill_token_s=per_token / 1e3,
-        factor=1.0,
-    )
-    return profile, fit
+    factors = non_negative(columns, taken_ms)
+    return ProfiledQuadratic(*factors), errors(columns @ np.array(factors), taken_ms)
 
 
 def profile_toml(step_time: StepTimeProfile, server: ServerSettings, cost: ProfiledQuadratic, comment: str) -> str:
@@ -118,27 +99,3 @@ def profile_toml(step_time: StepTimeProfile, server: ServerSettings, cost: Profi
         if name != "name":
             lines.append(f"{name} = {str(value).lower()}")
     return "\n".join(lines) + "\n"
-
-
-def _non_negative(columns: np.ndarray, values: np.ndarray) -> list[float]:
-    """Least squares without negative factors: a negative one is set to zero and the rest fitted again.
-
-    Rows are weighted by 1 / value, so that short requests count as much as long ones.
-    """
-    weights = 1.0 / np.maximum(values, 1e-9)
-    active = list(range(columns.shape[1]))
-    factors = np.zeros(columns.shape[1])
-    while active:
-        solved = np.linalg.lstsq(columns[:, active] * weights[:, None], values * weights, rcond=None)[0]
-        if (solved >= 0).all():
-            factors[active] = solved
-            break
-        active.pop(int(np.argmin(solved)))
-    return factors.tolist()
-
-
-def _errors(fitted_ms: np.ndarray, measured_ms: np.ndarray) -> Fit:
-    difference = np.abs(fitted_ms - measured_ms)
-    return Fit(
-        float(np.sqrt((difference**2).mean())), float((difference / np.maximum(measured_ms, 1e-9)).max()), len(measured_ms)
-    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from evenflow.bench.step_fit import Fit
     from evenflow.serving.engine.llm import LLM
 
 
@@ -44,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
 
     from evenflow.base.errors import ConfigError
     from evenflow.bench.profiles import ServerSettings
-    from evenflow.bench.profiling import fit_cost, fit_steps, measure, profile_toml
+    from evenflow.bench.profiling import disagreement, fit_cost, measure, profile_toml
     from evenflow.bench.recipes import write_result
+    from evenflow.bench.step_fit import fit_steps
     from evenflow.report.page import write_whole
     from evenflow.report.tables import table_terminal
     from evenflow.serving.engine.llm import LLM
@@ -79,21 +81,30 @@ def run(args: argparse.Namespace) -> int:
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         info = llm.info
+    server = ServerSettings(
+        name="chunked",
+        pool_tokens=info.num_pages * info.page_tokens,
+        page_tokens=info.page_tokens,
+        max_num_seqs=args.max_num_seqs,
+        max_batch_tokens=args.max_batch_tokens,
+        is_exclusive=False,
+    )
     cost, cost_fit = fit_cost(points)
-    steps, steps_fit = fit_steps(points)
+    steps, steps_fit = fit_steps(points, server)
     rows = [[p.num_requests, p.input_tokens, p.output_tokens, 1e3 * p.prefill_s, 1e3 * p.decode_s] for p in points]
     console.print(table_terminal(["batch", "input", "output", "prefill ms", "decode ms"], rows, title="measured, per request"))
     fitted = (
         f"h(x, y) = {cost.input_ms:.4g} x + {cost.output_ms:.4g} y + {cost.product_ms:.4g} x y + "
         f"{cost.output_squared_ms:.4g} y^2 + {cost.constant_ms:.4g} ms"
     )
-    error = f"RMSE {cost_fit.rmse_ms:.2f} ms, worst {100 * cost_fit.worst_relative:.0f} % over {cost_fit.num_points} shapes"
+    error = f"{_told(cost_fit)} over {cost_fit.num_points} shapes"
     console.print(f"cost of a request at a full batch: {fitted}\n  fit: {error}", highlight=False, markup=False)
-    step_error = f"RMSE {steps_fit.rmse_ms:.2f} ms, worst {100 * steps_fit.worst_relative:.0f} %"
+    step_error = f"{_told(steps_fit)} over {steps_fit.num_points} prefill and decode times"
+    repeats_differ = f"repeats of a shape differ from their median by {100 * disagreement(points):.0f} %"
     console.print(
-        f"decode step: {1e3 * steps.decode_base_s:.3g} ms + {1e3 * steps.decode_sequence_s:.3g} ms x sequences + "
-        f"{1e6 * steps.context_token_s:.3g} us x context tokens\n  fit: {step_error}\n"
-        f"prefill: {1e3 * steps.prefill_base_s:.3g} ms + {1e3 * steps.prefill_token_s:.3g} ms x tokens",
+        f"a step: {1e3 * steps.decode_base_s:.3g} ms ({1e3 * steps.prefill_base_s:.3g} with prompt tokens) + "
+        f"{1e3 * steps.decode_sequence_s:.3g} ms x sequences + {1e6 * steps.context_token_s:.3g} us x context tokens + "
+        f"{1e3 * steps.prefill_token_s:.3g} ms x prompt tokens\n  fit: {step_error}; {repeats_differ}",
         highlight=False,
         markup=False,
     )
@@ -103,19 +114,16 @@ def run(args: argparse.Namespace) -> int:
             "points": [asdict(point) for point in points],
             "cost": asdict(cost) | {"fit": asdict(cost_fit)},
             "step_time": asdict(steps) | {"fit": asdict(steps_fit)},
+            "repeats_differ": disagreement(points),
+            "server": asdict(server),
         }
         write_result(args.json, "profile", parameters | {"max_batch_tokens": args.max_batch_tokens}, found)
         console.print(f"wrote {args.json}", highlight=False, markup=False)
     if args.output is not None:
-        server = ServerSettings(
-            name="chunked",
-            pool_tokens=info.num_pages * info.page_tokens,
-            page_tokens=info.page_tokens,
-            max_num_seqs=args.max_num_seqs,
-            max_batch_tokens=args.max_batch_tokens,
-            is_exclusive=False,
+        comment = (
+            f"measured by evenflow profile: {args.model.name}, {info.dtype}\ncost fit: {error}\nstep fit: {step_error}\n"
+            f"{repeats_differ}; copying adapters was not measured"
         )
-        comment = f"measured by evenflow profile: {args.model.name}, {info.dtype}\ncost fit: {error}\nstep fit: {step_error}"
         write_whole(args.output, profile_toml(steps, server, cost, comment).encode())
         console.print(
             f"wrote {args.output}; use it with: evenflow replay --profile {args.output}", highlight=False, markup=False
@@ -146,6 +154,10 @@ class TimedLLM:
         first, self._next_token = self._next_token, self._next_token + 1
         vocab = self._llm.info.vocab_size
         return [(first * 7919 + i * 104729) % vocab for i in range(num_tokens)]
+
+
+def _told(fit: Fit) -> str:
+    return f"off by {100 * fit.median_relative:.0f} % (median) and {100 * fit.worst_relative:.0f} % (worst)"
 
 
 def _lengths(name: str, text: str) -> list[int]:
