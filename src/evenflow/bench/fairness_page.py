@@ -59,6 +59,11 @@ MEASURES_EXPLAINED = (
     "is of the service (`paper`), or of the service over what max-min fairness would have given (`token`). Service is "
     "input + 2 x output tokens unless another cost was chosen."
 )
+HIERARCHY_EXPLAINED = (
+    "The measures divide a client's service by its own weight times its tier's, as vtc shares it. hierarchy shares between "
+    "tiers first, so with tiers its entitlements, Jain index and accumulated differences are not what it aims at: compare the "
+    "service of whole tiers by the tiers' weights, and of the clients within one tier by their own."
+)
 QUALITY_EXPLAINED = (
     "The measures of S-LoRA (MLSys 2024). `attainment` is the part of all requests whose first token came within the "
     "objective; `satisfaction` the mean of 1 - (time to first token / objective)², 0 beyond it. Requests turned away or given "
@@ -207,6 +212,8 @@ def fairness_page(comparison: Comparison) -> Page:
             ]
         )
     page.section("Which measure is which", MEASURES_EXPLAINED)
+    if any(policy.partition(":")[0] == "hierarchy" for policy in comparison.policies):
+        page.section("Weights under hierarchy", HIERARCHY_EXPLAINED)
     page.section("All policies" if not single else "Measures")
     for measure, what in (("paper", "as published"), ("token", "corrected")):
         headers, rows = comparison_table(comparison, measure)

@@ -61,10 +61,11 @@ def measure(
             samples[i].append(server.run(*combination))
             if progress is not None:
                 progress(repeat * len(combinations) + i + 1, repeats * len(combinations))
-    return [
-        Point(*combination, *(statistics.median(column) for column in zip(*taken, strict=True)), samples=tuple(taken))
-        for combination, taken in zip(combinations, samples, strict=True)
-    ]
+    points = []
+    for combination, taken in zip(combinations, samples, strict=True):
+        prefill_s, decode_s = (statistics.median(column) for column in zip(*taken, strict=True))
+        points.append(Point(*combination, prefill_s, decode_s, tuple(taken)))
+    return points
 
 
 def disagreement(points: Sequence[Point]) -> float:

@@ -29,6 +29,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     group.add_argument(
         "--adapter-dir", type=Path, metavar="DIR", help="adapters in its sub-folders are loaded when first asked for"
     )
+    group.add_argument(
+        "--generation-config",
+        default="auto",
+        choices=("auto", "none", "vllm"),
+        help="auto: sampling fields that a request leaves out are those of the model's generation_config.json, and its "
+        "max_new_tokens limits every request; none (or vllm): OpenAI's defaults (auto)",
+    )
     group = parser.add_argument_group("server")
     group.add_argument("--clients", type=Path, metavar="FILE", help="clients.toml: keys, weights and limits of clients")
     group.add_argument("--host", default="127.0.0.1", help="(127.0.0.1)")
@@ -58,10 +65,12 @@ def run(args: argparse.Namespace) -> int:
         adapters = {**adapter_paths(), **adapters}
     if model is None:
         raise ConfigError("no model; give MODEL_DIR, or --demo for the embedded one")
-    load_config(model)  # says at once what is wrong with the folder
+    config = load_config(model)  # says at once what is wrong with the folder
     names = args.served_model_name or list(dict.fromkeys(("base", model.resolve().name)))
     server = ServerConfig(
         served_model_names=tuple(names),
+        model_names=tuple(dict.fromkeys((str(model), str(model.resolve())))),
+        sampling_defaults=dict(config.sampling_defaults) if args.generation_config == "auto" else {},
         host=args.host,
         port=args.port,
         clients_file=args.clients,

@@ -137,6 +137,8 @@ def test_the_adapter_resource(tmp_path):
                 "in_flight": 0,
                 "num_loads": 0,
                 "target_modules": ["q_proj"],
+                "base_model": None,
+                "warning": None,
                 "object": "adapter",
             }
         ]

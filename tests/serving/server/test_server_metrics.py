@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, busy_stats, in_process, make_adapter
 
 from evenflow.serving.engine.messages import AdapterStats, ClientStats, EngineStats, RequestOutput, WireStats
+from evenflow.serving.engine.meters import Meters
 from evenflow.serving.server.app import create_app
 from evenflow.serving.server.config import ServerConfig
 from evenflow.serving.server.metrics import Metrics
@@ -31,6 +32,7 @@ VLLM_NAMES = [
     "prefix_cache_hits_total",
     "prompt_tokens_cached_total",
     "admission_rejections_total",
+    "iteration_tokens_total_bucket",
     "time_to_first_token_seconds_bucket",
     "inter_token_latency_seconds_bucket",
     "request_time_per_output_token_seconds_bucket",
@@ -79,6 +81,10 @@ def test_the_names_and_labels_that_gateways_read():
         assert value("vllm:kv_cache_usage_perc") == 0.3
         assert value("vllm:prompt_tokens_total") == 1000
         assert value("vllm:generation_tokens_total") == 500
+        assert [float(labels["le"]) for labels, _ in series["vllm:iteration_tokens_total_bucket"]] == [
+            *(1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
+            float("inf"),
+        ]
         assert value("vllm:num_preemptions_total") == 4
         [(lora, time_s)] = series["vllm:lora_requests_info"]
         assert (lora["running_lora_adapters"], lora["waiting_lora_adapters"], time_s) == ("a,b", "c", 12.5)
@@ -221,3 +227,16 @@ def test_a_client_that_the_engine_forgot_starts_again_from_zero():
     top.update({})
     top.update({"a": (7.0,)})
     assert top.totals["a"] == [107.0]
+
+
+def test_steps_are_counted_by_their_tokens():
+    meters = Meters()
+    for num_tokens in (1, 2, 8, 9, 16384, 16385):
+        meters.record(scheduling_s=0.0, executing_s=0.1, num_tokens=num_tokens)
+    engine = FakeEngine()
+    engine.stats_now = EngineStats(num_steps_by_tokens=meters.num_steps_by_tokens, num_step_tokens=meters.num_step_tokens)
+    series = scrape(engine, Metrics(engine, "base", "1", 10))
+    below = {float(labels["le"]): value for labels, value in series["vllm:iteration_tokens_total_bucket"]}
+    assert (below[1], below[8], below[16], below[8192], below[16384], below[float("inf")]) == (1, 3, 4, 4, 5, 6)
+    [(_, total)] = series["vllm:iteration_tokens_total_sum"]
+    assert total == 1 + 2 + 8 + 9 + 16384 + 16385

@@ -148,7 +148,7 @@ class Engine:
                 self._drop(reply.request)
             outputs.append(output)
         scheduling_s = (planned_s - started_s) + (self._clock() - ran_s)
-        self._meters.record(scheduling_s=scheduling_s, executing_s=ran_s - planned_s)
+        self._meters.record(scheduling_s=scheduling_s, executing_s=ran_s - planned_s, num_tokens=plan.num_tokens)
         return outputs
 
     def register_adapter(self, name: str, adapter: PreparedAdapter, *, replace: bool = False) -> None:
@@ -371,6 +371,7 @@ class Engine:
             in_flight=self._scheduler.num_in_flight(digest),
             target_modules=list(self.catalog.target_modules(digest)),
             num_loads=self._residency.num_loads_of(digest),
+            base_model=self.catalog.base_model(digest),
         )
 
 

@@ -20,8 +20,6 @@ class Submit(msgspec.Struct, tag=True, array_like=True):
     adapter: str | None = None
     arrival_s: float = 0.0
     """time.monotonic() of the machine when the server received it."""
-    weight: float = 1.0
-    """The client's share weight at this moment."""
     cache_salt: str = ""
     """Only requests with the same salt share cached prefixes."""
     slo_ttft_s: float | None = None
@@ -97,6 +95,8 @@ class AdapterInfo(msgspec.Struct):
     target_modules: list[str]
     num_loads: int = 0
     """How often it was copied into the arena."""
+    base_model: str = ""
+    """What the adapter says it was trained for, as it says it; empty: nothing."""
 
 
 class Answer(msgspec.Struct, tag=True, array_like=True):
@@ -200,6 +200,10 @@ class WireStats(msgspec.Struct):
     sent_bytes: float
 
 
+ITERATION_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper ends of the classes in which steps are counted by their tokens; above the last there is one more. vLLM's."""
+
+
 class EngineStats(msgspec.Struct):
     """A snapshot for /metrics, limits and reports; sent a few times a second."""
 
@@ -227,6 +231,10 @@ class EngineStats(msgspec.Struct):
     num_steps: int = 0
     step_s: float = 0.0
     """Median of the last steps."""
+    num_steps_by_tokens: list[int] = []
+    """Steps in each class of ITERATION_TOKENS, and above; empty: none yet."""
+    num_step_tokens: int = 0
+    """Tokens computed in all of them."""
     scheduling_s: float = 0.0
     """Total time spent planning and committing."""
     executing_s: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import statistics
 from collections import deque
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 
 from evenflow.fairness.cost import WeightedTokens
 from evenflow.serving.core.request import AdapterDigest
-from evenflow.serving.engine.messages import AdapterStats, ClientStats, EngineStats
+from evenflow.serving.engine.messages import ITERATION_TOKENS, AdapterStats, ClientStats, EngineStats
 from evenflow.serving.lora.catalog import Catalog
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler.scheduler import Scheduler
@@ -28,12 +29,16 @@ class Meters:
 
     scheduling_s: float = 0.0
     executing_s: float = 0.0
+    num_step_tokens: int = 0
+    num_steps_by_tokens: list[int] = field(default_factory=lambda: [0] * (len(ITERATION_TOKENS) + 1))
     _steps_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     _marks: deque[tuple[float, int, int]] = field(default_factory=deque)
     """(working seconds so far, prompt tokens so far, output tokens so far)"""
 
-    def record(self, *, scheduling_s: float, executing_s: float) -> None:
-        """Book one step."""
+    def record(self, *, scheduling_s: float, executing_s: float, num_tokens: int) -> None:
+        """Book one step that computed so many tokens."""
+        self.num_step_tokens += num_tokens
+        self.num_steps_by_tokens[bisect.bisect_left(ITERATION_TOKENS, num_tokens)] += 1
         self.scheduling_s += scheduling_s
         self.executing_s += executing_s
         self._steps_s.append(scheduling_s + executing_s)
@@ -120,6 +125,8 @@ def collect_stats(
         caches_prefixes=scheduler.caches_prefixes,
         num_steps=snapshot.num_steps,
         step_s=meters.step_s,
+        num_steps_by_tokens=list(meters.num_steps_by_tokens),
+        num_step_tokens=meters.num_step_tokens,
         scheduling_s=meters.scheduling_s,
         executing_s=meters.executing_s,
         tokens_per_s=completion_rate,

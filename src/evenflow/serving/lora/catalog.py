@@ -18,6 +18,7 @@ import numpy as np
 from evenflow.base.errors import AdapterExists, AdapterNotFound, InvalidRequest
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
+from evenflow.serving.lora.base_model import base_model_of
 from evenflow.serving.lora.host_tier import HostTier
 from evenflow.serving.lora.peft import read_adapter
 from evenflow.serving.lora.rows import MemoryRows, RowFile
@@ -35,6 +36,8 @@ class PreparedAdapter:
     rows: RowFile | MemoryRows
     target_modules: tuple[str, ...]
     path: Path
+    base_model: str = ""
+    """What it says it was trained for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -84,10 +87,10 @@ class Catalog:
         folder = Path(path)
         if self._store is not None:
             file = self._store.prepare(folder, self._max_rank, self._entries.keys())
-            return PreparedAdapter(file.header.record, file, file.header.target_modules, folder)
+            return PreparedAdapter(file.header.record, file, file.header.target_modules, folder, base_model_of(folder))
         adapter = read_adapter(folder, self._layout.whole_shape, self._max_rank)
         image, record = image_of(adapter, self._layout, folder)
-        return PreparedAdapter(record, MemoryRows(image), adapter.target_modules, folder)
+        return PreparedAdapter(record, MemoryRows(image), adapter.target_modules, folder, base_model_of(folder))
 
     def register(self, name: str, adapter: PreparedAdapter | str | Path, *, replace: bool = False) -> AdapterDigest:
         """Serve ``adapter`` (prepared, or a folder) under ``name`` from now on.
@@ -192,6 +195,10 @@ class Catalog:
     def target_modules(self, digest: AdapterDigest) -> tuple[str, ...]:
         """The modules it adapts in any layer. Raises AdapterNotFound."""
         return self._entry(digest).prepared.target_modules
+
+    def base_model(self, digest: AdapterDigest) -> str:
+        """What it says it was trained for; empty if it says nothing. Raises AdapterNotFound."""
+        return self._entry(digest).prepared.base_model
 
     def names(self, digest: AdapterDigest) -> tuple[str, ...]:
         """Names that point at ``digest``; empty while it drains. Raises AdapterNotFound."""

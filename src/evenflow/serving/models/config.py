@@ -40,7 +40,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Fields of related models with the values that change nothing: any other value is refused."""
 
-_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_SAMPLING_DEFAULTS: dict[str, tuple[type, ...]] = {
+    "temperature": (int, float),
+    "top_p": (int, float),
+    "top_k": (int,),
+    "min_p": (int, float),
+    "repetition_penalty": (int, float),
+    "max_new_tokens": (int,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +267,13 @@ def _dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def _sampling_defaults(generation: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    """What the folder recommends; temperature and the filters count only where it says do_sample."""
-    if not generation.get("do_sample", False):
-        return ()
-    return tuple((name, generation[name]) for name in _SAMPLING_DEFAULTS if isinstance(generation.get(name), int | float))
+    """What the folder recommends. Like vLLM, whatever it says of do_sample, and max_new_tokens as max_tokens."""
+    found: list[tuple[str, float]] = []
+    for name, kind in _SAMPLING_DEFAULTS.items():
+        value = generation.get(name)
+        if isinstance(value, int | float) and isinstance(value, kind) and not isinstance(value, bool):
+            found.append(("max_tokens" if name == "max_new_tokens" else name, value))
+    return tuple(found)
 
 
 __all__ = ["ARCHITECTURES", "ModelConfig", "load_config", "parse_config"]

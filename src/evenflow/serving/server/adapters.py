@@ -101,7 +101,7 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
         """Every registered adapter, and those that still drain."""
         state.check_open()
         require_admin(state, request)
-        return json_reply(AdapterList([_card(info) for info in await state.names.refresh()]))
+        return json_reply(AdapterList([_card(state, info) for info in await state.names.refresh()]))
 
     @app.post("/v1/adapters/{name:path}/pin", **documented(None, AdapterCard, _REFUSALS))
     async def pin(request: Request, name: str) -> Response:
@@ -119,7 +119,7 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
         state.check_open()
         require_admin(state, request)
         await _unload(state, name, purge=_flag(request, "purge"))
-        return json_reply(AdapterList([_card(info) for info in await state.names.refresh()]))
+        return json_reply(AdapterList([_card(state, info) for info in await state.names.refresh()]))
 
     async def pin_by_body(request: Request, is_pinned: bool) -> Response:
         state.check_open()
@@ -134,7 +134,7 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
     async def set_pinned(request: Request, name: str, is_pinned: bool) -> Response:
         state.check_open()
         require_admin(state, request)
-        return json_reply(_card(await state.names.pin(name, is_pinned)))
+        return json_reply(_card(state, await state.names.pin(name, is_pinned)))
 
 
 async def _load(state: ServerState, body: LoadLoraAdapterRequest) -> str:
@@ -198,7 +198,7 @@ def _sglang_answer(state: ServerState, error: EvenFlowError | None) -> Response:
     return json_reply(answer, 200 if error is None else 400)
 
 
-def _card(info: AdapterInfo) -> AdapterCard:
+def _card(state: ServerState, info: AdapterInfo) -> AdapterCard:
     return AdapterCard(
         name=info.name,
         digest=info.digest,
@@ -210,4 +210,6 @@ def _card(info: AdapterInfo) -> AdapterCard:
         in_flight=info.in_flight,
         num_loads=info.num_loads,
         target_modules=info.target_modules,
+        base_model=info.base_model or None,
+        warning=state.names.warning(info),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from evenflow.base.errors import ConfigError
+from evenflow.base.errors import ConfigError, InvalidRequest
+from evenflow.serving.core.sampling import SamplingParams
 
 MIB = 1 << 20
 
@@ -16,6 +18,10 @@ class ServerConfig:
 
     served_model_names: tuple[str, ...] = ("base",)
     """Names of the base model in ``model``; the first one is shown, the others are aliases."""
+    model_names: tuple[str, ...] = ()
+    """What adapters may call the base model beside that, e.g. its folder; with none, what they say is not compared."""
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    """For requests that do not say: fields of SamplingParams. ``max_tokens`` among them is a limit for all requests."""
     host: str = "127.0.0.1"
     port: int = 8000
     """0: any free port."""
@@ -47,6 +53,10 @@ class ServerConfig:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         names = self.served_model_names
         check(bool(names) and all(names) and len(set(names)) == len(names), "served_model_names", "one or more different names")
+        try:
+            SamplingParams(**self.sampling_defaults)  # type: ignore[arg-type]
+        except InvalidRequest as error:
+            raise ConfigError(f"generation_config.json: {error}; or start with --generation-config none") from None
         check(0 <= self.port <= 65535, "port", "0 to 65535")
         check(self.adapter_dir is None or self.adapter_dir.is_dir(), "adapter_dir", "a folder that exists")
         for name in ("max_queue", "max_body_bytes", "max_choices"):

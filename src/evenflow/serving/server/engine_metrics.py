@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from evenflow.serving.engine.messages import EngineStats
+from evenflow.serving.engine.messages import ITERATION_TOKENS, EngineStats
 from evenflow.serving.server.interfaces import Engine
 from evenflow.serving.server.topk import OTHER, TopK
 
@@ -72,6 +73,12 @@ class EngineMetrics:
         yield counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", queried)
         yield counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.cached_tokens)
         yield counter("vllm:prompt_tokens_cached", "Prompt tokens not computed, because cached.", stats.cached_tokens)
+        counts = stats.num_steps_by_tokens or [0] * (len(ITERATION_TOKENS) + 1)
+        steps = HistogramMetricFamily("vllm:iteration_tokens_total", "Tokens computed in a step.", labels=list(self._labels))
+        ends = [*(str(float(end)) for end in ITERATION_TOKENS), "+Inf"]
+        buckets = list(zip(ends, itertools.accumulate(counts), strict=True))
+        steps.add_metric(list(self._labels.values()), buckets, stats.num_step_tokens)
+        yield steps
         running = sorted(set(stats.running_adapters))
         waiting = sorted(set(stats.waiting_adapters) - set(running))
         yield gauge(
@@ -168,7 +175,9 @@ class EngineMetrics:
             "evenflow_client_requests_running", "Requests in the batch.", "client", stats.clients, label, "num_running"
         )
         counters = GaugeMetricFamily("evenflow_client_virtual_counter", "The policy's counter of a client.", labels=["client"])
-        weights = GaugeMetricFamily("evenflow_client_weight", "Share weight.", labels=["client"])
+        weights = GaugeMetricFamily(
+            "evenflow_client_weight", "Own weight times the tier's; under hierarchy tiers share first.", labels=["client"]
+        )
         for name, client in stats.clients.items():
             if label(name) != OTHER:
                 weights.add_metric([name], client.weight)

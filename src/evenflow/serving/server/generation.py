@@ -134,7 +134,6 @@ class Generation:
                     sampling=sampling,
                     adapter=call.adapter,
                     arrival_s=call.arrival_s,
-                    weight=call.client.weight,
                     cache_salt=call.cache_salt,
                     slo_ttft_s=call.slo_ttft_s,
                 )

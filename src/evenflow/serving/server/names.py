@@ -25,6 +25,7 @@ from evenflow.base.errors import (
     NotAllowed,
 )
 from evenflow.serving.engine.messages import AdapterInfo
+from evenflow.serving.lora.base_model import is_same_model
 from evenflow.serving.server.adapter_folder import AdapterFolder
 from evenflow.serving.server.identity import Client
 from evenflow.serving.server.interfaces import Engine
@@ -56,8 +57,10 @@ class ModelNames:
         adapter_dir: Path | None,
         clock: Callable[[], float],
         unix_time: Callable[[], float],
+        model_names: tuple[str, ...] = (),
     ) -> None:
         self.base_names = base_names
+        self._model_names = model_names
         self._engine = engine
         self._dir = None if adapter_dir is None else AdapterFolder(adapter_dir, lambda: int(unix_time() * 1e9))
         self._from_dir: set[str] = set()
@@ -146,6 +149,14 @@ class ModelNames:
                 "lora_name",
             )
 
+    def warning(self, info: AdapterInfo) -> str | None:
+        """What to tell of an adapter that says it was trained for another model; None if there is nothing to tell."""
+        if not info.base_model or not self._model_names:
+            return None
+        if is_same_model(info.base_model, (*self.base_names, *self._model_names)):
+            return None
+        return f"it was trained for {info.base_model!r}; the model that is served is {self._model_names[0]!r}"
+
     def forget(self, name: str) -> None:
         """The engine no longer knows ``name``."""
         self._adapters.pop(name, None)
@@ -199,6 +210,8 @@ class ModelNames:
             return
         before = before or self._adapters.get(info.name)
         is_same = before is not None and before.info.digest == info.digest
+        if not is_same and (warning := self.warning(info)) is not None:
+            log.warning("adapter %r: %s", info.name, warning)
         self._adapters[info.name] = NamedAdapter(info, before.created_s if is_same and before else int(self._unix_time()))
 
     def _loaded(self, name: str, task: asyncio.Task[list[AdapterInfo]]) -> None:

@@ -202,6 +202,10 @@ class AdapterCard(msgspec.Struct):
     in_flight: int
     num_loads: int
     target_modules: list[str]
+    base_model: str | None = None
+    """What the adapter says it was trained for."""
+    warning: str | None = None
+    """If that is not the model that is served."""
     object: Literal["adapter"] = "adapter"
 
 

@@ -7,6 +7,7 @@ OpenAI's client may send it. Ranges are checked by SamplingParams, which names t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
@@ -165,13 +166,25 @@ class CreateAdapterRequest(msgspec.Struct, kw_only=True):
 
 
 def sampling_of(
-    body: SamplingFields, *, vocab_size: int, max_tokens: int | None, logprobs: int | None, echo: bool = False
+    body: SamplingFields,
+    *,
+    vocab_size: int,
+    max_tokens: int | None,
+    logprobs: int | None,
+    echo: bool = False,
+    defaults: Mapping[str, float] = MappingProxyType({}),
 ) -> SamplingParams:
-    """SamplingParams for one completion of ``body`` (n is the caller's business). Raises InvalidRequest, naming the field."""
+    """SamplingParams for one completion of ``body`` (n is the caller's business). Raises InvalidRequest, naming the field.
+
+    ``defaults``: for what it does not say; ``max_tokens`` in it limits what it says.
+    """
     check_token_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
     seed = None if body.seed is None else body.seed & MAX_INT64
     prompt_logprobs = logprobs if echo and logprobs is not None else body.prompt_logprobs
-    given: dict[str, Any] = {
+    if (limit := defaults.get("max_tokens")) is not None:
+        max_tokens = int(limit) if max_tokens is None else min(max_tokens, int(limit))
+    given: dict[str, Any] = {name: value for name, value in defaults.items() if name != "max_tokens"}
+    given |= {
         name: value
         for name in (
             "min_tokens",

@@ -40,7 +40,7 @@ class ServerState:
         """time.monotonic, or a test's."""
         self.directory = read_directory(config.clients_file)
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
-        self.names = ModelNames(engine, config.served_model_names, config.adapter_dir, clock, unix_time)
+        self.names = ModelNames(engine, config.served_model_names, config.adapter_dir, clock, unix_time, config.model_names)
         self.metrics = Metrics(engine, config.served_model_names[0], __version__, config.metrics_top_k, unix_time)
         self.started_s = int(unix_time())
         self.num_in_flight = 0

@@ -1,0 +1,36 @@
+"""Which base model an adapter says it was trained for, and whether that is the one that is served.
+
+A hint, never a reason to refuse: people rename folders and merge models. That shapes fit is checked elsewhere, strictly.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+_CACHE = re.compile(r"models--.*?--(?P<name>[^/]+)")
+
+
+def base_model_of(folder: Path) -> str:
+    """``base_model_name_or_path`` of the adapter in ``folder``; empty if it says none."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def is_same_model(stated: str, served: Iterable[str]) -> bool:
+    """True if ``stated``, a name or a path, means one of the names and paths in ``served``.
+
+    Compared by the last part and without case, so that org/Model, /models/model and a folder of the Hugging Face cache agree.
+    """
+    return _short(stated) in {_short(name) for name in served}
+
+
+def _short(name: str) -> str:
+    cached = _CACHE.search(name)
+    return (cached["name"] if cached else name.rstrip("/").rsplit("/", 1)[-1]).lower()
