@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 from served import Served
 
+from evenflow.cli.main import main
+
 pytestmark = pytest.mark.multiprocess
 
 
@@ -70,3 +72,11 @@ def test_steps_are_counted_by_their_tokens(served):
     served.wait_until_idle()
     assert served.metric("vllm:iteration_tokens_total_count") >= 8
     assert served.metric("vllm:iteration_tokens_total_sum") >= served.metric("vllm:generation_tokens_total")
+
+
+@pytest.mark.parametrize("policy", ["nonsense", "vtc-shared", "vtc-shared:http://x", "vtc-oracle"])
+def test_a_policy_that_cannot_be_is_told_before_anything_starts(policy, tiny_model, capsys):
+    assert main(["serve", str(tiny_model), "--policy", policy, "--port", "0"]) != 0
+    told = capsys.readouterr().err
+    assert "evenflow serve: " in told
+    assert policy.partition(":")[2] in told

@@ -51,6 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal."""
+    from evenflow.fairness import check_policy
     from evenflow.serving.engine.client import EngineClient
     from evenflow.serving.engine.text import ChatTemplate, Tokenizer
     from evenflow.serving.models.config import load_config
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         adapters = {**adapter_paths(), **adapters}
     if model is None:
         raise ConfigError("no model; give MODEL_DIR, or --demo for the embedded one")
+    check_policy(args.policy)
     config = load_config(model)  # says at once what is wrong with the folder
     names = args.served_model_name or list(dict.fromkeys(("base", model.resolve().name)))
     server = ServerConfig(

@@ -132,7 +132,10 @@ def _build(spec: str, settings: PolicySettings, registry: Registry) -> Policy:
 
 def check_policy(spec: str, *, is_simulation: bool = False) -> None:
     """Raise RegistryError if ``create_policy`` would."""
-    create_policy(spec, queues=ClientQueues(), is_simulation=is_simulation)
+    policy = create_policy(spec, queues=ClientQueues(), is_simulation=is_simulation)
+    close = getattr(policy, "close", None)
+    if close is not None:
+        close()
 
 
 def refuse_argument(name: str, argument: str | None) -> None:
