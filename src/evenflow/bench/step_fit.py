@@ -89,15 +89,18 @@ def non_negative(columns: np.ndarray, values: np.ndarray) -> list[float]:
     Short requests thus count as much as long ones. ``columns`` [n, k] with a small k, ``values`` [n] above 0.
     """
     scaled = columns / np.maximum(values, 1e-9)[:, None]
-    num_columns = columns.shape[1]
-    best, least = np.zeros(num_columns), float(len(values))
-    for size in range(1, num_columns + 1):
-        for chosen in map(list, itertools.combinations(range(num_columns), size)):
-            solved = np.linalg.lstsq(scaled[:, chosen], np.ones(len(values)), rcond=None)[0]
-            left = float(((scaled[:, chosen] @ solved - 1) ** 2).sum())
+    # columns of one length: a step has one base and thousands of context tokens, which least squares would take for noise
+    lengths = np.linalg.norm(scaled, axis=0)
+    usable = [i for i, length in enumerate(lengths) if length > 1e-100]
+    unit = scaled / np.where(lengths > 1e-100, lengths, 1.0)
+    best, least = np.zeros(columns.shape[1]), float(len(values))
+    for size in range(1, len(usable) + 1):
+        for chosen in map(list, itertools.combinations(usable, size)):
+            solved = np.linalg.lstsq(unit[:, chosen], np.ones(len(values)), rcond=None)[0]
+            left = float(((unit[:, chosen] @ solved - 1) ** 2).sum())
             if (solved >= 0).all() and left < least:
-                best, least = np.zeros(num_columns), left
-                best[chosen] = solved
+                best, least = np.zeros(columns.shape[1]), left
+                best[chosen] = solved / lengths[chosen]
     return best.tolist()
 
 
