@@ -28,7 +28,7 @@ serve: $(STAMP)  ## the embedded model on 127.0.0.1:8000
 	@$(BIN)/evenflow serve --demo
 
 test: $(STAMP)  ## the default test suite (below five minutes on two cores)
-	@$(PYTEST)
+	@$(PYTEST) -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## the default suite and the slow tests
 	@$(PYTEST) -m "not gpu"

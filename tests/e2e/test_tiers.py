@@ -74,11 +74,13 @@ def test_who_gets_what(policy, tiny_model, tmp_path):
         write_clients(clients, ("gold-0", "silver-0"), 2.0)
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("(read) .*clients.toml: 5 clients")
-        time.sleep(0.3)  # a snapshot from after the change
+        deadline = time.monotonic() + 20
+        while server.metric("evenflow_client_weight", client="silver-0") != 2.0:  # a snapshot from after the change
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         by_tier = {"gold-0": 1 / 3, "silver-0": 1 / 3, **dict.fromkeys(CLIENTS[2:], 1 / 9)}
         by_client = {"gold-0": 2 / 7, "silver-0": 2 / 7, **dict.fromkeys(CLIENTS[2:], 1 / 7)}
         assert shares(server, 4000) == pytest.approx(by_tier if policy == "hierarchy" else by_client, abs=0.03)
-        assert server.metric("evenflow_client_weight", client="silver-0") == 2.0
     finally:
         server.close()
         for thread in threads:
