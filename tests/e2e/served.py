@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import httpx
 import openai
@@ -52,10 +53,12 @@ class Served:
         return answer.json()["choices"][0]["token_ids"]
 
     def metric(self, name: str, **labels: str) -> float:
-        for line in self.http.get("/metrics").text.splitlines():
-            if line.startswith(name) and all(f'{key}="{value}"' in line for key, value in labels.items()):
-                return float(line.rsplit(" ", 1)[1])
-        raise AssertionError(f"no series {name} {labels}")
+        return value_of(self.http.get("/metrics").text, name, **labels)
+
+    def metric_by_client(self, name: str, clients: Sequence[str]) -> dict[str, float]:
+        """All of them at one time."""
+        text = self.http.get("/metrics").text
+        return {client: value_of(text, name, client=client) for client in clients}
 
     def wait_until_idle(self) -> None:
         """Wait for a snapshot in which nothing runs, waits or holds KV pages."""
@@ -74,3 +77,11 @@ class Served:
         self.process.kill()
         self.process.wait(20)
         self._reader.join(5)
+
+
+def value_of(text: str, name: str, **labels: str) -> float:
+    """The value of one series in Prometheus' text."""
+    for line in text.splitlines():
+        if line.startswith(name) and all(f'{key}="{value}"' in line for key, value in labels.items()):
+            return float(line.rsplit(" ", 1)[1])
+    raise AssertionError(f"no series {name} {labels}")

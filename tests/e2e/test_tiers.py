@@ -46,7 +46,7 @@ def shares(server: Served, service: float) -> dict[str, float]:
     """Of the next ``service`` units, everybody's part. All clients have requests waiting all the time."""
 
     def totals() -> dict[str, float]:
-        return {client: server.metric("evenflow_client_service_total", client=client) for client in CLIENTS}
+        return server.metric_by_client("evenflow_client_service_total", CLIENTS)
 
     before = now = totals()
     deadline = time.monotonic() + 60
@@ -54,7 +54,7 @@ def shares(server: Served, service: float) -> dict[str, float]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
         now = totals()
-    waiting = {client: server.metric("evenflow_client_requests_waiting", client=client) for client in CLIENTS}
+    waiting = server.metric_by_client("evenflow_client_requests_waiting", CLIENTS)
     assert min(waiting.values()) > 0, f"somebody has nothing left to wait for: {waiting}"
     return {client: (now[client] - before[client]) / served for client in CLIENTS}
 
