@@ -6,6 +6,7 @@ threads of its own, gets the same speed and the same answers.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-from evenflow.base.errors import ConfigError, EvenFlowError, InvalidRequest
+from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, InvalidRequest
 from evenflow.base.memory_size import parse_size
 from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.engine.config import EngineConfig
@@ -238,7 +239,8 @@ class LLM:
                     raise failure
         finally:
             if waiting and self._connection.process.is_alive:
-                self._connection.send(Abort(sorted(waiting)))
+                with contextlib.suppress(EngineDead):  # what ended the loop says more
+                    self._connection.send(Abort(sorted(waiting)))
 
     def _call(self, message: LoadAdapter | UnloadAdapter | PinAdapter | ListAdapters) -> list[AdapterInfo]:
         with self._lock:

@@ -112,10 +112,14 @@ class EngineConnection:
         self._socket.bind(self.process.address)
 
     def send(self, message: ToEngine) -> None:
-        """Queue one message for the engine."""
-        if not self.process.is_alive:
-            raise self.process.death()
-        self._socket.send(encoder.encode(message))
+        """Queue one message for the engine. Raises what it died of, also while it is dying: nobody listens then."""
+        data = encoder.encode(message)
+        while self.process.is_alive:
+            if self._socket.poll(200, zmq.POLLOUT):
+                with contextlib.suppress(zmq.Again):
+                    self._socket.send(data, zmq.NOBLOCK)
+                    return
+        raise self.process.death()
 
     def receive(self, timeout_s: float | None = None) -> FromEngine | None:
         """Next message, or None after ``timeout_s``. Raises EngineDead if the process has ended, or what it died of."""
