@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from evenflow.base.errors import AdapterDamaged, AdapterError, AdapterNotFound, AdapterRejected, ConfigError
 from evenflow.serving.core.shard import Shard
+from evenflow.serving.lora import rows as rows_module
 from evenflow.serving.lora import store as store_module
 from evenflow.serving.lora.catalog import Catalog
 from evenflow.serving.lora.rows import open_rows
@@ -152,6 +155,57 @@ def test_a_damaged_header_is_noticed_at_the_next_start(tmp_path, adapter, reads,
         file.truncate(10)
     with pytest.raises(ValueError, match="no row file"):
         open_rows(path)
+
+
+def of_the_first_format(path: Path) -> bytes:
+    """The row file at ``path`` as the first format had it: CRC-32, and a prefix of 16 bytes."""
+    file = open_rows(path)
+    pages = np.frombuffer(path.read_bytes(), np.uint8)[-file.size_bytes :].reshape(-1, file.header.page_bytes)
+    header, record = file.header, file.header.record
+    fields = {
+        "digest": record.digest,
+        "layout": header.layout,
+        "ranks": record.signature.ranks,
+        "num_pages": record.num_pages,
+        "size_bytes": record.size_bytes,
+        "page_bytes": header.page_bytes,
+        "target_modules": list(header.target_modules),
+        "checksums": [zlib.crc32(page) for page in pages],
+    }
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    head = struct.pack("<8sII", b"EVFLROWS", len(text), zlib.crc32(text)) + text
+    return head + b"\0" * (-len(head) % 4096) + pages.tobytes()
+
+
+def test_files_of_an_older_format_are_made_again_and_never_read(tmp_path, adapter, reads):
+    file = RowStore(tmp_path / "cache", LAYOUT).prepare(adapter, None)
+    image, path = image_of(file), file.path
+    path.write_bytes(of_the_first_format(path))
+    with pytest.raises(ValueError, match="no row file of this version"):
+        open_rows(path)
+    num_reads = len(reads)
+    again = RowStore(tmp_path / "cache", LAYOUT).prepare(adapter, None)
+    assert len(reads) == num_reads + 1, "converted again from its folder"
+    assert again.path == path
+    np.testing.assert_array_equal(image_of(again), image)
+
+
+def test_reads_that_come_in_pieces_fill_scattered_pages(tmp_path, adapter, monkeypatch):
+    file = RowStore(tmp_path / "cache", LAYOUT).prepare(make_adapter(adapter, CONFIG, rank=8), None)
+    whole, page_bytes = image_of(file), LAYOUT.page_bytes
+    assert len(whole) >= 6
+    monkeypatch.setattr(rows_module, "_BYTES_PER_READ", 3 * page_bytes)
+    sizes = iter(range(page_bytes // 3, 10**9, 1001))
+    preadv = os.preadv
+
+    def in_pieces(fd, buffers, position):
+        return preadv(fd, [memoryview(buffers[0]).cast("B")[: next(sizes) % page_bytes + 1]], position)
+
+    monkeypatch.setattr(os, "preadv", in_pieces)
+    target = np.zeros((2 * len(whole), page_bytes), np.uint8)
+    file.read(1, [target[:3], target[4:5], target[5 : len(whole) + 1]])
+    np.testing.assert_array_equal(target[[0, 1, 2, *range(4, len(whole) + 1)]], whole[1:])
+    assert not target[3].any()
 
 
 def test_other_layouts_have_other_rows(tmp_path, adapter):

@@ -20,7 +20,7 @@ from evenflow.base.memory_size import format_size
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.core.shape import MODULES
-from evenflow.serving.lora.rows import RowFile, open_rows, write_rows
+from evenflow.serving.lora.rows import RowFile, is_row_file, open_rows, write_rows
 from evenflow.serving.memory.layout import ArenaLayout, place
 
 _NOISE_ELEMENTS = 1 << 20
@@ -98,7 +98,7 @@ class AdapterPool:
 
     def _write_missing(self, noise: np.ndarray, seed: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        have = set(os.listdir(self.folder))
+        have = {name for name in os.listdir(self.folder) if name.endswith(".rows") and is_row_file(self.folder / name)}
         missing = [record for record in self._records if self._path(record.digest).name not in have]
         size = sum(record.num_pages for record in missing) * self.layout.page_bytes
         status = os.statvfs(self.folder)

@@ -2,11 +2,11 @@
 
 A row file is a header and the page image (``image``). It is read with positioned reads straight into the
 pages where it is wanted, never mapped: a mapped file that is cut short kills its reader with SIGBUS, a read
-says so. Every page has a checksum, tested on the bytes that have arrived, at every load.
+says so. Every page has a checksum (XXH3, 64 bits), tested on the bytes that have arrived, at every load.
 
     0        magic, 8 bytes
-    8        uint32 length of the header text, uint32 CRC-32 of it, little-endian
-    16       header, JSON
+    8        uint64 length of the header text, uint64 XXH3 of it, little-endian
+    24       header, JSON
     n x 4096 page 0, page 1, ...
 """
 
@@ -17,20 +17,21 @@ import json
 import os
 import struct
 import threading
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 from evenflow.base.errors import AdapterDamaged
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
 
-_MAGIC = b"EVFLROWS"
-_PREFIX = struct.Struct("<8sII")
+_MAGIC = b"EVFLROW2"
+"""Another one for each format: files of the first, ``EVFLROWS``, had checksums by CRC-32."""
+_PREFIX = struct.Struct("<8sQQ")
 _ALIGNMENT = 4096
 _LONGEST_HEADER = 64 << 20
 _BYTES_PER_READ = 512 << 10
@@ -48,7 +49,7 @@ class RowHeader:
     """Fingerprint of the layout and shard that the image was made for."""
     page_bytes: int
     checksums: tuple[int, ...]
-    """CRC-32 of each page."""
+    """XXH3 of each page, 64 bits."""
 
 
 class MemoryRows:
@@ -108,10 +109,20 @@ class RowFile:
         Raises AdapterDamaged if the file is gone, short or changed; the buffers hold anything then. Any thread.
         """
         # Checked while they are still in the processor's cache: a second pass over a large adapter would come from memory.
-        pages = [page for buffer in buffers for page in buffer]
-        at_once = max(1, min(_BYTES_PER_READ // self.header.page_bytes, _BUFFERS_PER_READ))
-        for start in range(0, len(pages), at_once):
-            self._read_checked(first + start, pages[start : start + at_once])
+        at_once = max(1, _BYTES_PER_READ // self.header.page_bytes)
+        together: list[np.ndarray] = []
+        num_pages = 0
+        for buffer in buffers:
+            start = 0
+            while start < len(buffer):
+                part = buffer[start : start + at_once - num_pages]
+                together.append(part)
+                start, num_pages = start + len(part), num_pages + len(part)
+                if num_pages == at_once or len(together) == _BUFFERS_PER_READ:
+                    self._read_checked(first, together)
+                    first, together, num_pages = first + num_pages, [], 0
+        if together:
+            self._read_checked(first, together)
 
     def read_ahead(self) -> None:
         """Ask the system to bring the rows from the disk into memory meanwhile. Never raises."""
@@ -134,25 +145,27 @@ class RowFile:
                 self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             return self._file
 
-    def _read_checked(self, first: int, pages: list[np.ndarray]) -> None:
-        views = [memoryview(page.data) for page in pages]
+    def _read_checked(self, first: int, buffers: list[np.ndarray]) -> None:
         position = self._offset + first * self.header.page_bytes
+        left: list[Any] = list(buffers)
         try:
             file = self._open()
-            while views:
-                count = os.preadv(file, views, position)
+            while left:
+                count = os.preadv(file, left, position)
                 if count == 0:
                     raise self._damage("is shorter than it was")
                 position += count
-                while views and count >= len(views[0]):
-                    count -= len(views.pop(0))
-                if views and count:
-                    views[0] = views[0][count:]
+                while left and count >= left[0].nbytes:
+                    count -= left.pop(0).nbytes
+                if count:
+                    left[0] = memoryview(left[0]).cast("B")[count:]
         except OSError as error:
             raise self._damage(f"cannot be read ({error.strerror})") from None
-        for ordinal, page in enumerate(pages, start=first):
-            if zlib.crc32(page.data) != self.header.checksums[ordinal]:
-                raise self._damage(f"does not have its checksum in page {ordinal}")
+        for buffer in buffers:
+            for page in buffer:
+                if xxh3_64_intdigest(page) != self.header.checksums[first]:
+                    raise self._damage(f"does not have its checksum in page {first}")
+                first += 1
 
     def _damage(self, what: str) -> AdapterDamaged:
         return AdapterDamaged(
@@ -171,10 +184,10 @@ def write_rows(path: Path, record: AdapterRecord, target_modules: Sequence[str],
         "size_bytes": record.size_bytes,
         "page_bytes": image.shape[1],
         "target_modules": list(target_modules),
-        "checksums": [zlib.crc32(page) for page in pages],
+        "checksums": [xxh3_64_intdigest(page) for page in pages],
     }
     text = json.dumps(fields, separators=(",", ":")).encode()
-    head = _PREFIX.pack(_MAGIC, len(text), zlib.crc32(text)) + text
+    head = _PREFIX.pack(_MAGIC, len(text), xxh3_64_intdigest(text)) + text
     write_whole(path, [head + b"\0" * (-len(head) % _ALIGNMENT), pages.reshape(-1).data])
 
 
@@ -185,11 +198,11 @@ def open_rows(path: Path, signatures: dict[AdapterSignature, AdapterSignature] |
     """
     with path.open("rb") as file:
         start = file.read(_PREFIX.size)
-        if len(start) < _PREFIX.size or start[:8] != _MAGIC:
-            raise ValueError(f"{path.name} is no row file")
+        if len(start) < _PREFIX.size or not start.startswith(_MAGIC):
+            raise ValueError(f"{path.name} is no row file of this version")
         _, length, checksum = _PREFIX.unpack(start)
         text = file.read(min(length, _LONGEST_HEADER))
-        if len(text) < length or zlib.crc32(text) != checksum:
+        if len(text) < length or xxh3_64_intdigest(text) != checksum:
             raise ValueError(f"the header of {path.name} is damaged")
         size = os.fstat(file.fileno()).st_size
     header = _parse(json.loads(text), signatures if signatures is not None else {})
@@ -198,6 +211,12 @@ def open_rows(path: Path, signatures: dict[AdapterSignature, AdapterSignature] |
     if size != expected:
         raise ValueError(f"{path.name} has {size} bytes; its header says {expected}")
     return RowFile(path, header, offset)
+
+
+def is_row_file(path: Path) -> bool:
+    """True if the file's first bytes say that it is a row file of this version. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def write_whole(path: Path, parts: Sequence[Any], *, is_durable: bool = True) -> None:
@@ -238,4 +257,4 @@ def _parse(fields: dict[str, Any], signatures: dict[AdapterSignature, AdapterSig
     )
 
 
-__all__ = ["MemoryRows", "RowFile", "RowHeader", "open_rows", "write_rows", "write_whole"]
+__all__ = ["MemoryRows", "RowFile", "RowHeader", "is_row_file", "open_rows", "write_rows", "write_whole"]
