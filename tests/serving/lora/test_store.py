@@ -203,8 +203,8 @@ def test_reads_that_come_in_pieces_fill_scattered_pages(tmp_path, adapter, monke
 
     monkeypatch.setattr(os, "preadv", in_pieces)
     target = np.zeros((2 * len(whole), page_bytes), np.uint8)
-    file.read(1, [target[:3], target[4:5], target[5 : len(whole) + 1]])
-    np.testing.assert_array_equal(target[[0, 1, 2, *range(4, len(whole) + 1)]], whole[1:])
+    file.read(1, [target[:3], target[4:5], target[5 : len(whole)]])
+    np.testing.assert_array_equal(target[[0, 1, 2, *range(4, len(whole))]], whole[1:])
     assert not target[3].any()
 
 
