@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,12 +82,13 @@ def test_suites_resume_and_note_failures(tmp_path: Path) -> None:
 
     first = run_suite(configs[:5], tmp_path, run_one=fake)
     assert (first.done, first.failed) == (4, 1)
+    assert [failure["error"] for failure in read_results(tmp_path)[1]] == ["a rank died"]
     second = run_suite(configs[:6], tmp_path, run_one=fake)
     assert (second.done, second.skipped, second.failed) == (2, 4, 0)
     assert len(calls) == 7
     results, failures = read_results(tmp_path)
     assert len(results) == 6
-    assert failures[0]["error"] == "a rank died"
+    assert not failures, "what was run again and succeeded is no failure"
     times = iter([0.0, 1.0, 100.0, 200.0])
     budgeted = run_suite(configs[10:20], tmp_path, 50.0, run_one=fake, clock=lambda: next(times))
     assert (budgeted.done, budgeted.left) == (1, 9)
@@ -94,6 +96,42 @@ def test_suites_resume_and_note_failures(tmp_path: Path) -> None:
         suite("everything")
     with pytest.raises(ConfigError, match="holds no results"):
         read_results(tmp_path / "nowhere")
+
+
+def fails_for_the_second(config: RunConfig) -> dict[str, Any]:
+    """For worker processes, which import it."""
+    if config.compress.endswith("A2:0.0625"):
+        os._exit(1)
+    return {"metric": "accuracy", "accuracy": 0.5, "wall_s": 0.0, "parameters": config.to_json(), "process": os.getpid()}
+
+
+@pytest.mark.slow
+def test_several_at_a_time_keep_results_when_a_process_dies(tmp_path: Path) -> None:
+    configs = suite("paper", 1)
+    dense = [config for config in configs[:40] if config.compress == "none"]
+    outcome = run_suite(dense, tmp_path, run_one=fails_for_the_second, jobs=2)
+    assert (outcome.done, outcome.left) == (len(dense), 0)
+    assert os.getpid() not in {result["process"] for result in read_results(tmp_path)[0]}
+    deadly = next(config for config in configs if config.compress.endswith("A2:0.0625"))
+    with pytest.raises(WireError, match="was killed"):
+        run_suite([*dense, deadly], tmp_path, run_one=fails_for_the_second, jobs=2)
+    assert len(read_results(tmp_path)[0]) == len(dense)
+
+
+@pytest.mark.slow
+def test_several_at_a_time_get_the_scores_of_one_at_a_time(tmp_path: Path) -> None:
+    configs = [RunConfig(tp=2, compress=spec, **SMALL) for spec in ("none", "tp=q4", "tp=int8-g32")]  # type: ignore[arg-type]
+    for jobs, folder in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        assert run_suite(configs, folder, jobs=jobs).done == 3
+    for config in configs:
+        one, two = (json.loads((tmp_path / folder / f"{config.key()}.json").read_text()) for folder in ("one", "two"))
+        assert one["accuracy_by_seed"] == two["accuracy_by_seed"]
+        assert one["bytes_per_step"] == two["bytes_per_step"]
+
+
+def test_what_is_timed_runs_alone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="would time each other"):
+        run_suite([RunConfig(tp=2)], tmp_path, jobs=2)
 
 
 def test_report_pairs_seeds_with_the_dense_run(tmp_path: Path) -> None:
@@ -127,7 +165,7 @@ def test_command_line_lists_runs_and_reports(tmp_path: Path, capsys: pytest.Capt
     assert json.loads(out.read_text())["metric"] == "accuracy"
     assert command.run(parse("report", str(out.parent), "--html", str(tmp_path / "r.html"))) == 0
     with pytest.raises(ConfigError, match="allowed: 1"):
-        command.run(parse("suite", "paper", "--out", str(tmp_path), "--jobs", "4"))
+        command.run(parse("suite", "break-even", "--out", str(tmp_path), "--jobs", "4"))
     with pytest.raises(ConfigError, match="budget"):
         command.run(parse("suite", "paper", "--out", str(tmp_path), "--budget", "soon"))
     with pytest.raises(ConfigError, match="LOW:HIGH"):

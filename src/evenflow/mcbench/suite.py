@@ -1,4 +1,4 @@
-"""Named sets of configurations, run one after the other, resumable, within a budget.
+"""Named sets of configurations, resumable, within a budget; several at a time if they are not timed.
 
 A configuration whose result file exists is not run again. With a budget, configurations are taken in an order in which
 every prefix is spread over compressors and layouts.
@@ -7,13 +7,21 @@ every prefix is spread over compressors and layouts.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evenflow.base.errors import ConfigError, EvenFlowError, RegistryError
+import torch
+
+from evenflow.base.errors import ConfigError, EvenFlowError, RegistryError, WireError
 from evenflow.comm import DEFAULT_SPECS
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.names import SUITES
@@ -137,30 +145,87 @@ def run_suite(
     progress: Callable[[str], None] = lambda text: None,
     run_one: Callable[[RunConfig], dict[str, Any]] = run,
     clock: Callable[[], float] = time.monotonic,
+    jobs: int = 1,
 ) -> Outcome:
-    """Run what has no result yet in ``folder``; write each result when it is there. A failure is noted and ends nothing."""
+    """Run what has no result yet in ``folder``; write each result when it is there. A failure is noted and ends nothing.
+
+    With ``jobs`` above 1 so many configurations run at a time, each in a process of its own (``run_one`` must be importable
+    there) with its share of the cores. Raises ConfigError if there is one among them that is timed.
+    """
+    if jobs < 1:
+        raise ConfigError(f"jobs {jobs}; allowed: 1 or more")
+    if jobs > 1 and not all(config.emulate for config in configs):
+        raise ConfigError(
+            f"jobs {jobs}; allowed: 1, because configurations of real ranks beside each other would time each other"
+        )
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    start, done, skipped, failed = clock(), 0, 0, 0
-    for number, config in enumerate(configs):
-        path = target / f"{config.key()}.json"
-        if path.exists():
-            skipped += 1
-            continue
-        if budget_s is not None and clock() - start > budget_s:
-            return Outcome(done, skipped, failed, len(configs) - number)
-        progress(f"[{number + 1}/{len(configs)}] {config.task} tp{config.tp} pp{config.pp} {config.compress} ({config.layers})")
-        try:
-            result = run_one(config)
-        except EvenFlowError as error:
-            failed += 1
-            write_whole(target / f"{config.key()}.failed.json", _json({"parameters": config.to_json(), "error": str(error)}))
-            progress(f"    failed: {error}")
-            continue
-        write_whole(path, _json(result))
-        done += 1
-        progress(f"    {result['metric']} {result[result['metric']]:.4f} ({result['wall_s']:.0f} s)")
-    return Outcome(done, skipped, failed, 0)
+    todo = [(n, config) for n, config in enumerate(configs, start=1) if not (target / f"{config.key()}.json").exists()]
+    start, done, failed, begun = clock(), 0, 0, 0
+    running: dict[Future[dict[str, Any]], tuple[str, RunConfig]] = {}
+    with _workers(jobs) as submit:
+        while running or begun < len(todo):
+            is_over = budget_s is not None and clock() - start > budget_s
+            if begun < len(todo) and len(running) < jobs and not is_over:
+                number, config = todo[begun]
+                begun += 1
+                label = f"[{number}/{len(configs)}]"
+                progress(f"{label} {config.task} tp{config.tp} pp{config.pp} {config.compress} ({config.layers})")
+                running[submit(run_one, config)] = (f"{label} " if jobs > 1 else "    ", config)
+                continue
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                label, config = running.pop(future)
+                try:
+                    result = future.result()
+                except (EvenFlowError, BrokenProcessPool) as error:
+                    failed += 1
+                    note = {"parameters": config.to_json(), "error": str(error)}
+                    write_whole(target / f"{config.key()}.failed.json", _json(note))
+                    progress(f"{label}failed: {error}")
+                    if isinstance(error, BrokenProcessPool):
+                        raise WireError(
+                            "a process of the suite was killed; what it ran has no result, the others are kept"
+                        ) from None
+                    continue
+                write_whole(target / f"{config.key()}.json", _json(result))
+                (target / f"{config.key()}.failed.json").unlink(missing_ok=True)
+                done += 1
+                progress(f"{label}{result['metric']} {result[result['metric']]:.4f} ({result['wall_s']:.0f} s)")
+    return Outcome(done, len(configs) - len(todo), failed, len(todo) - begun)
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[Callable[..., Future[dict[str, Any]]]]:
+    """Yield what starts a call: here and now for one job, in processes for more. They end with the block, whatever ends it."""
+    if jobs == 1:
+        yield _now
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (threads,))
+    try:
+        yield pool.submit
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(threads)
+
+
+def _now(call: Callable[..., dict[str, Any]], *args: Any) -> Future[dict[str, Any]]:
+    future: Future[dict[str, Any]] = Future()
+    try:
+        future.set_result(call(*args))
+    except EvenFlowError as error:
+        future.set_exception(error)
+    return future
 
 
 def _json(value: Any) -> bytes:
