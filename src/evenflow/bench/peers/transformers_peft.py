@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ class Peer:
     def __init__(self, model_dir: str, adapter_dirs: dict[str, str], dtype: torch.dtype) -> None:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        warnings.simplefilter("ignore", FutureWarning)
 
         def load() -> Any:
             return AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, local_files_only=True).eval()
