@@ -24,7 +24,7 @@ from evenflow.mcbench.cost_model import (
     step_s,
 )
 from evenflow.mcbench.machine import Curve, Machine, curve
-from evenflow.mcbench.report_page import prediction_page
+from evenflow.mcbench.prediction_page import prediction_page, weak_shape
 
 CODED = ("bf16", "int8-g32", "int4-g32", "ae:100", "topk:0.1", "powersgd:50")
 
@@ -80,6 +80,41 @@ def test_the_paper_formula_falls_with_hidden_size_and_keeps_a_gain_when_nodes_sc
     weak = [paper.speed_up(Shape(hidden=h, layers=layers, nodes=n, microbatches=4 * n)) for h, layers, n in WEAK_SCALING]
     alone = paper.speed_up(Shape(hidden=25600, layers=1))
     assert weak[-1] > alone
+
+
+def falls(values: list[float]) -> bool:
+    return values == sorted(values, reverse=True)
+
+
+def test_hidden_size_alone_makes_the_gain_vanish() -> None:
+    """The paper's first scaling figure."""
+    made = machine(1.0, coding_ns=0.02)
+    for speed in (lambda shape: speed_up(made, shape, "int8-g32"), PaperModel.of(made).speed_up):
+        gains = [speed(Shape(hidden=h, layers=1)) for h in (1024, 2304, 4096, 8192, 12288, 25600)]
+        assert falls(gains)
+        assert 0 < gains[-1] - 1 < 0.15 * (gains[0] - 1)
+
+
+def test_weak_scaling_levels_off_if_nodes_are_farther_apart_than_ranks() -> None:
+    """The paper's second scaling figure: a fast link inside a node and a slow one between them make a plateau."""
+    one = machine(1.0, coding_ns=0.02)
+    two = one.at_rate_between("100mbit", 1e8)
+    shapes = [weak_shape(*row) for row in WEAK_SCALING]
+
+    def gains(of: Machine) -> tuple[list[float], list[float]]:
+        return [speed_up(of, shape, "int8-g32") for shape in shapes], [PaperModel.of(of).speed_up(shape) for shape in shapes]
+
+    for falling, level in zip(gains(one), gains(two)):
+        # One link: what is gained on one node is lost as the model grows, from 16 to 64 nodes as before.
+        assert falls(falling)
+        assert falling[-1] - 1 < 0.75 * (falling[4] - 1)
+        # Two: it falls first, and then stays where it is.
+        assert falls(level[:4])
+        late = [gain - 1 for gain in level[4:]]
+        assert max(late) < 1.15 * min(late)
+        assert late[-1] > 1.5 * (falling[-1] - 1)
+    alone = Shape(hidden=1024, layers=1)
+    assert speed_up(one, alone, "int8-g32") == speed_up(two, alone, "int8-g32"), "one node has nothing between nodes"
 
 
 def test_pipeline_bubble_and_boundaries() -> None:
@@ -139,8 +174,9 @@ def test_rates_between_calibrated_sizes() -> None:
 
 
 def test_calibrations_come_back_and_broken_files_are_named(tmp_path: Path) -> None:
-    machine().write(tmp_path / "m.json")
-    assert Machine.read(tmp_path / "m.json") == machine()
+    for made in (machine(), machine().at_rate_between("100mbit", 1e8)):
+        made.write(tmp_path / "m.json")
+        assert Machine.read(tmp_path / "m.json") == made
     (tmp_path / "x.json").write_text("{}")
     for name in ("x.json", "missing.json"):
         with pytest.raises(ConfigError, match="is no calibration"):
@@ -186,3 +222,7 @@ def test_prediction_page_says_that_it_predicts(tmp_path: Path) -> None:
     text = (tmp_path / "p.html").read_text()
     assert "Predicted, not measured" in text
     assert "25600" in text or "25,600" in text
+    assert "10 times slower" in text, "one link: the paper's two are assumed beside it"
+    two = prediction_page(machine().at_rate_between("50mbit", 5e7), ("bf16", "int8-g32"), (1024, 6144, 25600), (1, 64)).html()
+    assert "between nodes 50mbit (assumed" in two
+    assert "10 times slower" not in two

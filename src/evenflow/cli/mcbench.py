@@ -65,7 +65,8 @@ def add_parser(subparsers: Any) -> None:
     suite.add_argument("--task", default="digits", help="for activation-rank")
 
     calibrate = commands.add_parser("calibrate", help="measure what predictions need, with two local ranks")
-    calibrate.add_argument("--link", default="unlimited")
+    calibrate.add_argument("--link", default="unlimited", help="between the ranks of a node (tensor parallelism)")
+    calibrate.add_argument("--link-between", default="", help="between nodes (pipeline boundaries); default: the same link")
     calibrate.add_argument("--json", required=True, metavar="FILE")
 
     predict = commands.add_parser("predict", help="speed-up by hidden size and nodes, from a calibration")
@@ -73,6 +74,7 @@ def add_parser(subparsers: Any) -> None:
     predict.add_argument("--hidden", default="1024:25600", metavar="LOW:HIGH")
     predict.add_argument("--nodes", default="1:64", metavar="LOW:HIGH")
     predict.add_argument("--link", default="", help="assume another link than the calibrated one, like 100gbit")
+    predict.add_argument("--link-between", default="", help="assume this link between nodes, like 100mbit")
     predict.add_argument("--html", required=True, metavar="FILE")
 
     advise = commands.add_parser("advise", help="which compressor pays for this model on this link")
@@ -252,7 +254,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     from evenflow.comm.links import Link
     from evenflow.mcbench.calibration import calibrate
 
-    calibrate(Link.parse(args.link), progress=_say).write(args.json)
+    between = Link.parse(args.link_between) if args.link_between else None
+    calibrate(Link.parse(args.link), progress=_say, between=between).write(args.json)
+    _say(f"calibration written to {args.json}")
     return 0
 
 
@@ -266,7 +270,7 @@ def _range(text: str, what: str) -> tuple[int, int]:
 def _predict(args: argparse.Namespace) -> int:
     from evenflow.comm.links import Link
     from evenflow.mcbench.machine import Machine
-    from evenflow.mcbench.report_page import prediction_page
+    from evenflow.mcbench.prediction_page import prediction_page
 
     low, high = _range(args.hidden, "hidden")
     sizes = [h for h in (1024, 2304, 3072, 4096, 6144, 8192, 10240, 12288, 16384, 20480, 25600) if low <= h <= high] or [
@@ -277,6 +281,9 @@ def _predict(args: argparse.Namespace) -> int:
     machine, link = Machine.read(args.machine), Link.parse(args.link or "unlimited")
     if link.bit_per_s is not None:
         machine = machine.at_rate(link.name, link.bit_per_s)
+    between = Link.parse(args.link_between or "unlimited")
+    if between.bit_per_s is not None:
+        machine = machine.at_rate_between(between.name, between.bit_per_s)
     prediction_page(machine, specs, sizes, _range(args.nodes, "nodes")).write(args.html)
     _say(f"predictions written to {args.html}")
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -51,10 +52,14 @@ HIDDEN = (256, 512, 1024)
 
 
 def calibrate(
-    link: Link, specs: Sequence[str] = DEFAULT_CALIBRATED, progress: Callable[[str], None] = lambda text: None
+    link: Link,
+    specs: Sequence[str] = DEFAULT_CALIBRATED,
+    progress: Callable[[str], None] = lambda text: None,
+    between: Link | None = None,
 ) -> Machine:
     """Measure this machine and link with two local ranks. Raises WireError if the ranks fail.
 
+    ``link`` joins the ranks of a node, ``between`` the nodes (messages over pipeline boundaries); None: one link for both.
     A link that is faster than what local ranks reach without any shaping cannot be measured: it is assumed (see
     ``Machine.at_rate``), and the machine says so.
     """
@@ -75,8 +80,7 @@ def calibrate(
             seconds = curve(points[value["name"]])
             progress(f"{value['name']}: {1e6 * seconds.fixed_s:.0f} us, then {1e9 * seconds.unit_s:.2f} ns per {value['unit']}")
 
-    is_fast = link.bit_per_s is not None and link.bit_per_s > MEASURABLE_BIT_PER_S
-    measured = Link.parse("unlimited") if is_fast else link
+    measured = _measurable(link)
     launched = launch("calibrate", {"specs": list(specs)}, 2, measured, note)
     if launched.failure or not flops:
         raise WireError(f"calibration of {link.name}: {launched.failure or 'no measurements'}")
@@ -84,10 +88,29 @@ def calibrate(
     coded = {way: {spec: curves[f"{way} {spec}"] for spec in specs} for way in ("encode", "decode")}
     operations = {name: seconds for name, seconds in curves.items() if not name.startswith(("encode ", "decode "))}
     machine = Machine(tuple(flops), operations, coded["encode"], coded["decode"], measured.name, launched.link_kind, versions())
-    if link.bit_per_s is not None and is_fast:
+    if link.bit_per_s is not None and measured != link:
         progress(f"{link.name} is more than local ranks reach: its rate is assumed, fixed times are measured")
-        return machine.at_rate(link.name, link.bit_per_s)
-    return machine
+        machine = machine.at_rate(link.name, link.bit_per_s)
+    return machine if between is None else _with_between(machine, between, progress)
+
+
+def _measurable(link: Link) -> Link:
+    is_fast = link.bit_per_s is not None and link.bit_per_s > MEASURABLE_BIT_PER_S
+    return Link.parse("unlimited") if is_fast else link
+
+
+def _with_between(machine: Machine, between: Link, progress: Callable[[str], None]) -> Machine:
+    """Return the machine with messages between nodes as measured over another link, or assumed if that is too fast."""
+    if between.bit_per_s is not None and _measurable(between) != between:
+        progress(f"{between.name} between nodes is more than local ranks reach: its rate is assumed")
+        return machine.at_rate_between(between.name, between.bit_per_s)
+    launched = launch("calibrate-between", {}, 2, between)
+    points = [(r["value"]["units"], r["value"]["seconds"]) for r in launched.records if r["kind"] == "point"]
+    if launched.failure or not points:
+        raise WireError(f"calibration of {between.name}: {launched.failure or 'no measurements'}")
+    send = curve(points)
+    progress(f"send between nodes: {1e6 * send.fixed_s:.0f} us, then {1e9 * send.unit_s:.2f} ns per byte")
+    return replace(machine, send_between=send, link_between=between.name, link_between_kind=launched.link_kind)
 
 
 def calibrate_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 9) -> None:
@@ -99,9 +122,14 @@ def calibrate_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None],
         _coding(spec, group, emit)
 
 
-def _operations(group: Collective, emit: Callable[[str, Any], None], repeats: int) -> None:
+def calibrate_between_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 9) -> None:
+    """Measure messages over another link, as one of the ranks."""
+    _operations(shaped(TorchCollective(), link), emit, repeats, (Kind.SEND,))
+
+
+def _operations(group: Collective, emit: Callable[[str, Any], None], repeats: int, kinds: Sequence[Kind] = tuple(Kind)) -> None:
     W = group.world_size
-    measured: list[tuple[Kind, torch.dtype, Callable[[Tensor], Tensor]]] = [
+    known: list[tuple[Kind, torch.dtype, Callable[[Tensor], Tensor]]] = [
         (Kind.ALL_REDUCE, torch.float32, group.all_reduce),
         (Kind.ALL_REDUCE, torch.bfloat16, group.all_reduce),
         (Kind.REDUCE_SCATTER, torch.float32, group.reduce_scatter),
@@ -109,7 +137,7 @@ def _operations(group: Collective, emit: Callable[[str, Any], None], repeats: in
         (Kind.ALL_TO_ALL, torch.uint8, group.all_to_all),
         (Kind.SEND, torch.uint8, lambda x: _there_and_back(group, x)),
     ]
-    for kind, dtype, operation in measured:
+    for kind, dtype, operation in [entry for entry in known if entry[0] in kinds]:
         for size in SIZES:
             x = torch.zeros(W, size // dtype.itemsize // W, dtype=dtype)
             times = []

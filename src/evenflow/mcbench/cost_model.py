@@ -2,7 +2,7 @@
 
 Paper (tensor parallelism, per layer): T = alpha F + beta B s h; with an auto-encoder T = alpha F + c + gamma B s h,
 F = 96 B s h^2 + 16 B s^2 h (forward and backward with full recomputation). Cluster of n stages and m micro-batches:
-((m - 1) / n + 1) L T_layer + (n - 1) B s h / w.
+((m - 1) / n + 1) L T_layer + (n - 1) B s h / w, where w is the rate between nodes, which is not the rate inside one.
 
 Corrected: F = 72 B s h^2 + 12 B s^2 h without recomputation; four collectives a layer, each counted by the transport's own
 ``operations``; encoding and decoding by how many messages the transport decodes; (m + n - 1) / m for the pipeline's bubble.
@@ -83,7 +83,7 @@ def exchange_s(machine: Machine, spec: str, rows: int, width: int, world_size: i
 def transfer_s(machine: Machine, spec: str, rows: int, width: int) -> float:
     """Return the predicted time to send a fp32 tensor [rows, width] over a pipeline boundary."""
     size = get_compressor(spec).plan((rows, width), torch.float32).payload_bytes
-    time_s = machine.operation(Kind.SEND).at(size)
+    time_s = machine.boundary.at(size)
     if spec == "none":
         return time_s
     return time_s + machine.encode[spec].at(rows * width) + machine.decode[spec].at(rows * width)
@@ -118,13 +118,16 @@ class PaperModel:
     beta: float
     gamma: float
     c: float
+    boundary: float
+    """Seconds per element sent from node to node: 1 / w."""
 
     @staticmethod
     def of(machine: Machine, spec: str = "ae:100") -> PaperModel:
         """Derive the constants from a calibration: alpha from its largest layer, beta from the dense all-reduce."""
         coded = machine.encode[spec].unit_s + machine.decode[spec].unit_s
         fixed = machine.operation(Kind.ALL_REDUCE).fixed_s
-        return PaperModel(1 / machine.flop_per_s[-1][1], 4 / machine.byte_per_s, coded, fixed)
+        boundary = 4 * (machine.boundary.unit_s if machine.send_between else 1 / machine.byte_per_s)
+        return PaperModel(1 / machine.flop_per_s[-1][1], 4 / machine.byte_per_s, coded, fixed, boundary)
 
     def layer_s(self, shape: Shape, is_compressed: bool) -> float:
         """Return the time of one layer."""
@@ -136,7 +139,7 @@ class PaperModel:
         """Return the time of one step on ``shape.nodes`` nodes."""
         n, m = shape.nodes, shape.microbatches
         width = code_width if is_compressed else shape.hidden
-        boundary = (n - 1) * shape.micro_batch * shape.sequence * width * self.beta
+        boundary = (n - 1) * shape.micro_batch * shape.sequence * width * self.boundary
         return ((m - 1) / n + 1) * shape.layers * self.layer_s(shape, is_compressed) + boundary
 
     def speed_up(self, shape: Shape) -> float:

@@ -63,7 +63,13 @@ class Machine:
     """Seconds of one call by elements, by spec."""
     decode: Mapping[str, Curve] = field(default_factory=dict)
     link: str = "unlimited"
+    """Between the ranks of a node: tensor parallelism's sums."""
     link_kind: str = "unlimited"
+    send_between: Curve | None = None
+    """Seconds by bytes of a message from node to node, over a pipeline boundary; None: as within a node."""
+    link_between: str = ""
+    """Between nodes; empty: the same as ``link``."""
+    link_between_kind: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def flops_at(self, hidden: int) -> float:
@@ -85,18 +91,24 @@ class Machine:
         raise ConfigError(f"{kind.value} was not calibrated; known: {', '.join(self.operations)}")
 
     @property
+    def boundary(self) -> Curve:
+        """The curve of a message over a pipeline boundary."""
+        return self.send_between or self.operation(Kind.SEND)
+
+    @property
     def byte_per_s(self) -> float:
         """The achieved rate of a rank's sending in a large dense all-reduce."""
         return 1 / max(self.operation(Kind.ALL_REDUCE).unit_s, 1e-12)
 
     def at_rate(self, link: str, bit_per_s: float) -> Machine:
         """Return what this machine would be on an ideal link of another rate, with the fixed times measured here."""
+        operations = {name: _ideal(measured, bit_per_s) for name, measured in self.operations.items()}
+        return replace(self, operations=operations, link=link, link_kind=_ASSUMED)
 
-        def ideal(measured: Curve) -> Curve:
-            return Curve(((0.0, measured.fixed_s), (1e9, measured.fixed_s + 8e9 / bit_per_s)))
-
-        operations = {name: ideal(measured) for name, measured in self.operations.items()}
-        return replace(self, operations=operations, link=link, link_kind="assumed: its nominal rate, fixed times measured here")
+    def at_rate_between(self, link: str, bit_per_s: float) -> Machine:
+        """Return what this machine would be with an ideal link of this rate between nodes, and its own link inside them."""
+        send = _ideal(self.operation(Kind.SEND), bit_per_s)
+        return replace(self, send_between=send, link_between=link, link_between_kind=_ASSUMED)
 
     def write(self, path: str | Path) -> None:
         """Write as JSON."""
@@ -112,9 +124,18 @@ class Machine:
                 name: {key: curve(given["points"]) for key, given in values.pop(name).items()}
                 for name in ("operations", "encode", "decode")
             }
-            return Machine(points, **curves, **values)
+            between = values.pop("send_between", None)
+            return Machine(points, **curves, send_between=curve(between["points"]) if between else None, **values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"{path} is no calibration of `evenflow mcbench calibrate`: {error}") from error
+
+
+_ASSUMED = "assumed: its nominal rate, fixed times measured here"
+
+
+def _ideal(measured: Curve, bit_per_s: float) -> Curve:
+    """Return a link of this rate with the fixed time of a measured one."""
+    return Curve(((0.0, measured.fixed_s), (1e9, measured.fixed_s + 8e9 / bit_per_s)))
 
 
 def operation_name(kind: Kind, dtype: str) -> str:

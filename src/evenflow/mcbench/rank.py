@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
 
     from evenflow.base.errors import EvenFlowError
     from evenflow.comm.links import Link
-    from evenflow.mcbench.calibration import calibrate_rank
+    from evenflow.mcbench.calibration import calibrate_between_rank, calibrate_rank
     from evenflow.mcbench.config import RunConfig
     from evenflow.mcbench.studies import break_even_rank
     from evenflow.mcbench.timing import compute_rank, time_rank
@@ -52,7 +52,13 @@ def main(arguments: list[str]) -> int:
         if config is not None:
             run_rank(config, emit, link, counted)
         else:
-            jobs = {"calibrate": calibrate_rank, "break-even": break_even_rank, "compute": compute_rank, "time": time_rank}
+            jobs = {
+                "calibrate": calibrate_rank,
+                "calibrate-between": calibrate_between_rank,
+                "break-even": break_even_rank,
+                "compute": compute_rank,
+                "time": time_rank,
+            }
             jobs[settings["job"]]({**settings["payload"], "interface": counted}, emit, link)
     except EvenFlowError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -1,12 +1,10 @@
-"""The report of a folder of results: accuracies with paired differences, bytes, times; and, apart, predictions."""
+"""The report of a folder of results: accuracies with paired differences, bytes, times. Predictions: ``prediction_page``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evenflow.mcbench.cost_model import WEAK_SCALING, PaperModel, Shape, speed_up
-from evenflow.mcbench.machine import Machine
 from evenflow.mcbench.metrics import mean_and_interval
 from evenflow.mcbench.studies import break_even_points
 from evenflow.report.page import Page
@@ -190,46 +188,6 @@ def _study(page: Page, study: Result) -> None:
         for kind in ("activation", "gradient")
     }
     page.figure(line_plot(series, x_label="singular value", y_label="share of the largest", is_log_y=True), last["module"])
-
-
-def prediction_page(machine: Machine, specs: Sequence[str], hidden: Sequence[int], nodes: Sequence[int]) -> Page:
-    """Return the page of the paper's two scaling figures, predicted for a calibrated machine."""
-    rate, flops = 8 * machine.byte_per_s / 1e9, machine.flop_per_s[-1][1] / 1e9
-    link = f"{machine.link} ({machine.link_kind})"
-    source = f"From a calibration of link {link}: {rate:.2f} Gbit/s achieved, {flops:.0f} GFLOP/s per rank"
-    page = Page("Predicted, not measured", source)
-    widths = [h for h in hidden if h >= min(hidden)]
-    for n in sorted({min(nodes), max(nodes)}):
-        page.section(
-            f"Speed-up by hidden size on {n} node{'s' if n > 1 else ''}",
-            "TP 4, sequence 128, micro-batch 16, one layer per stage. Dense time / compressed time, "
-            "corrected model; the last line is the paper's formula for its auto-encoder.",
-        )
-        series: dict[str, Any] = {}
-        for spec in specs:
-            series[spec] = (widths, [speed_up(machine, _fixed(h, n), spec) for h in widths])
-        series["paper's formula"] = (widths, [PaperModel.of(machine).speed_up(_fixed(h, n)) for h in widths])
-        page.figure(line_plot(series, x_label="hidden size", y_label="predicted speed-up", is_log_x=True))
-        page.table(["hidden", *series], [[h, *[series[name][1][i] for name in series]] for i, h in enumerate(widths)])
-    page.section(
-        "Weak scaling", "Hidden size, layers and nodes grow together as in Megatron's table; 4 micro-batches per node."
-    )
-    chosen = [row for row in WEAK_SCALING if min(nodes) <= row[2] <= max(nodes) and min(hidden) <= row[0] <= max(hidden)]
-    rows = []
-    for h, layers, n in chosen:
-        shape = Shape(hidden=h, layers=layers, nodes=n, microbatches=4 * n)
-        rows.append([h, layers, n, *[speed_up(machine, shape, spec) for spec in specs], PaperModel.of(machine).speed_up(shape)])
-    headers = [*specs, "paper's formula"]
-    page.table(["hidden", "layers", "nodes", *headers], rows)
-    if len(rows) > 1:
-        grown = [float(row[2]) for row in rows]
-        series = {name: (grown, [float(row[3 + i]) for row in rows]) for i, name in enumerate(headers)}
-        page.figure(line_plot(series, x_label="nodes", y_label="predicted speed-up", is_log_x=True))
-    return page
-
-
-def _fixed(hidden: int, nodes: int) -> Shape:
-    return Shape(hidden=hidden, layers=nodes, nodes=nodes, microbatches=4 * nodes)
 
 
 def _blank(value: Any) -> Any:
