@@ -3,8 +3,8 @@
     python benchmarks/recipes/mcbench_studies.py --folder studies --machine MACHINE --results benchmarks/results
 
 Runs `evenflow mcbench suite` for what FOLDER does not hold yet and collects what is there: break-even over links and
-numbers of ranks, activation-rank over the built-in tasks, serving. Four ranks on two cores share them, and say so by
-their times.
+numbers of ranks (predicted, then measured), activation-rank over the built-in tasks, serving. Four ranks on two cores
+share them, and say so by their times.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from evenflow.bench.recipes import write_result
 from evenflow.cli.main import main as evenflow
@@ -44,8 +45,14 @@ def main() -> None:
                 raise SystemExit(status)
         paths = sorted(args.folder.glob(f"study-{name}-*.json"))
         studies = {path.stem.removeprefix(f"study-{name}-"): json.loads(path.read_text()) for path in paths}
+        results: dict[str, Any] = {"studies": studies}
+        said = sorted(args.folder.glob(f"prediction-{name}-*.json"))
+        if said:
+            results["predictions"] = {
+                path.stem.removeprefix(f"prediction-{name}-"): json.loads(path.read_text()) for path in said
+            }
         parameters = {"runs": runs, "studies": list(studies)}
-        write_result(args.results / f"{name.replace('-', '_')}--{args.machine}.json", name, parameters, {"studies": studies})
+        write_result(args.results / f"{name.replace('-', '_')}--{args.machine}.json", name, parameters, results)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,19 @@ def test_pipelines_of_every_family_equal_the_single_process(tmp_path: Path, layo
     assert max(report.values()) < 1e-5, report
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_dropout_of_a_local_model_does_not_fail_the_gate(tmp_path: Path) -> None:
+    """Models from a hub have dropout: stages and the single model would draw different masks."""
+    task = load_task("topics")
+    sizes = {"num_labels": task.num_labels, "vocab_size": task.vocab_size, "max_length": task.length}
+    model: Any = make_model("bert-tiny", 0, **sizes)
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.3
+    model.save_pretrained(tmp_path / "model")
+    report = run_ranks(parity_ranks, tmp_path, 2, [{"task": "topics", "model": str(tmp_path / "model"), "tp": 1, "pp": 2}])
+    assert max(report.values()) < 1e-5, report
+
+
 LEARNED = ("pp.forward=ae:8", "pp.forward=subspace-learned:8", "pp.forward=topk:0.2|masked", "pp.forward=int8-g32|same")
 
 

@@ -16,13 +16,14 @@ import torch
 import evenflow
 from evenflow.cli.main import main
 from evenflow.comm import SilentCollective
+from evenflow.comm.ledger import Kind
 from evenflow.comm.links import Link, interface_bytes, why_no_namespaces
 from evenflow.mcbench import launch as launch_module
+from evenflow.mcbench.break_even import break_even, break_even_points
 from evenflow.mcbench.calibration import calibrate
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.cost_model import exchange_s
 from evenflow.mcbench.run import run
-from evenflow.mcbench.studies import break_even, break_even_points
 from evenflow.mcbench.timing import compute_s, time_variants
 
 WHY = why_no_namespaces()
@@ -166,7 +167,9 @@ def test_torchrun_launches_a_run_and_an_attached_model(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_calibration_prediction_and_timing_work_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    machine = calibrate(Link.parse("unlimited"), ("bf16", "int8-g32", "int4-g32", "ae:100"))
+    machine = calibrate(Link.parse("unlimited"), ("bf16", "int8-g32", "int4-g32", "ae:100"), between=Link.parse("100mbit"))
+    assert machine.link_between == "100mbit"
+    assert machine.boundary.unit_s > 4 * machine.operation(Kind.SEND).unit_s
     machine.write(tmp_path / "machine.json")
     assert {"all-reduce", "all-reduce bfloat16", "all-gather", "all-to-all", "send"} <= set(machine.operations)
     assert exchange_s(machine, "int8-g32", 1024, 256, 2) > 0

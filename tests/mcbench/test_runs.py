@@ -16,12 +16,14 @@ from evenflow.cli import mcbench as command
 from evenflow.comm.catalogue import COMPRESSORS, SUMMARIES, TRANSPORTS
 from evenflow.comm.links import Link
 from evenflow.comm.transport import SUMS
+from evenflow.mcbench import break_even as break_even_module
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.files import GLUE
 from evenflow.mcbench.launch import cores_of_ranks, launch
 from evenflow.mcbench.names import GLUE_TASKS
 from evenflow.mcbench.report_page import accuracy_rows, results_page
 from evenflow.mcbench.run import run, summarise
+from evenflow.mcbench.study_sections import judged_by, prediction_errors
 from evenflow.mcbench.suite import read_results, run_suite, suite
 from evenflow.mcbench.tasks import load_task
 
@@ -65,6 +67,16 @@ def test_aqsgd_uses_fixed_batches_and_learned_boundaries_train() -> None:
     result = run(RunConfig(pp=2, compress="pp.forward=ae:8", **{**SMALL, "seeds": 1}))  # type: ignore[arg-type]
     # The gradient of an auto-encoder's code is as narrow as the code, and travels by autograd.
     assert result["bytes_per_step"]["pp.forward"]["planned"] == 8 * 17 * 8 * 4
+
+
+def test_fine_tuning_goes_by_epochs_and_at_a_rate_for_trained_models() -> None:
+    mrpc = RunConfig(task="glue/mrpc", model="some/folder").training()
+    assert mrpc.learning_rate == 5e-5
+    assert mrpc.over(3668).num_steps == 5 * 115
+    assert RunConfig(task="glue/rte", model="bert-tiny").training().learning_rate == 3e-3
+    asked = RunConfig(task="glue/rte", model="some/folder", steps=7, rate=1e-4).training().over(2490)
+    assert (asked.num_steps, asked.learning_rate) == (7, 1e-4)
+    assert RunConfig(task="digits").training().over(10**6).num_steps == 200
 
 
 def test_suites_resume_and_note_failures(tmp_path: Path) -> None:
@@ -203,6 +215,54 @@ def test_partial_results_of_a_broken_run_are_kept() -> None:
     result = summarise(RunConfig(tp=2, seeds=5), task, [{"kind": "seed", "value": record}])
     assert result["seeds"] == [0]
     assert result["accuracy"] == 0.5
+
+
+def made_study() -> dict[str, Any]:
+    rows = [
+        {"spec": spec, "dense_bytes": size, "sent_bytes": size / (1 + i), "ms": size / 1000 / (1 + i)}
+        for i, spec in enumerate(("none", "int8-g32"))
+        for size in (1000, 4000)
+    ]
+    return {"study": "break-even", "from": "later", "link": "1gbit", "link_kind": "made up", "world_size": 2, "rows": rows}
+
+
+def test_predictions_stand_beside_the_study_they_were_made_for_and_in_no_table_with_it(tmp_path: Path) -> None:
+    study = made_study()
+    off = {"none": 1.1, "int8-g32": 2.0}
+    rows = [{**row, "ms": row["ms"] * off[row["spec"]]} for row in study["rows"]]
+    prediction = {"prediction": "break-even", "at": "earlier", "link": "1gbit", "world_size": 2, "rows": rows}
+    assert judged_by(prediction, study)
+    assert not judged_by({**prediction, "world_size": 4}, study)
+    assert prediction_errors(prediction, study)["none", 4000] == pytest.approx(0.1)
+    for name, value in (("study", study), ("prediction", prediction)):
+        (tmp_path / f"{name}-break-even-1gbit-2-ranks.json").write_text(json.dumps(value))
+    out = tmp_path / "r.html"
+    assert command.run(parse("report", str(tmp_path), "--html", str(out))) == 0
+    text = out.read_text()
+    measured, _, predicted = text.partition("Predicted: break-even on 1gbit, 2 ranks")
+    assert "Predicted" not in measured
+    assert "written at earlier, before the measurement that began at later" in predicted
+    assert "2 of 4 predictions are within 25 %" in predicted
+    assert "+100 %" in predicted
+    for table in text.split("<table")[1:]:
+        assert not ("predicted ms" in table and "sent bytes" in table)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_break_even_is_predicted_before_it_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(break_even_module, "BREAK_EVEN_SPECS", ("none", "int8-g32"))
+    monkeypatch.setattr(break_even_module.break_even, "__defaults__", (2, lambda text: None, ("none", "int8-g32"), (512,)))
+    monkeypatch.setattr(break_even_module.predict_break_even, "__defaults__", (2, ("none", "int8-g32"), (512,)))
+    words = ("suite", "break-even", "--link", "unlimited", "--out", str(tmp_path))
+    assert command.run(parse(*words)) == 0
+    study = json.loads((tmp_path / "study-break-even-unlimited-2-ranks.json").read_text())
+    prediction = json.loads((tmp_path / "prediction-break-even-unlimited-2-ranks.json").read_text())
+    assert prediction["at"] <= study["from"]
+    assert set(prediction_errors(prediction, study)) == {("none", 2**20), ("int8-g32", 2**20)}
+    (tmp_path / "prediction-break-even-unlimited-2-ranks.json").unlink()
+    assert command.run(parse(*words)) == 0
+    assert len(list(tmp_path.iterdir())) == 1, "what is measured is neither predicted nor measured again"
 
 
 @pytest.mark.multiprocess

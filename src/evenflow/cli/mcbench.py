@@ -6,12 +6,12 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evenflow.base.errors import ConfigError
+from evenflow.base.errors import ConfigError, EvenFlowError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
     run.add_argument("--seeds", type=int, default=5)
     run.add_argument("--steps", type=int, default=0, help="training steps; default: the task's")
     run.add_argument("--batch", type=int, default=0)
-    run.add_argument("--rate", type=float, default=0.0, help="learning rate; default: the task's")
+    run.add_argument("--rate", type=float, default=0.0, help="learning rate; default: the task's, 5e-5 for a model folder")
     run.add_argument("--microbatches", type=int, default=2)
     run.add_argument("--schedule", default="gpipe", help="gpipe or 1f1b")
     run.add_argument("--link", default="unlimited", help="unlimited, or a rate like 1gbit")
@@ -122,6 +122,7 @@ def _list(args: argparse.Namespace) -> int:
     _say("  ef(SPEC) around any that keeps no memory of its own: error feedback")
     _say(f"transports: {', '.join(TRANSPORTS)}")
     _say(f"sites: {', '.join(SITES)}")
+    _say("  sp: real ranks only (no --emulate), without pipeline stages and without learned compressors")
     _say(f"models: {', '.join(MODELS)}, or a local folder")
     _say(f"tasks: {', '.join(TASKS)}; with --data-root: {', '.join(FILE_TASKS)}")
     _say(f"suites: {', '.join((*SUITES, *STUDIES))}")
@@ -161,20 +162,37 @@ def _run_under_torchrun(config: Any, path: str | None) -> int:
     import torch.distributed as dist
 
     from evenflow.comm.links import Link
-    from evenflow.mcbench.run import summarise
+    from evenflow.mcbench.run import describe, summarise
     from evenflow.mcbench.worker import run_rank, task_of
     from evenflow.report.page import write_whole
 
     dist.init_process_group("gloo")
     records: list[dict[str, Any]] = []
-    run_rank(config, lambda kind, value: records.append({"kind": kind, "value": value}), Link.parse(config.link))
-    if dist.get_rank() == (config.pp - 1) * config.tp:
+    is_reporter = dist.get_rank() == (config.pp - 1) * config.tp
+
+    def emit(kind: str, value: Any) -> None:
+        records.append({"kind": kind, "value": value})
+        if is_reporter:
+            _say(describe(kind, value))
+
+    failure: EvenFlowError | None = None
+    try:
+        run_rank(config, emit, Link.parse(config.link))
+    except EvenFlowError as error:
+        if not any(record["kind"] == "seed" for record in records):
+            raise
+        failure = error
+    if is_reporter:
         result = summarise(config, task_of(config), records)
+        if failure is not None:
+            result["incomplete"] = str(failure)
         kind = "unlimited" if config.link == "unlimited" else "emulated: token bucket in the transport (torchrun)"
         result["link"] = {"nominal": config.link, "kind": kind}
         if path:
             write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
         _say(_summary(result))
+    if failure is not None:
+        return 1  # a broken group cannot be left in good order
     dist.destroy_process_group()
     return 0
 
@@ -216,29 +234,50 @@ def _suite(args: argparse.Namespace) -> int:
 
 
 def _studies(args: argparse.Namespace, folder: Path) -> None:
-    from evenflow.comm.links import Link
-    from evenflow.mcbench.studies import activation_rank, break_even, serving_errors
+    from evenflow.mcbench.studies import activation_rank, serving_errors
     from evenflow.report.page import write_whole
 
-    made: dict[str, Callable[[], dict[str, Any]]] = {}
-    if args.name == "activation-rank":
-        made[args.task] = partial(activation_rank, args.task)
-    elif args.name == "serving":
-        made["random-llama"] = serving_errors
-    else:
-        for link in (Link.parse(text) for text in args.link.split(",")):
-            for ranks in args.ranks.split(","):
-                if not ranks.strip().isdigit() or int(ranks) < 2:
-                    raise ConfigError(f"ranks {args.ranks!r}; allowed: counts of 2 or more, by commas")
-                made[f"{link.name}-{int(ranks)}-ranks"] = partial(break_even, link, int(ranks), _say)
     folder.mkdir(parents=True, exist_ok=True)
-    for which, run_study in made.items():
-        path = folder / f"study-{args.name}-{which}.json"
-        if path.exists():
-            _say(f"{path} is there already")
+    if args.name == "break-even":
+        _break_even(args, folder)
+        return
+    which = args.task if args.name == "activation-rank" else "random-llama"
+    path = folder / f"study-{args.name}-{which}.json"
+    if path.exists():
+        _say(f"{path} is there already")
+        return
+    result = activation_rank(args.task) if args.name == "activation-rank" else serving_errors()
+    write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
+    _say(f"written to {path}")
+
+
+def _break_even(args: argparse.Namespace, folder: Path) -> None:
+    """Predict, write the predictions, then measure: link by link."""
+    from evenflow.comm.links import Link
+    from evenflow.mcbench.break_even import BREAK_EVEN_SPECS, break_even, predict_break_even
+    from evenflow.mcbench.calibration import calibrate
+    from evenflow.report.page import write_whole
+
+    counts = [text.strip() for text in args.ranks.split(",")]
+    if not all(text.isdigit() and int(text) >= 2 for text in counts):
+        raise ConfigError(f"ranks {args.ranks!r}; allowed: counts of 2 or more, by commas")
+    for link in [Link.parse(text) for text in args.link.split(",")]:
+        paths = {int(text): folder / f"study-break-even-{link.name}-{int(text)}-ranks.json" for text in counts}
+        missing = {ranks: path for ranks, path in paths.items() if not path.exists()}
+        for path in paths.values():
+            if path not in missing.values():
+                _say(f"{path} is there already")
+        if not missing:
             continue
-        write_whole(path, (json.dumps(run_study(), indent=1) + "\n").encode())
-        _say(f"written to {path}")
+        _say(f"{link.name}: predicting before it is measured")
+        machine = calibrate(link, [spec for spec in BREAK_EVEN_SPECS if spec != "none"], _say)
+        for ranks, path in missing.items():
+            predicted = path.with_name(path.name.replace("study-", "prediction-", 1))
+            write_whole(predicted, (json.dumps(predict_break_even(machine, ranks), indent=1) + "\n").encode())
+            _say(f"predictions written to {predicted}")
+        for ranks, path in missing.items():
+            write_whole(path, (json.dumps(break_even(link, ranks, _say), indent=1) + "\n").encode())
+            _say(f"written to {path}")
 
 
 def _budget_s(text: str) -> float | None:
@@ -308,9 +347,10 @@ def _advise(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from evenflow.mcbench.report_page import results_page
-    from evenflow.mcbench.suite import read_results, read_studies
+    from evenflow.mcbench.suite import read_predictions, read_results, read_studies
 
-    results, failures = read_results(args.folder)
-    results_page(results, failures, read_studies(args.folder)).write(args.html)
-    _say(f"{len(results)} results in {args.html}")
+    studies = read_studies(args.folder)
+    results, failures = read_results(args.folder, is_needed=not studies)
+    results_page(results, failures, studies, read_predictions(args.folder)).write(args.html)
+    _say(f"{len(results)} results and {len(studies)} studies in {args.html}")
     return 0

@@ -47,7 +47,7 @@ WIDTH = 1024
 """Tensors [rows, width] that compressors are measured with."""
 MEASURABLE_BIT_PER_S = 1e9
 """Faster links are assumed: gloo between local ranks reaches 2 to 3 Gbit/s, and queues of that rate are not kept busy."""
-HIDDEN = (256, 512, 1024)
+HIDDEN = (128, 256, 512, 1024)
 """Hidden sizes of the layers that arithmetic is measured with."""
 
 
@@ -87,7 +87,9 @@ def calibrate(
     curves = {name: curve(values) for name, values in points.items()}
     coded = {way: {spec: curves[f"{way} {spec}"] for spec in specs} for way in ("encode", "decode")}
     operations = {name: seconds for name, seconds in curves.items() if not name.startswith(("encode ", "decode "))}
-    machine = Machine(tuple(flops), operations, coded["encode"], coded["decode"], measured.name, launched.link_kind, versions())
+    machine = Machine(
+        tuple(flops), operations, coded["encode"], coded["decode"], measured.name, launched.link_kind, versions=versions()
+    )
     if link.bit_per_s is not None and measured != link:
         progress(f"{link.name} is more than local ranks reach: its rate is assumed, fixed times are measured")
         machine = machine.at_rate(link.name, link.bit_per_s)
@@ -190,10 +192,12 @@ def coding_s(spec: str, rows: int, width: int = WIDTH, repeats: int = 7) -> tupl
     return median(encode[2:]), median(decode[2:])
 
 
-def _arithmetic(group: Collective, emit: Callable[[str, Any], None], repeats: int = 4) -> None:
+def _arithmetic(group: Collective, emit: Callable[[str, Any], None], repeats: int = 8) -> None:
     for hidden in HIDDEN:
         shape = Shape(hidden=hidden, layers=1, sequence=128, micro_batch=max(1, 4096 // hidden), tp=1)
-        layer = nn.TransformerEncoderLayer(hidden, hidden // 64, 4 * hidden, dropout=0.0, activation="gelu", batch_first=True)
+        layer = nn.TransformerEncoderLayer(
+            hidden, max(2, hidden // 64), 4 * hidden, dropout=0.0, activation="gelu", batch_first=True
+        )
         x = torch.randn(shape.micro_batch, shape.sequence, hidden, requires_grad=True)
         times = []
         for _ in range(repeats):
@@ -201,4 +205,4 @@ def _arithmetic(group: Collective, emit: Callable[[str, Any], None], repeats: in
             start = time.perf_counter()
             layer(x).sum().backward()
             times.append(time.perf_counter() - start)
-        emit("flops", {"hidden": hidden, "flop_per_s": layer_flops(shape) / median(times[1:])})
+        emit("flops", {"hidden": hidden, "flop_per_s": layer_flops(shape) / median(times[2:])})

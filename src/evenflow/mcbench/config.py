@@ -10,9 +10,10 @@ from typing import Any
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm.links import Link
+from evenflow.mcbench.names import MODELS
 from evenflow.mcbench.pipeline import SCHEDULES
 from evenflow.mcbench.policy import Policy, parse_gradients
-from evenflow.mcbench.trainer import DEFAULT_SCHEDULES, Schedule
+from evenflow.mcbench.trainer import DEFAULT_SCHEDULES, FINE_TUNING_RATE, Schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +92,12 @@ class RunConfig:
     def training(self) -> Schedule:
         """Return the training schedule, the task's defaults filled in."""
         default = DEFAULT_SCHEDULES.get(self.task, Schedule())
+        is_folder = self.model not in ("", *MODELS)
         return Schedule(
             num_steps=self.steps or default.num_steps,
+            epochs=0 if self.steps else default.epochs,
             batch_size=self.batch or default.batch_size,
-            learning_rate=self.rate or default.learning_rate,
+            learning_rate=self.rate or (FINE_TUNING_RATE if is_folder else default.learning_rate),
             fixed_batches="aqsgd" in self.compress,
         )
 

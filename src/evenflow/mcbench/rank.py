@@ -29,9 +29,9 @@ def main(arguments: list[str]) -> int:
 
     from evenflow.base.errors import EvenFlowError
     from evenflow.comm.links import Link
+    from evenflow.mcbench.break_even import break_even_rank
     from evenflow.mcbench.calibration import calibrate_between_rank, calibrate_rank
     from evenflow.mcbench.config import RunConfig
-    from evenflow.mcbench.studies import break_even_rank
     from evenflow.mcbench.timing import compute_rank, time_rank
     from evenflow.mcbench.worker import init_group, run_rank
 

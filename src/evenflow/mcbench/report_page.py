@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evenflow.mcbench.metrics import mean_and_interval
-from evenflow.mcbench.studies import break_even_points
+from evenflow.mcbench.study_sections import add_prediction, add_study, judged_by
 from evenflow.report.page import Page
-from evenflow.report.plots import bar_plot, interval_plot, line_plot
+from evenflow.report.plots import bar_plot, interval_plot
 
 Result = Mapping[str, Any]
 
@@ -76,10 +76,17 @@ def accuracy_rows(results: Sequence[Result]) -> list[list[Any]]:
     return sorted(rows, key=order)
 
 
-def results_page(results: Sequence[Result], failures: Sequence[Result], studies: Sequence[Result] = ()) -> Page:
-    """Return the page. Measured numbers only; predictions have a page of their own."""
-    page = Page("Does compression pay?", f"{len(results)} configurations measured, {len(failures)} failed")
-    _accuracy(page, results)
+def results_page(
+    results: Sequence[Result],
+    failures: Sequence[Result],
+    studies: Sequence[Result] = (),
+    predictions: Sequence[Result] = (),
+) -> Page:
+    """Return the page. What was predicted has sections of its own, beside the study that it was made for."""
+    count = f"{len(results)} configurations measured, {len(failures)} failed"
+    page = Page("Does compression pay?", f"{count}; {len(studies)} studies" if studies else count)
+    if results:
+        _accuracy(page, results)
     timed = [r for r in results if r["ms_per_iteration"]]
     if timed:
         page.section(
@@ -111,7 +118,10 @@ def results_page(results: Sequence[Result], failures: Sequence[Result], studies:
             )
         )
     for study in studies:
-        _study(page, study)
+        add_study(page, study)
+        for prediction in predictions:
+            if judged_by(prediction, study):
+                add_prediction(page, prediction, study)
     if failures:
         page.section("Failed", "Configurations that ended with an error; their partial results are not counted.")
         page.table(
@@ -144,50 +154,6 @@ def _accuracy(page: Page, results: Sequence[Result]) -> None:
 
 def _rounded(cell: Any) -> Any:
     return round(cell, 4) if isinstance(cell, float) else cell
-
-
-def _study(page: Page, study: Result) -> None:
-    if study["study"] == "break-even":
-        page.section(
-            f"Break-even on {study['link']}, {study['world_size']} ranks",
-            f"One compressed sum, {study['link_kind']}; medians. Interface: bytes at the network interface, both directions, "
-            "headers included, over the bytes counted.",
-        )
-        points = break_even_points(study)
-        page.table(["compressor", "faster than none from (dense bytes)"], [[s, p or "never here"] for s, p in points.items()])
-        rows = [
-            [r["spec"], r["dense_bytes"], r["sent_bytes"], r["ms"], _blank(r.get("interface_ratio"))] for r in study["rows"]
-        ]
-        page.table(["compressor", "dense bytes", "sent bytes", "ms", "interface"], rows)
-        specs = list(dict.fromkeys(r["spec"] for r in study["rows"]))
-        series = {
-            s: ([r["dense_bytes"] for r in study["rows"] if r["spec"] == s], [r["ms"] for r in study["rows"] if r["spec"] == s])
-            for s in specs
-        }
-        page.figure(line_plot(series, x_label="dense message (bytes)", y_label="ms", is_log_x=True, is_log_y=True))
-        return
-    if study["study"] == "serving":
-        page.section(
-            "Compressed sums in serving",
-            f"A random Llama over {study['world_size']} ranks: norm of the change of its logits over their norm, and bytes a "
-            "rank sends for one batch.",
-        )
-        page.table(["compressor", "logit error", "bytes"], [[r["spec"], r["logit_error"], r["bytes"]] for r in study["rows"]])
-        return
-    page.section(
-        "Are activations low-rank?",
-        f"Singular values that hold 90 % of the energy, {study['task']} after {study['steps']} steps.",
-    )
-    page.table(
-        ["module", "width", "activations", "gradients"],
-        [[r["module"], r["width"], r["activation_rank_90"], r["gradient_rank_90"]] for r in study["rows"]],
-    )
-    last = study["rows"][-1]
-    series = {
-        kind: (list(range(1, len(last[f"{kind}_spectrum"]) + 1)), last[f"{kind}_spectrum"])
-        for kind in ("activation", "gradient")
-    }
-    page.figure(line_plot(series, x_label="singular value", y_label="share of the largest", is_log_y=True), last["module"])
 
 
 def _blank(value: Any) -> Any:

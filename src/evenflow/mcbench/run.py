@@ -36,12 +36,12 @@ def run(config: RunConfig, progress: Progress = lambda text: None, backbones: Ba
 
         def emit(kind: str, value: Any) -> None:
             records.append({"kind": kind, "value": value})
-            progress(_describe(kind, value))
+            progress(describe(kind, value))
 
         run_virtual(config, emit, backbones or Backbones())
     else:
         launched = launch(
-            "run", config.to_json(), config.world_size, Link.parse(config.link), lambda k, v: progress(_describe(k, v))
+            "run", config.to_json(), config.world_size, Link.parse(config.link), lambda k, v: progress(describe(k, v))
         )
         records, failure = launched.records, launched.failure
         link["kind"] = launched.link_kind
@@ -96,7 +96,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def _describe(kind: str, value: Any) -> str:
+def describe(kind: str, value: Any) -> str:
+    """Return a line about a partial result."""
     if kind == "seed":
         scores = ", ".join(f"{name} {score:.4f}" for name, score in value["scores"]["compressed"].items())
         return f"seed {value['seed']}: {scores}"
@@ -106,4 +107,6 @@ def _describe(kind: str, value: Any) -> str:
         return f"pipeline parity: {value['error']:.1e}"
     if kind == "parity":
         return f"parity: outputs {value['output_error']:.1e}, gradients {value['gradient_error']:.1e}"
+    if kind == "step":
+        return f"seed {value['seed']}: step {value['step']} of {value['num_steps']}, loss {value['loss']:.4f}"
     return kind

@@ -232,8 +232,11 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def read_results(folder: str | Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return (results, failures) of a folder, or of one file that holds many. Raises ConfigError if there are none."""
+def read_results(folder: str | Path, is_needed: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return (results, failures) of a folder, or of one file that holds many.
+
+    Raises ConfigError if there are none but some are needed.
+    """
     target = Path(folder)
     paths = sorted(target.glob("*.json")) if target.is_dir() else [target] if target.is_file() else []
     results: list[Any] = []
@@ -246,7 +249,7 @@ def read_results(folder: str | Path) -> tuple[list[dict[str, Any]], list[dict[st
         runs = bundle.get("runs") if isinstance(bundle, dict) else None
         results += [_whole(run) for run in runs] if isinstance(runs, list) else [content]
     good = [result for result in results if isinstance(result, dict) and "metric" in result]
-    if not good:
+    if not good and is_needed:
         raise ConfigError(f"{target} holds no results of `evenflow mcbench run` or `suite`")
     return good, [result for result in results if isinstance(result, dict) and "error" in result]
 
@@ -258,5 +261,18 @@ def _whole(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_studies(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the studies of a folder, possibly none."""
-    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("study-*.json"))] if Path(folder).is_dir() else []
+    """Return the studies of a folder, or of one file that holds many; possibly none."""
+    return _read_all(Path(folder), "study", "studies")
+
+
+def read_predictions(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the predictions of a folder, or of one file that holds many; possibly none."""
+    return _read_all(Path(folder), "prediction", "predictions")
+
+
+def _read_all(target: Path, prefix: str, bundled: str) -> list[dict[str, Any]]:
+    if target.is_dir():
+        return [json.loads(path.read_text()) for path in sorted(target.glob(f"{prefix}-*.json"))]
+    bundle = json.loads(target.read_text()) if target.is_file() else {}
+    found = bundle.get("results", {}).get(bundled, {}) if isinstance(bundle, dict) else {}
+    return list(found.values()) if isinstance(found, dict) else []

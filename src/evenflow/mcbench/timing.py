@@ -28,7 +28,8 @@ def compute_s(config: RunConfig, steps: int = 15) -> float:
     """Return the median seconds of a step whose tensor-parallel exchanges send nothing. Raises WireError, ConfigError.
 
     All ranks compute at the same time, uncompressed; the results are wrong and thrown away. A barrier stands where an
-    exchange would, less its own time: so waiting for the slower rank is part of the computation, as it is in training.
+    exchange would, less its own time: so waiting for the slower rank is part of the computation, as it is in training, and
+    what an exchange itself costs (waking threads, copying) is not, since the calibration of exchanges holds it.
     """
     if config.pp > 1:
         raise ConfigError("steps without communication are timed for tensor parallelism alone; allowed: pp = 1")
@@ -46,32 +47,36 @@ def compute_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], l
     place = Place.of(config)
     silent = _InStep(place.tp)
     step, _ = _step(config, replace(place, tp=silent), link)
-    times = []
+    seconds, own = [], []
     for _ in range(payload["steps"] + 3):
-        silent.barriers = 0
+        silent.barriers_s, silent.copies_s = [], 0.0
         start = time.perf_counter()
         step()
-        times.append(time.perf_counter() - start)
-    barriers = []
-    for _ in range(50):
-        start = time.perf_counter()
-        place.tp.barrier()
-        barriers.append(time.perf_counter() - start)
-    emit("compute", median(times[3:]) - silent.barriers * median(barriers))
+        seconds.append(time.perf_counter() - start - silent.copies_s)
+        own.append(silent.barriers_s)
+    everybody = place.tp.all_gather(torch.tensor(own, dtype=torch.float64))
+    # Whoever comes last to a barrier waits for nobody: its time there is the barrier's own.
+    barriers_s = everybody.amin(0).sum(1).tolist()
+    emit("compute", median(total - barrier for total, barrier in list(zip(seconds, barriers_s))[3:]))
 
 
 class _InStep(SilentCollective):
-    """Silence behind a barrier."""
+    """Silence behind a barrier. Owner of what the barriers and the copies in the place of sums took in this step."""
 
     def __init__(self, inner: Collective) -> None:
         super().__init__(inner.rank, inner.world_size)
         self.inner = inner
-        self.barriers = 0
+        self.barriers_s: list[float] = []
+        self.copies_s = 0.0
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        self.barriers += 1
+        start = time.perf_counter()
         self.inner.barrier()
-        return super().all_reduce(x)
+        met = time.perf_counter()
+        copied = super().all_reduce(x)  # a real sum copies too, and is calibrated with it
+        self.barriers_s.append(met - start)
+        self.copies_s += time.perf_counter() - met
+        return copied
 
 
 def time_variants(
@@ -111,7 +116,8 @@ def time_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link
 
 
 def _step(config: RunConfig, place: Place, link: Link) -> tuple[Callable[[], None], Trainee]:
-    task, schedule = task_of(config), config.training()
+    task = task_of(config)
+    schedule = config.training().over(len(task.train))
     trainee = Trainee(config, task, schedule, place, 0, link)
     index = torch.arange(min(schedule.batch_size, len(task.train)))
     return lambda: trainee.step(0, index), trainee

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from evenflow.base.errors import ConfigError
 from evenflow.mcbench.metrics import loss_of, scores
+from evenflow.mcbench.names import GLUE_TASKS
 from evenflow.mcbench.parity import first_tensor
 from evenflow.mcbench.tasks import Split, Task
 
@@ -28,12 +29,20 @@ class Schedule:
     weight_decay: float = 0.01
     warmup_share: float = 0.065
     """Share of the steps over which the rate rises linearly; it falls along a cosine after that."""
+    epochs: int = 0
+    """Instead of ``num_steps``, where the size of the data is not known before it is read; see ``over``."""
     fixed_batches: bool = False
     """Form batches once and only shuffle their order: what deltas per sample need."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
             raise ConfigError(f"schedule {self}: steps and batch must be 1 or more, the rate above 0")
+
+    def over(self, num_rows: int) -> Schedule:
+        """Return the schedule with its steps counted for data of so many rows."""
+        if not self.epochs:
+            return self
+        return replace(self, num_steps=self.epochs * math.ceil(num_rows / self.batch_size), epochs=0)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return AdamW over the parameters of ``model``."""
@@ -56,7 +65,10 @@ DEFAULT_SCHEDULES = {
     "words": Schedule(600, 16, 3e-3),
     "topics": Schedule(300, 16, 2e-3),
     "pairs": Schedule(400, 32, 1e-3),
+    **{f"glue/{name}": Schedule(epochs=5 if name == "mrpc" else 3) for name in GLUE_TASKS},
 }
+FINE_TUNING_RATE = 5e-5
+"""Learning rate of models from a folder, which are taken to be trained already; the paper's for BERT-large."""
 
 
 def batches(split: Split, schedule: Schedule, seed: int) -> Iterator[tuple[int, Tensor]]:

@@ -6,6 +6,7 @@ as they exist, so that a run that breaks keeps what it has.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -89,13 +90,14 @@ def pretrained(config: RunConfig, seed: int, backbones: Backbones) -> dict[str, 
     task = task_of(before)
     model = virtual_model(before, task, seed, backbones)
     compression = compression_of(model)
-    train(model, task, before.training(), seed, compression.advance, compression.name_batch)
+    train(model, task, before.training().over(len(task.train)), seed, compression.advance, compression.name_batch)
     return backbones.keep(before, seed, model)
 
 
 def run_virtual(config: RunConfig, emit: Emit, backbones: Backbones) -> None:
     """Train all seeds in this process, with virtual ranks if the run has any."""
-    task, schedule = task_of(config), config.training()
+    task = task_of(config)
+    schedule = config.training().over(len(task.train))
     index = torch.arange(2)
     inputs, _ = task.train.batch(index)
     if config.tp > 1:
@@ -105,7 +107,8 @@ def run_virtual(config: RunConfig, emit: Emit, backbones: Backbones) -> None:
     for seed in range(config.seeds):
         model = virtual_model(config, task, seed, backbones)
         compression = compression_of(model)
-        last_loss = train(model, task, schedule, seed, compression.advance, compression.name_batch)
+        observe = pulse(emit, seed, schedule.num_steps)
+        last_loss = train(model, task, schedule, seed, compression.advance, compression.name_batch, observe)
         sites = {
             site: {"planned": entry.planned / schedule.num_steps, "counted": entry.counted / schedule.num_steps}
             for site, entry in sorted(compression.ledger.by_site.items())
@@ -115,6 +118,19 @@ def run_virtual(config: RunConfig, emit: Emit, backbones: Backbones) -> None:
         result = evaluate_both(partial(evaluate, model, task, name_batch=compression.name_batch), compression)
         emit("seed", {"seed": seed, "scores": result, "train_loss": last_loss})
         emit("bytes_per_step", sites)
+
+
+def pulse(emit: Emit, seed: int, num_steps: int, every_s: float = 20.0) -> Callable[[int, float], None]:
+    """Return a function that is told (step, loss) and emits them now and then, so that a long run is seen to go on."""
+    last = time.monotonic()
+
+    def observe(step: int, loss: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every_s:
+            last = time.monotonic()
+            emit("step", {"seed": seed, "step": step + 1, "num_steps": num_steps, "loss": loss})
+
+    return observe
 
 
 def evaluate_both(test: Callable[[], dict[str, float]], compression: Any) -> dict[str, dict[str, float]]:
@@ -149,7 +165,8 @@ def run_rank(config: RunConfig, emit: Emit, link: Link, interface: str = "") -> 
 
     ``interface`` is a network interface of this rank alone, whose counters are reported with the measurement.
     """
-    task, schedule, place = task_of(config), config.training(), Place.of(config)
+    task, place = task_of(config), Place.of(config)
+    schedule = config.training().over(len(task.train))
     inputs, _ = task.train.batch(torch.arange(2))
     if config.tp > 1:
         is_split = config.policy().is_sequence_parallel
@@ -161,8 +178,10 @@ def run_rank(config: RunConfig, emit: Emit, link: Link, interface: str = "") -> 
         emit("pipeline_parity", check_pipeline_parity(config, task, place))
     for seed in range(config.seeds):
         trainee = Trainee(config, task, schedule, place, seed, link)
-        for number, index in batches(task.train, schedule, seed):
+        observe = pulse(emit, seed, schedule.num_steps)
+        for step, (number, index) in enumerate(batches(task.train, schedule, seed)):
             trainee.step(number, index)
+            observe(step, trainee.last_loss)
         result = evaluate_both(trainee.evaluate, trainee.compression)
         emit("seed", {"seed": seed, "scores": result, "train_loss": trainee.last_loss})
     trainee = Trainee(config, task, schedule, place, 0, link)
@@ -193,9 +212,9 @@ def check_pipeline_parity(config: RunConfig, task: Task, place: Place) -> dict[s
     trainee = Trainee(dense, task, schedule, place, 0, Link.parse("unlimited"))
     index = torch.arange(min(schedule.batch_size, len(task.train)))
     inputs, labels = task.train.batch(index)
-    trainee.module.train()
+    trainee.module.eval()  # no dropout: stages and the single model would draw different masks
     trainee._pipelined(inputs, labels, 0, is_training=True)
-    single = build_model(config, task, 0).train()
+    single = build_model(config, task, 0).eval()
     loss = loss_of(task, first_tensor(single(**inputs)), labels)
     loss.backward()
     expected = {name: p.grad for name, p in single.named_parameters() if p.grad is not None}
