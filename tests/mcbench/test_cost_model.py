@@ -199,8 +199,10 @@ def test_advice_orders_by_time_and_cites_evidence(tmp_path: Path) -> None:
     results = [result("none", [0.9, 0.92]), result("tp.forward=int4-g32/two-shot", [0.89, 0.91])]
     lines = advise(machine(), "bert-tiny", 2, 65536, results)
     assert lines[0].startswith("predicted")
-    assert "accuracy on digits -0.0100 ± 0.0000" in next(line for line in lines if line.startswith("int4-g32"))
-    assert "no evidence" in next(line for line in lines if line.startswith("bf16"))
+    assert "accuracy on digits with tp.forward=int4-g32/two-shot -0.0100 ± 0.0000" in next(
+        line for line in lines if line.startswith("int4-g32")
+    )
+    assert "evidence: none" in next(line for line in lines if line.startswith("bf16"))
     assert "does not pay here" in advise(machine(1e4, 1000.0), "bert-tiny", 2, 128)[-1]
     with pytest.raises(ConfigError, match="one rank"):
         advise(machine(), "bert-tiny", 1, 128)

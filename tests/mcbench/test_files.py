@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evenflow.base.errors import ConfigError
+from evenflow.base.errors import ConfigError, ModelError
 from evenflow.mcbench.files import GLUE
 from evenflow.mcbench.metrics import scores
 from evenflow.mcbench.tasks import load_task
@@ -41,6 +41,12 @@ def write_hub(root: Path, name: str, how: str) -> Path:
             lines = [",".join(map(str, line)) for line in [rows[0].keys(), *(row.values() for row in rows)]]
             (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def test_a_model_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    write_hub(tmp_path, "mrpc", "jsonl")
+    with pytest.raises(ModelError, match="nowhere is no model folder: it has no config.json"):
+        load_task("glue/mrpc", tmp_path, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("how", ["parquet", "jsonl", "csv"])

@@ -95,6 +95,11 @@ def test_without_permission_the_link_is_emulated_and_says_so(monkeypatch: pytest
     assert timed["link"]["kind"].startswith("emulated")
 
 
+def test_what_several_ranks_died_of_is_said_once() -> None:
+    assert launch_module.obituaries({0: "failed: no", 1: "failed: no"}) == "ranks 0, 1 failed: no"
+    assert launch_module.obituaries({0: "failed: no", 2: "ended by SIGKILL"}) == "rank 0 failed: no; rank 2 ended by SIGKILL"
+
+
 def rank_processes() -> dict[int, int]:
     """Return {rank: process id} of this process's own children that are ranks."""
     found = {}
@@ -119,7 +124,7 @@ def test_a_rank_that_is_killed_in_mid_run_costs_only_what_was_not_finished() -> 
     result = run(RunConfig(**{**TINY, "seeds": 50, "steps": 20}, compress="tp=int8-g32"), kill_after_the_first_seed)
     assert killed
     assert 1 <= len(result["seeds"]) < 50
-    assert "rank 1 was ended by SIGKILL" in result["incomplete"]
+    assert "rank 1 ended by SIGKILL" in result["incomplete"]
     assert "accuracy" in result
 
 

@@ -104,7 +104,7 @@ def test_suites_resume_and_note_failures(tmp_path: Path) -> None:
     times = iter([0.0, 1.0, 100.0, 200.0])
     budgeted = run_suite(configs[10:20], tmp_path, 50.0, run_one=fake, clock=lambda: next(times))
     assert (budgeted.done, budgeted.left) == (1, 9)
-    with pytest.raises(RegistryError, match="known: paper, modern"):
+    with pytest.raises(RegistryError, match="known: paper, modern, break-even"):
         suite("everything")
     with pytest.raises(ConfigError, match="holds no results"):
         read_results(tmp_path / "nowhere")
@@ -180,6 +180,9 @@ def test_command_line_lists_runs_and_reports(tmp_path: Path, capsys: pytest.Capt
         command.run(parse("suite", "break-even", "--out", str(tmp_path), "--jobs", "4"))
     with pytest.raises(ConfigError, match="budget"):
         command.run(parse("suite", "paper", "--out", str(tmp_path), "--budget", "soon"))
+    for words in (("run", "--emulate"), ("calibrate",)):
+        with pytest.raises(ConfigError, match="cannot write /nowhere/x.json: there is no folder /nowhere"):
+            command.run(parse(*words, "--json", "/nowhere/x.json"))
     with pytest.raises(ConfigError, match="LOW:HIGH"):
         command._range("9:1", "hidden")
 

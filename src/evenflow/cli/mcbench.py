@@ -104,6 +104,12 @@ def run(args: argparse.Namespace) -> int:
     return actions[args.mcbench_command](args)
 
 
+def _check_folder(path: str | None) -> None:
+    """Raise ConfigError, before any work is done, if a file could not be written there."""
+    if path and not (os.path.isdir(Path(path).parent) and os.access(Path(path).parent, os.W_OK)):
+        raise ConfigError(f"cannot write {path}: there is no folder {Path(path).parent} that can be written to")
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -149,6 +155,7 @@ def _run(args: argparse.Namespace) -> int:
 
     names = RunConfig.__dataclass_fields__
     config = RunConfig(**{name: value for name, value in vars(args).items() if name in names})
+    _check_folder(args.json)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _run_under_torchrun(config, args.json)
     result = run_config(config, _say)
@@ -293,6 +300,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from evenflow.comm.links import Link
     from evenflow.mcbench.calibration import calibrate
 
+    _check_folder(args.json)
     between = Link.parse(args.link_between) if args.link_between else None
     calibrate(Link.parse(args.link), progress=_say, between=between).write(args.json)
     _say(f"calibration written to {args.json}")

@@ -10,7 +10,7 @@ from typing import Any
 from evenflow.base.errors import ConfigError, ModelError
 from evenflow.mcbench.cost_model import break_even_bytes, exchange_s
 from evenflow.mcbench.machine import Machine
-from evenflow.mcbench.metrics import mean_and_interval
+from evenflow.mcbench.metrics import baseline_key, mean_and_interval
 from evenflow.mcbench.models import make_model
 from evenflow.mcbench.names import MODELS
 
@@ -40,7 +40,7 @@ def advise(machine: Machine, model: str, tp: int, tokens: int, results: Sequence
     ]
     for time_s, spec in timed:
         edge = break_even_bytes(machine, spec, tp, width)
-        where = f"pays from {edge / 1024:.3g} KiB" if edge else "does not pay up to 1 GiB"
+        where = f"pays from {_size(edge)}" if edge else "does not pay up to 1 GiB"
         lines.append(f"{spec:<20}{1e3 * time_s:8.2f} ms  x{dense / time_s:.2f}  {where}; {_evidence(spec, results)}")
     best_s, best = timed[0]
     if best_s < dense:
@@ -50,18 +50,27 @@ def advise(machine: Machine, model: str, tp: int, tokens: int, results: Sequence
     return lines
 
 
+def _size(count: int) -> str:
+    """Return a power of two of bytes in the largest unit that keeps it whole."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:g} {unit}"
+    return f"{count} B"
+
+
 def _evidence(spec: str, results: Sequence[Mapping[str, Any]]) -> str:
-    dense = {r["parameters"]["task"]: r for r in results if r["parameters"]["compress"] == "none"}
+    dense = {baseline_key(r): r for r in results if r["parameters"]["compress"] == "none"}
     found = []
     for result in results:
         p = result["parameters"]
         specs = {rule.partition("=")[2].partition("/")[0].strip() for rule in p["compress"].split(";")}
-        if specs != {spec} or p["task"] not in dense:
+        if specs != {spec} or baseline_key(result) not in dense:
             continue
-        name = result["metric"]
-        base = dict(zip(dense[p["task"]]["seeds"], dense[p["task"]][f"{name}_by_seed"]))
+        name, baseline = result["metric"], dense[baseline_key(result)]
+        base = dict(zip(baseline["seeds"], baseline[f"{name}_by_seed"]))
         pairs = [v - base[s] for s, v in zip(result["seeds"], result[f"{name}_by_seed"]) if s in base]
         if pairs:
             mean, half = mean_and_interval(pairs)
-            found.append(f"{name} on {p['task']} {mean:+.4f}" + (f" ± {half:.4f}" if half is not None else " (one seed)"))
-    return "accuracy: " + (", ".join(found) if found else "no evidence (give --results)")
+            spread = f" ± {half:.4f}" if half is not None else " (one seed)"
+            found.append(f"{name} on {p['task']} with {p['compress']} {mean:+.4f}{spread}")
+    return "evidence: " + (", ".join(found) if found else "none (give --results)")

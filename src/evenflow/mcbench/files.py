@@ -19,6 +19,7 @@ import torch
 from evenflow.base.errors import ConfigError
 from evenflow.mcbench.cifar import load_cifar
 from evenflow.mcbench.local_files import parquet_rows, table_rows, verify
+from evenflow.mcbench.models import load_tokenizer
 from evenflow.mcbench.reference import (
     CHAR_VOCABULARY,
     LENGTH,
@@ -133,9 +134,8 @@ def _encoder(tokenizer: str | Path | None, length: int) -> tuple[Any, int]:
             return encode_pair(word_ids(first), word_ids(second), length)
 
         return hashed, WORD_VOCABULARY
-    from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+    loaded = load_tokenizer(tokenizer)
 
     def tokenized(first: str, second: str) -> tuple[list[int], list[int], list[int]]:
         pair = loaded(first, second or None, truncation=True, max_length=length, padding="max_length")
@@ -190,9 +190,7 @@ def _wikipedia(folder: Path, tokenizer: str | Path | None, length: int) -> Task:
         raise ConfigError(f"{(shards or lines)[0]}: no column text; it has {', '.join(rows[0]) if rows else 'no rows'}")
     loaded = None
     if tokenizer is not None:
-        from transformers import AutoTokenizer
-
-        loaded = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+        loaded = load_tokenizer(tokenizer)
     else:
         length = LENGTH
     digest = hashlib.sha256()

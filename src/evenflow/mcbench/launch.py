@@ -117,7 +117,7 @@ def _follow(
             time.sleep(0.05)
         bad = [rank for rank, child in enumerate(children) if child.poll()]
         if bad:
-            failure = "; ".join(_obituary(rank, children[rank].returncode, folder / f"errors{rank}") for rank in bad)
+            failure = obituaries({rank: _obituary(children[rank].returncode, folder / f"errors{rank}") for rank in bad})
     finally:
         for child in children:
             if child.poll() is None:
@@ -125,10 +125,20 @@ def _follow(
     return failure
 
 
-def _obituary(rank: int, code: int, errors: Path) -> str:
+def obituaries(words_by_rank: Mapping[int, str]) -> str:
+    """Return one line: what was the same on several ranks is said once."""
+    ranks_by_words: dict[str, list[int]] = {}
+    for rank, words in words_by_rank.items():
+        ranks_by_words.setdefault(words, []).append(rank)
+    return "; ".join(
+        f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} {words}" for words, ranks in ranks_by_words.items()
+    )
+
+
+def _obituary(code: int, errors: Path) -> str:
     if code < 0:
-        return f"rank {rank} was ended by {signal.Signals(-code).name}"
-    return f"rank {rank} failed: {_last_words(errors)}"
+        return f"ended by {signal.Signals(-code).name}"
+    return f"failed: {_last_words(errors)}"
 
 
 def _last_words(path: Path) -> str:

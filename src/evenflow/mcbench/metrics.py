@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,3 +102,11 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
 
     half = float(t.ppf(0.975, len(values) - 1)) * float(data.std()) / len(values) ** 0.5
     return float(data.mean()), half
+
+
+_SAME = ("task", "model", "tp", "pp", "hidden", "num_layers", "heads", "steps", "batch", "rate", "link", "emulate", "pretrain")
+
+
+def baseline_key(result: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a result must have in common with a dense one to be compared with it."""
+    return tuple(result["parameters"].get(name) for name in _SAME)

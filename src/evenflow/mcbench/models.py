@@ -30,9 +30,7 @@ def load_model(folder: str | Path, kind: str, num_labels: int) -> nn.Module:
     """Return a model of a local folder: ``kind`` is "image", "sentences", "language" or "masked". Raises ModelError."""
     import transformers
 
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path} is no model folder: it has no config.json")
+    path = model_folder(folder)
     auto: Any = {
         "image": transformers.AutoModelForImageClassification,
         "sentences": transformers.AutoModelForSequenceClassification,
@@ -44,6 +42,26 @@ def load_model(folder: str | Path, kind: str, num_labels: int) -> nn.Module:
         return auto.from_pretrained(path, local_files_only=True, **options)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Return the tokenizer of a local folder. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    path = model_folder(folder)
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path} has no tokenizer that can be loaded: {first}") from error
+
+
+def model_folder(folder: str | Path) -> Path:
+    """Return the folder as a path. Raises ModelError if there is no model in it."""
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is no model folder: it has no config.json")
+    return path
 
 
 def _spread(hidden: int) -> float:

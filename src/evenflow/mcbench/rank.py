@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
             }
             jobs[settings["job"]]({**settings["payload"], "interface": counted}, emit, link)
     except EvenFlowError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(" ".join(str(error).splitlines()), file=sys.stderr, flush=True)
         return 1
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evenflow.mcbench.metrics import mean_and_interval
+from evenflow.mcbench.metrics import baseline_key, mean_and_interval
 from evenflow.mcbench.study_sections import add_prediction, add_study, judged_by
 from evenflow.report.page import Page
 from evenflow.report.plots import bar_plot, interval_plot
@@ -22,13 +22,6 @@ def label(result: Result) -> str:
     if p.get("pretrain_compress", "none") != "none":
         extra.append(f"pre-trained with {p['pretrain_compress']}")
     return p["compress"] + (f" ({', '.join(extra)})" if extra else "")
-
-
-_SAME = ("task", "model", "tp", "pp", "hidden", "num_layers", "heads", "steps", "batch", "rate", "link", "emulate", "pretrain")
-
-
-def _baseline_key(result: Result) -> tuple[Any, ...]:
-    return tuple(result["parameters"].get(name) for name in _SAME)
 
 
 def _is_dense(result: Result) -> bool:
@@ -51,11 +44,11 @@ def accuracy_rows(results: Sequence[Result]) -> list[list[Any]]:
 
     Within a task and layout, the dense run first, then from the best difference to the worst.
     """
-    dense = {_baseline_key(r): r for r in results if _is_dense(r)}
+    dense = {baseline_key(r): r for r in results if _is_dense(r)}
     rows = []
     for result in results:
         p, name = result["parameters"], result["metric"]
-        baseline = dense.get(_baseline_key(result))
+        baseline = dense.get(baseline_key(result))
         difference, half, share = None, None, None
         if baseline is not None and baseline is not result:
             difference, half, _ = paired_difference(result, baseline)

@@ -24,7 +24,7 @@ import torch
 from evenflow.base.errors import ConfigError, EvenFlowError, RegistryError, WireError
 from evenflow.comm import DEFAULT_SPECS
 from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.names import SUITES
+from evenflow.mcbench.names import STUDIES, SUITES
 from evenflow.mcbench.run import run
 from evenflow.report.page import write_whole
 
@@ -47,7 +47,7 @@ def suite(name: str, seeds: int = 5) -> list[RunConfig]:
     Raises RegistryError.
     """
     if name not in SUITES:
-        raise RegistryError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
+        raise RegistryError(f"unknown suite {name!r}; known: {', '.join((*SUITES, *STUDIES))}")
     cases = _paper(seeds) if name == "paper" else _modern(seeds)
     return [case.config for case in sorted(cases, key=lambda case: case.rank)]
 

@@ -179,9 +179,9 @@ def run_rank(config: RunConfig, emit: Emit, link: Link, interface: str = "") -> 
     for seed in range(config.seeds):
         trainee = Trainee(config, task, schedule, place, seed, link)
         observe = pulse(emit, seed, schedule.num_steps)
-        for step, (number, index) in enumerate(batches(task.train, schedule, seed)):
+        for count, (number, index) in enumerate(batches(task.train, schedule, seed)):
             trainee.step(number, index)
-            observe(step, trainee.last_loss)
+            observe(count, trainee.last_loss)
         result = evaluate_both(trainee.evaluate, trainee.compression)
         emit("seed", {"seed": seed, "scores": result, "train_loss": trainee.last_loss})
     trainee = Trainee(config, task, schedule, place, 0, link)
