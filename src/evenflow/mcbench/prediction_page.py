@@ -43,7 +43,7 @@ def prediction_page(machine: Machine, specs: Sequence[str], hidden: Sequence[int
         specs,
         hidden,
         nodes,
-        f"Weak scaling: {_links(machine)}",
+        "Weak scaling with one link" if machine.send_between is None else "Weak scaling",
         "Hidden size, layers and nodes grow together as in Megatron's table: TP 4 within a node, one pipeline stage a node, "
         f"{MICROBATCHES_PER_NODE} micro-batches a node.",
     )
