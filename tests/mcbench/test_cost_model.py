@@ -164,7 +164,8 @@ def test_calls_of_coding_have_a_fixed_price() -> None:
     priced = replace(machine(operation_s=0.0), encode=coding, decode=coding)
     free = machine(coding_ns=0.0, operation_s=0.0)
     for transport, calls in (("two-shot", 5 + 8), ("one-shot", 1 + 4)):
-        extra = exchange_s(priced, "int8-g32", 64, 64, 4, transport) - exchange_s(free, "int8-g32", 64, 64, 4, transport)
+        rule = f"int8-g32/{transport}"
+        extra = exchange_s(priced, rule, 64, 64, 4) - exchange_s(free, rule, 64, 64, 4)
         assert extra == pytest.approx(calls * 1e-3)
 
 

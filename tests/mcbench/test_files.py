@@ -47,6 +47,9 @@ def test_a_model_folder_without_a_model_is_named(tmp_path: Path) -> None:
     write_hub(tmp_path, "mrpc", "jsonl")
     with pytest.raises(ModelError, match="nowhere is no model folder"):
         load_task("glue/mrpc", tmp_path, tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelError, match="has no tokenizer; save the model's own there"):
+        load_task("glue/mrpc", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("how", ["parquet", "jsonl", "csv"])

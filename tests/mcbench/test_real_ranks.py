@@ -23,6 +23,7 @@ from evenflow.mcbench.break_even import break_even, break_even_points
 from evenflow.mcbench.calibration import calibrate
 from evenflow.mcbench.config import RunConfig
 from evenflow.mcbench.cost_model import exchange_s
+from evenflow.mcbench.measure import expected_s
 from evenflow.mcbench.run import run
 from evenflow.mcbench.timing import compute_s, time_variants
 
@@ -52,6 +53,12 @@ def test_counters_of_an_interface_that_is_not_there() -> None:
     assert interface_bytes("nowhere0") is None
     counted = interface_bytes("lo")
     assert counted is None or min(counted) >= 0
+
+
+def test_exchanges_of_two_speeds_are_expected_at_their_mean() -> None:
+    assert expected_s([0.3, 3.3] * 10) == pytest.approx((10 * 0.3 + 8 * 3.3) / 18)
+    assert expected_s([1.0] * 9 + [50.0]) == 1.0, "a rare disturbance is left out"
+    assert expected_s([2.0]) == 2.0
 
 
 def test_break_even_points() -> None:

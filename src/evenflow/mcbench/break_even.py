@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from statistics import median
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from evenflow.comm.links import Link, interface_bytes, shaped
 from evenflow.mcbench.cost_model import exchange_s
 from evenflow.mcbench.launch import launch
 from evenflow.mcbench.machine import Machine
+from evenflow.mcbench.measure import expected_s
 
 BREAK_EVEN_SPECS = ("none", "bf16", "int8-g32", "int4-g32", "q8", "topk:0.1", "powersgd:8", "srht:0.1", "ae:100")
 BREAK_EVEN_ROWS = (4, 16, 64, 256, 1024, 2048)
@@ -73,7 +73,7 @@ def break_even(
     }
 
 
-def break_even_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 9) -> None:
+def break_even_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 20) -> None:
     """Measure as one rank: interleaved over compressors, so that a slow moment of the machine hits all of them."""
     group, interface = shaped(TorchCollective(), link), payload.get("interface", "")
     for rows in payload["rows"]:
@@ -100,7 +100,7 @@ def break_even_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None]
                 "sent_bytes": counted / (repeats + 1),
                 # Both directions, headers, acknowledgements and one barrier included; both ranks of two send equally much.
                 "interface_ratio": seen[spec] / (2 * counted) if seen[spec] else None,
-                "ms": median(values[1:]),
+                "ms": expected_s(values[1:]),
                 "raw_ms": values[1:],
             }
             emit("exchange", value)

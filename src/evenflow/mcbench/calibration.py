@@ -21,6 +21,7 @@ from evenflow.comm.links import Link, shaped
 from evenflow.mcbench.cost_model import Shape, layer_flops
 from evenflow.mcbench.launch import launch
 from evenflow.mcbench.machine import Machine, curve, operation_name
+from evenflow.mcbench.measure import expected_s
 
 DEFAULT_CALIBRATED = (
     "bf16",
@@ -45,6 +46,8 @@ SIZES = (4_096, 32_768, 131_072, 262_144, 1_048_576, 4_194_304)
 ROWS = (4, 32, 128, 1024)
 WIDTH = 1024
 """Tensors [rows, width] that compressors are measured with."""
+POINT_S = 1.5
+"""About how long a point of the link is measured; slow links are repeated less often."""
 MEASURABLE_BIT_PER_S = 1e9
 """Faster links are assumed: gloo between local ranks reaches 2 to 3 Gbit/s, and queues of that rate are not kept busy."""
 HIDDEN = (128, 256, 512, 1024)
@@ -115,7 +118,7 @@ def _with_between(machine: Machine, between: Link, progress: Callable[[str], Non
     return replace(machine, send_between=send, link_between=between.name, link_between_kind=launched.link_kind)
 
 
-def calibrate_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 9) -> None:
+def calibrate_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 32) -> None:
     """Measure, as one of the ranks."""
     group = TorchCollective()
     _arithmetic(group, emit)
@@ -124,7 +127,7 @@ def calibrate_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None],
         _coding(spec, group, emit)
 
 
-def calibrate_between_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 9) -> None:
+def calibrate_between_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link, repeats: int = 32) -> None:
     """Measure messages over another link, as one of the ranks."""
     _operations(shaped(TorchCollective(), link), emit, repeats, (Kind.SEND,))
 
@@ -142,15 +145,19 @@ def _operations(group: Collective, emit: Callable[[str, Any], None], repeats: in
     for kind, dtype, operation in [entry for entry in known if entry[0] in kinds]:
         for size in SIZES:
             x = torch.zeros(W, size // dtype.itemsize // W, dtype=dtype)
-            times = []
-            for _ in range(repeats):
+            times: list[float] = []
+            count = repeats
+            while len(times) < count:
                 group.barrier()
                 start = time.perf_counter()
                 operation(x)
                 # Both ranks send and receive equally much, so the operation ends when the last bytes have come.
                 times.append(time.perf_counter() - start)
+                if len(times) == 2:
+                    slowest_s = float(group.all_gather(torch.tensor(times[-1])).max())
+                    count = max(5, min(repeats, int(POINT_S / slowest_s)))
             ways = 2 if kind is Kind.SEND else 1
-            value = {"units": sent_bytes(kind, size, W), "seconds": median(times[2:]) / ways}
+            value = {"units": sent_bytes(kind, size, W), "seconds": expected_s(times[2:]) / ways}
             name = operation_name(kind, str(dtype).removeprefix("torch."))
             emit("point", {"name": name, "unit": "byte", "is_last": size == SIZES[-1], **value})
 

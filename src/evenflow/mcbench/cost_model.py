@@ -55,15 +55,19 @@ def coding_calls(transport: str, world_size: int) -> tuple[int, int, int]:
     return {"all-reduce": (1, 1, 1), "one-shot": (1, W, 1), "two-shot": (W + 1, 2 * W, W)}[transport]
 
 
-def exchange_s(machine: Machine, spec: str, rows: int, width: int, world_size: int, transport: str | None = None) -> float:
+def exchange_s(machine: Machine, rule: str, rows: int, width: int, world_size: int) -> float:
     """Return the predicted time of one compressed sum over ``world_size`` ranks of a fp32 tensor [rows, width].
+
+    ``rule``: compressor[/transport].
 
     Raises ConfigError for a compressor or operation that was not calibrated.
     """
     if world_size == 1:
         return 0.0
+    name, _, transport = rule.rpartition("/")
+    spec = name or rule
     compressor = get_compressor(spec)
-    chosen = get_transport(transport, compressor)
+    chosen = get_transport(transport if name else None, compressor)
     dtype = str(compressor.message_dtype(torch.float32)).removeprefix("torch.")
     time_s = 0.0
     for kind, size in chosen.operations(compressor, (rows, width), torch.float32, world_size):

@@ -44,11 +44,17 @@ def load_model(folder: str | Path, kind: str, num_labels: int) -> nn.Module:
         raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+
 def load_tokenizer(folder: str | Path) -> Any:
     """Return the tokenizer of a local folder. Raises ModelError."""
     from transformers import AutoTokenizer
 
     path = model_folder(folder)
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        # transformers would make one without a word in it, and every text would be unknown.
+        raise ModelError(f"{path} has no tokenizer; save the model's own there (one of {', '.join(_TOKENIZER_FILES)})")
     try:
         return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
