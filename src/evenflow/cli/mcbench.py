@@ -234,7 +234,7 @@ def _suite(args: argparse.Namespace) -> int:
         _studies(args, folder)
         return 0
     configs = suite(args.name, args.seeds)
-    run_one = partial(run_config, backbones=Backbones(folder / "pretrained"))
+    run_one = partial(run_config, progress=lambda text: _say(f"    {text}"), backbones=Backbones(folder / "pretrained"))
     outcome = run_suite(configs, folder, _budget_s(args.budget), _say, run_one, jobs=args.jobs)
     _say(f"{outcome.done} run, {outcome.skipped} had results, {outcome.failed} failed, {outcome.left} left")
     return 1 if outcome.failed else 0

@@ -108,5 +108,5 @@ def describe(kind: str, value: Any) -> str:
     if kind == "parity":
         return f"parity: outputs {value['output_error']:.1e}, gradients {value['gradient_error']:.1e}"
     if kind == "step":
-        return f"seed {value['seed']}: step {value['step']} of {value['num_steps']}, loss {value['loss']:.4f}"
+        return f"seed {value['seed']}: {value['what']}, step {value['step']} of {value['num_steps']}, loss {value['loss']:.4f}"
     return kind

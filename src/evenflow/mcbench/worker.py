@@ -69,9 +69,11 @@ def task_of(config: RunConfig) -> Task:
     return load_task(config.task, config.data_root or None, folder)
 
 
-def virtual_model(config: RunConfig, task: Task, seed: int, backbones: Backbones) -> nn.Module:
+def virtual_model(
+    config: RunConfig, task: Task, seed: int, backbones: Backbones, emit: Emit = lambda kind, value: None
+) -> nn.Module:
     """Return the run's model with its virtual exchanges and boundaries, pre-trained if the run asks for it."""
-    state = pretrained(config, seed, backbones) if config.pretrain else None
+    state = pretrained(config, seed, backbones, emit) if config.pretrain else None
     model = build_model(config, task, seed)
     if state is not None:
         start_from(model, state)
@@ -81,7 +83,7 @@ def virtual_model(config: RunConfig, task: Task, seed: int, backbones: Backbones
     return model
 
 
-def pretrained(config: RunConfig, seed: int, backbones: Backbones) -> dict[str, Tensor]:
+def pretrained(config: RunConfig, seed: int, backbones: Backbones, emit: Emit) -> dict[str, Tensor]:
     """Return the backbone that the pre-training of a run ends with."""
     before = pretraining_of(config)
     found = backbones.find(before, seed)
@@ -89,8 +91,9 @@ def pretrained(config: RunConfig, seed: int, backbones: Backbones) -> dict[str, 
         return found
     task = task_of(before)
     model = virtual_model(before, task, seed, backbones)
-    compression = compression_of(model)
-    train(model, task, before.training().over(len(task.train)), seed, compression.advance, compression.name_batch)
+    compression, schedule = compression_of(model), before.training().over(len(task.train))
+    observe = pulse(emit, seed, schedule.num_steps, f"pre-training on {task.name}")
+    train(model, task, schedule, seed, compression.advance, compression.name_batch, observe)
     return backbones.keep(before, seed, model)
 
 
@@ -105,7 +108,7 @@ def run_virtual(config: RunConfig, emit: Emit, backbones: Backbones) -> None:
         parity = check_parity(build_model(config, task, 0), lambda m: attach(m, dense, VirtualWiring(config.tp)), inputs)
         emit("parity", {"output_error": parity.output_error, "gradient_error": parity.gradient_error})
     for seed in range(config.seeds):
-        model = virtual_model(config, task, seed, backbones)
+        model = virtual_model(config, task, seed, backbones, emit)
         compression = compression_of(model)
         observe = pulse(emit, seed, schedule.num_steps)
         last_loss = train(model, task, schedule, seed, compression.advance, compression.name_batch, observe)
@@ -120,7 +123,7 @@ def run_virtual(config: RunConfig, emit: Emit, backbones: Backbones) -> None:
         emit("bytes_per_step", sites)
 
 
-def pulse(emit: Emit, seed: int, num_steps: int, every_s: float = 20.0) -> Callable[[int, float], None]:
+def pulse(emit: Emit, seed: int, num_steps: int, what: str = "training", every_s: float = 20.0) -> Callable[[int, float], None]:
     """Return a function that is told (step, loss) and emits them now and then, so that a long run is seen to go on."""
     last = time.monotonic()
 
@@ -128,7 +131,7 @@ def pulse(emit: Emit, seed: int, num_steps: int, every_s: float = 20.0) -> Calla
         nonlocal last
         if time.monotonic() - last >= every_s:
             last = time.monotonic()
-            emit("step", {"seed": seed, "step": step + 1, "num_steps": num_steps, "loss": loss})
+            emit("step", {"what": what, "seed": seed, "step": step + 1, "num_steps": num_steps, "loss": loss})
 
     return observe
 
