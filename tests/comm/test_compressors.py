@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evenflow.base.errors import ConfigError, NonFiniteInput, RegistryError, WireError
-from evenflow.comm import Algebra, Context, GradientRule, get_compressor, wire
+from evenflow.comm import Algebra, Context, GradientRule, get_compressor, quantise_cpu, wire
 from evenflow.comm.compressor import COMPRESSORS
 from evenflow.comm.floats import E2M1_VALUES
 from evenflow.comm.quantise import GroupInt
@@ -84,7 +84,7 @@ def test_packing_inverts(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("n", [1, 31, 32, 33, 4096, 4100])
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 512, 2729, 4100])
 def test_kernels_give_the_bytes_of_the_torch_code(bits: int, dtype: torch.dtype, n: int) -> None:
     x = torch.randn(n, generator=torch.Generator().manual_seed(n)) * torch.logspace(-12, 6, n)
     x[n // 2] = 0.0
@@ -98,6 +98,26 @@ def test_kernels_give_the_bytes_of_the_torch_code(bits: int, dtype: torch.dtype,
     fast.add_decoded(message, total, dtype)
     if dtype == torch.float32:
         assert torch.allclose(total, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_give_the_bytes_of_one(bits: int, dtype: torch.dtype) -> None:
+    n = 32 * (2 * quantise_cpu.PIECE + 5) + 3
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            message = GroupInt(bits).encode(x)
+            results.append((message, GroupInt(bits).decode(message, (n,), dtype)))
+            with pytest.raises(NonFiniteInput):
+                GroupInt(bits).encode(x.clone().index_fill_(0, torch.tensor([n // 3]), math.nan))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -26,9 +26,7 @@ from evenflow.comm.compressor import (
     num_elements,
     refuse_non_finite,
 )
-
-TINY_SCALE = 2.0**-120
-"""Scales below this are sent as zero: their inverse would overflow."""
+from evenflow.comm.quantise_ir import TINY_SCALE
 
 
 class GroupInt(Compressor):
