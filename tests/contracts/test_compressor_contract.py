@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evenflow.base.errors import NonFiniteInput
+from evenflow.base.errors import ConfigError, NonFiniteInput
 from evenflow.comm import DEFAULT_SPECS, Algebra, Compressor, Context, get_compressor
 from evenflow.comm.catalogue import PAPER_SETTINGS
 
@@ -94,6 +94,73 @@ def test_plan_is_the_size_of_the_message_and_shapes_come_back(spec: str, dtype: 
         assert y.dtype == x.dtype
         assert y.data_ptr() != x.data_ptr()
         assert torch.isfinite(y).all()
+
+
+TOO_MANY = {f"paper:{family}{n}": size for family in "TR" for n, size in zip((1, 2, 3, 4), (9, 19, 49, 99))}
+"""They send 10 to 100 entries a row: the size of vectors that are too short."""
+
+
+@pytest.mark.parametrize("spec", ALL_SPECS)
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (33,), (0,), (3, 0), (0, 8)])
+def test_small_shapes_work_or_are_refused_with_a_reason(spec: str, shape: tuple[int, ...]) -> None:
+    compressor, x = get_compressor(spec), sample(shape)
+    if x.numel() == 0:
+        with pytest.raises(ConfigError, match="empty"):
+            compressor.plan(x.shape, x.dtype)
+        return
+    if spec in TOO_MANY and x.numel() <= TOO_MANY[spec]:
+        with pytest.raises(ConfigError, match="larger than the tensor"):
+            compressor.encode(x)
+        return
+    with torch.no_grad():
+        message, plan = compressor.encode(x), compressor.plan(x.shape, x.dtype)
+        y = compressor.decode(message, x.shape, x.dtype)
+    assert message.nbytes == plan.payload_bytes
+    assert y.shape == x.shape
+    assert torch.isfinite(y).all()
+    assert compressor.support(x).shape == x.shape
+
+
+@pytest.mark.parametrize("spec", [spec for spec in ALL_SPECS if "powersgd" not in spec and ":P" not in spec])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_do_not_change_the_message(spec: str, dtype: torch.dtype) -> None:
+    x = sample((128, 260), dtype)
+    for view in (x.t(), x[:, ::2], x.flip(0), x[::3, 2:], x[:1].expand(40, 260), x.view(4, 32, 260).transpose(0, 1)):
+        with torch.no_grad():
+            message = get_compressor(spec).encode(view)
+            assert torch.equal(message, get_compressor(spec).encode(view.contiguous()))
+            out, expected = torch.empty(view.shape, dtype=dtype), get_compressor(spec)
+            get_compressor(spec).decode_into(message, out)
+            assert torch.equal(out, expected.decode(message, view.shape, dtype))
+
+
+HAS_BF16_VALUES = ("spike-int2", "spike-int3", "outlier-int4")
+LARGEST = {
+    torch.float16: 65504.0,
+    torch.bfloat16: 3.3e38,  # within a rounding of the scale of its largest number, decoding may give infinity
+    torch.float32: torch.finfo(torch.float32).max,
+}
+
+
+@pytest.mark.parametrize("spec", [spec for spec in sorted(ERROR_BOUNDS) if get_compressor(spec).algebra is Algebra.NONLINEAR])
+@pytest.mark.parametrize("dtype", list(LARGEST), ids=str)
+def test_the_largest_and_the_smallest_numbers_stay_finite(spec: str, dtype: torch.dtype) -> None:
+    signs = torch.where(sample((8, 128)) > 0, 1.0, -1.0)
+    for size in (LARGEST[dtype], LARGEST[dtype] / 3, torch.finfo(dtype).tiny * 8, torch.finfo(dtype).smallest_normal / 8):
+        x = (signs * size).to(dtype)
+        # The paper's scales are fp16, and spikes are bf16, whose largest number is a little below that of fp32.
+        largest = LARGEST[torch.float16 if "paper" in spec else torch.bfloat16 if spec in HAS_BF16_VALUES else torch.float32]
+        if size > largest:
+            with pytest.raises(NonFiniteInput, match="range"):
+                get_compressor(spec).encode(x)
+            continue
+        y = round_trip(get_compressor(spec), x)
+        error = float((y.double() - x.double()).abs().max())
+        if size > 1e-30:
+            bound = ERROR_BOUNDS[spec] * 1.01 + torch.finfo(dtype).eps
+            assert error <= bound * size + (1e-6 if "paper" in spec else 0.0)
+        else:
+            assert error <= 2 * size  # sent as zero, or (spikes) as the least of the group
 
 
 @pytest.mark.parametrize("spec", ALL_SPECS)

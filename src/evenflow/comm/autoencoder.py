@@ -61,9 +61,9 @@ class AutoEncoder(Compressor):
         self.decoder = draw(width, self.code_width)
 
     def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        self.prepare(x.shape[-1], dtype=x.dtype, device=x.device)
-        assert self.encoder is not None
         rows, width = rows_and_width(x.shape)
+        self.prepare(width, dtype=x.dtype, device=x.device)
+        assert self.encoder is not None
         return x.reshape(rows, width) @ self.synchronise(self.encoder).T.to(x.dtype)
 
     def decode(self, message: Tensor, shape: Shape, dtype: torch.dtype, context: Context = NO_CONTEXT) -> Tensor:

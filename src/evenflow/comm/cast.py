@@ -79,7 +79,7 @@ class PartialChannels(Compressor):
         return WirePlan(rows * self.num_channels(width) * dtype.itemsize)
 
     def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        return x[..., : self.num_channels(x.shape[-1])].contiguous()
+        return self._parts(x)[0].contiguous()
 
     def decode(self, message: Tensor, shape: Shape, dtype: torch.dtype, context: Context = NO_CONTEXT) -> Tensor:
         rows, width = rows_and_width(shape)
@@ -89,12 +89,18 @@ class PartialChannels(Compressor):
 
     def reduce(self, x: Tensor, context: Context = NO_CONTEXT) -> Generator[Tensor, Tensor, Tensor]:
         shared = yield self.encode(x, context)
-        return torch.cat([shared, x[..., self.num_channels(x.shape[-1]) :]], dim=-1)
+        return torch.cat([shared, self._parts(x)[1]], dim=1).view(x.shape)
 
     def support(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        mask = torch.zeros_like(x, dtype=torch.bool)
-        mask[..., : self.num_channels(x.shape[-1])] = True
+        mask = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+        self._parts(mask)[0].fill_(True)
         return mask
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut x into its shared [rows, channels] and its private [rows, width - channels] columns."""
+        rows, width = rows_and_width(x.shape)
+        matrix, channels = x.reshape(rows, width), self.num_channels(width)
+        return matrix[:, :channels], matrix[:, channels:]
 
 
 def none(*arguments: str) -> Compressor:

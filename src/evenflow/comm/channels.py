@@ -28,6 +28,9 @@ from evenflow.comm.compressor import (
     rows_and_width,
 )
 
+TINY_SCALE = 2.0**-120
+"""Channels whose scale is not above this are sent as zero: its inverse might not be a float."""
+
 
 class ChannelInt(Compressor):
     """``bits``-bit integers with one scale per channel (last dimension)."""
@@ -48,6 +51,8 @@ class ChannelInt(Compressor):
         matrix = x.detach().reshape(rows, width).float()
         scale = matrix.abs().amax(dim=0).to(self.scale_dtype)
         check_finite(scale, self.spec or f"q{self.bits}")
+        if not self.is_paper_form:
+            scale = torch.where(scale > TINY_SCALE, scale, 0.0)
         codes = pad(self._codes(matrix, scale.float()), (0, _padded(width) - width))
         return wire.join(scale, wire.pack(codes, self.bits))
 
@@ -56,7 +61,7 @@ class ChannelInt(Compressor):
         size = wire.packed_bytes(_padded(width), self.bits)
         scale, codes = wire.split(message, (width, self.scale_dtype), (rows * size, torch.uint8))
         levels = wire.unpack(codes.view(rows, size), self.bits, _padded(width))[:, :width].float()
-        return (self._values(levels) * scale.float()).to(dtype).view(tuple(shape))
+        return wire.narrow(self._values(levels) * scale.float(), dtype).view(tuple(shape))
 
     def _codes(self, matrix: Tensor, scale: Tensor) -> Tensor:
         half = 2 ** (self.bits - 1)
@@ -82,8 +87,8 @@ def _padded(width: int) -> int:
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    """Return 1 / scale, and 0 where the channel is empty or too small for its inverse to be a float."""
-    return torch.where(scale > 2.0**-120, 1.0 / scale, 0.0)
+    """Return 1 / scale, and 0 where the scale is 0."""
+    return torch.where(scale > 0.0, 1.0 / scale, 0.0)
 
 
 def q8(*arguments: str) -> Compressor:

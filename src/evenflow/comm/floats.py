@@ -79,7 +79,7 @@ class BlockFloat(Compressor):
         else:
             table = torch.tensor([*E2M1_VALUES, *(-v for v in E2M1_VALUES)], device=message.device)
             values = table[wire.unpack(codes.view(blocks, size), 4, self.block).long()]
-        return (values * self._scale_of(scale_code)[:, None]).view(-1)[:n].to(dtype).view(tuple(shape))
+        return wire.narrow((values * self._scale_of(scale_code)[:, None]).view(-1)[:n], dtype).view(tuple(shape))
 
     def _scales(self, largest: Tensor) -> tuple[Tensor, Tensor]:
         if not self.is_microscaled:

@@ -83,9 +83,13 @@ class SpikeInt(Compressor):
         )
         floor, step = ends.float().view(groups, 2).unbind(1)
         levels = wire.unpack(codes.view(groups, size), self.bits, self.group).float()
-        values = levels * step[:, None] + floor[:, None]
-        values.scatter_(1, positions.view(groups, 2).long(), spikes.float().view(groups, 2))
-        return values.view(-1)[:n].to(dtype).view(tuple(shape))
+        reserved = spikes.float().view(groups, 2)
+        # Halves, as the range may be twice the largest float; nothing lies outside of the reserved ends.
+        low, high = (reserved / 2).unbind(1)
+        values = levels * (step / 2)[:, None] + (floor / 2)[:, None]
+        values = values.clamp_(low[:, None], high[:, None]).mul_(2)
+        values.scatter_(1, positions.view(groups, 2).long(), reserved)
+        return wire.narrow(values.view(-1)[:n], dtype).view(tuple(shape))
 
 
 class OutlierInt(Compressor):
@@ -126,7 +130,7 @@ class OutlierInt(Compressor):
         rest_bytes = self.rest.plan(shape, dtype).payload_bytes
         channels, columns, rest = wire.split(message, (m, torch.int32), (rows * m, torch.bfloat16), (rest_bytes, torch.uint8))
         matrix = self.rest.decode(rest, (rows, width), dtype)
-        matrix[:, channels.long()] = columns.view(rows, m).to(dtype)
+        matrix[:, channels.long()] = wire.narrow(columns.view(rows, m).float(), dtype)
         return matrix.view(tuple(shape))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from evenflow.comm import wire
 from evenflow.comm.compressor import (
     NO_CONTEXT,
     Algebra,
@@ -80,7 +81,7 @@ class Hadamard(Compressor):
         size = self._padded(shape)
         rotated = self.inner.decode(message, size, torch.float32, context).view(-1, self.block)
         flat = (rotated @ self.rotation.T.to(message.device)).view(-1)
-        return flat[: num_elements(shape)].to(dtype).view(tuple(shape))
+        return wire.narrow(flat[: num_elements(shape)], dtype).view(tuple(shape))
 
 
 class SRHT(Compressor):

@@ -86,7 +86,7 @@ class TopK(Compressor):
         return torch.topk(flat.abs(), k, sorted=False).indices
 
     def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        flat = x.detach().reshape(-1)
+        flat = x.detach().reshape(-1).contiguous()
         if flat.numel() > torch.iinfo(self.index_dtype).max:
             raise ConfigError(f"{flat.numel()} elements do not fit {self.index_dtype} indices")
         index = self.chosen(flat, self.count(x.shape), context)
@@ -113,7 +113,7 @@ class TopK(Compressor):
 
     def support(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         mask = torch.zeros(x.numel(), dtype=torch.bool, device=x.device)
-        mask[self.chosen(x.detach().reshape(-1), self.count(x.shape), context)] = True
+        mask[self.chosen(x.detach().reshape(-1).contiguous(), self.count(x.shape), context)] = True
         return mask.view(x.shape)
 
 
@@ -125,7 +125,7 @@ class TopKBitmap(TopK):
         return WirePlan(meta + self.count(shape) * dtype.itemsize, meta)
 
     def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        flat = x.detach().reshape(-1)
+        flat = x.detach().reshape(-1).contiguous()
         n = flat.numel()
         mask = torch.zeros(-(-n // 8) * 8, dtype=torch.uint8, device=x.device)
         mask[self.chosen(flat, self.count(x.shape), context)] = 1

@@ -39,6 +39,17 @@ def split(message: Tensor, *layout: tuple[int, torch.dtype]) -> list[Tensor]:
     return parts
 
 
+def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return decoded fp32 ``values`` as ``dtype``.
+
+    Scales are rounded to bf16, which may lift a value just above the largest fp16; it becomes the largest and not infinity.
+    """
+    if dtype is torch.float16:
+        top = torch.finfo(dtype).max
+        values = values.clamp(-top, top)
+    return values.to(dtype)
+
+
 def _planes(bits: int) -> Sequence[tuple[int, int]]:
     """Return (width, shift) of the planes of 8, 4, 2 and 1 bits that make up ``bits``."""
     planes, shift = [], 0
