@@ -74,6 +74,12 @@ def test_empty_tensors_are_refused() -> None:
         get_compressor("int8-g32").encode(torch.empty(0, 64))
 
 
+def test_joining_takes_any_strides() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    for part in (x.t(), x[:, ::2], x[:1, 1:2], x.view(-1)[:1][::2], x.view(-1)[5:][::2]):
+        assert torch.equal(wire.join(part, part), torch.cat([part.flatten(), part.flatten()]).clone().view(torch.uint8))
+
+
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
 def test_packing_inverts(bits: int) -> None:
     codes = torch.randint(0, 2**bits, (7, 32), dtype=torch.uint8)

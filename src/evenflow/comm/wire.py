@@ -15,7 +15,9 @@ from evenflow.base.errors import WireError
 
 def join(*parts: Tensor) -> Tensor:
     """Return the bytes of ``parts`` one after the other."""
-    return torch.cat([part.contiguous().reshape(-1).view(torch.uint8) for part in parts])
+    # A tensor of one element is contiguous whatever its stride says, but bytes are seen through a stride of 1 alone.
+    flat = [part.reshape(-1).contiguous().as_strided((part.numel(),), (1,)) for part in parts]
+    return torch.cat([part.view(torch.uint8) for part in flat])
 
 
 def check_size(message: Tensor, size: int) -> None:
