@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numba
 
-from evenflow.serving.kernels.lora_cpu import TOKENS, _expand, _narrow, _shrink, _widen
+from evenflow.serving.kernels.lora_blocks_cpu import MAX_TOKENS, copy_padded, expand, shrink
+from evenflow.serving.kernels.lora_cpu import scratch_parts, together
 from evenflow.serving.kernels.simd import itemsize, load_one_f32, store_one_f32
 
 
@@ -43,19 +44,15 @@ def shrink_lora_rows(
     Arguments as of ``add_lora_rows``, and: ``a_rows`` int32 [slots, layers, modules of a layer]; ``fields`` int32
     [slots, layers, modules of the site]: floats of each field; ``offsets`` int64 [layers, T + 1]; ``message``: an address.
     """
-    width = (inputs + 15) // 16 * 16
-    x_apart = 4 * width
-    s_apart = 4 * ((max_site_rank + 15) // 16 * 16)
-    y_apart = 4 * ((max_outputs + 15) // 16 * 16)
+    row_bytes = (itemsize(element) * inputs + 63) // 64 * 64
+    y_bytes, s_apart = scratch_parts(max_outputs, max_site_rank)
     for thread in numba.prange(num_threads):
-        s = scratch + scratch_stride * thread + TOKENS * y_apart
-        wide = s + TOKENS * s_apart
+        s = scratch + scratch_stride * thread + y_bytes
+        x_lines = s + MAX_TOKENS * s_apart
         entry, end = cuts[thread], cuts[thread + 1]
         while entry < end:
             slot = slots[entry]
-            tokens = 1
-            if entry + TOKENS <= end and slots[entry + TOKENS - 1] == slot:
-                tokens = TOKENS
+            tokens = together(slots, entry, end)
             first = -1
             count = 0
             for m in range(len(modules)):
@@ -65,8 +62,9 @@ def shrink_lora_rows(
                 count += held
             if count > 0:
                 for token in range(tokens):
-                    _widen(element, x + x_stride * rows[entry + token], wide + x_apart * token, inputs)
-                _shrink(element, arena, lines_of_slot[slot], first, count, wide, x_apart, tokens, width, s, s_apart)
+                    copy_padded(element, x + x_stride * rows[entry + token], x_lines + row_bytes * token, inputs)
+                lines = lines_of_slot[slot]
+                shrink(element, arena, lines, first, count, x_lines, row_bytes, tokens, row_bytes, s, s_apart)
                 for token in range(tokens):
                     source = s + s_apart * token
                     target = message + 4 * offsets[layer, rows[entry + token]]
@@ -110,18 +108,15 @@ def expand_lora_rows(
     Semantics: y[t, columns[m] + o] += sum_r s[t, m, r] B_m[r, o], where s[t, m] is field m of row t in part 0, then in part 1,
     and so on. ``parts``: address of the first part; ``part_bytes``: from one to the next. Else as ``shrink_lora_rows``.
     """
-    y_apart = 4 * ((max_outputs + 15) // 16 * 16)
-    s_apart = 4 * ((max_site_rank + 15) // 16 * 16)
+    y_bytes, s_apart = scratch_parts(max_outputs, max_site_rank)
     size = itemsize(element)
     for thread in numba.prange(num_threads):
         out = scratch + scratch_stride * thread
-        s = out + TOKENS * y_apart
+        s = out + y_bytes
         entry, end = cuts[thread], cuts[thread + 1]
         while entry < end:
             slot = slots[entry]
-            tokens = 1
-            if entry + TOKENS <= end and slots[entry + TOKENS - 1] == slot:
-                tokens = TOKENS
+            tokens = together(slots, entry, end)
             for token in range(tokens):
                 source = parts + 4 * offsets[layer, rows[entry + token]]
                 target = s + s_apart * token
@@ -139,24 +134,13 @@ def expand_lora_rows(
             for m in range(len(modules)):
                 rank = table[slot, layer, modules[m], 0]
                 if rank > 0:
+                    lines = lines_of_slot[slot]
+                    first = table[slot, layer, modules[m], 2]
                     column = y + size * columns[m]
-                    for token in range(tokens):
-                        _widen(element, column + y_stride * rows[entry + token], out + y_apart * token, widths[m])
-                    _expand(
-                        element,
-                        arena,
-                        lines_of_slot[slot],
-                        table[slot, layer, modules[m], 2],
-                        rank,
-                        out,
-                        y_apart,
-                        tokens,
-                        (widths[m] + 15) // 16 * 16,
-                        s + 4 * done,
-                        s_apart,
+                    at = s + 4 * done
+                    expand(
+                        element, arena, lines, first, rank, column, y_stride, rows, entry, tokens, widths[m], at, s_apart, out
                     )
-                    for token in range(tokens):
-                        _narrow(element, out + y_apart * token, column + y_stride * rows[entry + token], widths[m])
                     done += rank
             entry += tokens
 
