@@ -2,8 +2,9 @@
 
 Shrink: s = x A^T by dot products along whole lines. Expand: y += s B. Memory wants several streams: rows r, r + R/4,
 r + R/2 and r + 3R/4 of a run of R are read together, four long contiguous runs. Four tokens share each row they read: in
-shrink a block of 4 rows x 4 tokens stays in registers, in expand 4 tokens x 64 columns do, so that y is read and written
-once. Tokens that are left over take rows four at a time.
+shrink a block of 4 rows x 4 tokens stays in registers. In expand the first four tokens take four rows at a time, as they
+come from memory; for the next, which find them in the second-level cache, 4 tokens x 64 columns stay in registers, so that
+y is read and written once. Tokens that are left over take four rows at a time.
 
 What a token gets does not depend on who shares its block: its products are added in one order, however many there are.
 Knows addresses and row lines; not what an adapter is. See ``simd`` for ``element``, ``simd_lines`` for lines.
@@ -250,6 +251,44 @@ def _add_4_rows(element, y, a, b, c, d, width, s, apart):
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def _add_4_rows_4_tokens(element, y, y_apart, a, b, c, d, width, s, apart, s_apart):
+    """The same for four tokens, whose y and s are y_apart and s_apart bytes apart."""
+    size = itemsize(element)
+    p0 = broadcast(load_one_f32(s))
+    q0 = broadcast(load_one_f32(s + apart))
+    u0 = broadcast(load_one_f32(s + 2 * apart))
+    v0 = broadcast(load_one_f32(s + 3 * apart))
+    s += s_apart
+    p1 = broadcast(load_one_f32(s))
+    q1 = broadcast(load_one_f32(s + apart))
+    u1 = broadcast(load_one_f32(s + 2 * apart))
+    v1 = broadcast(load_one_f32(s + 3 * apart))
+    s += s_apart
+    p2 = broadcast(load_one_f32(s))
+    q2 = broadcast(load_one_f32(s + apart))
+    u2 = broadcast(load_one_f32(s + 2 * apart))
+    v2 = broadcast(load_one_f32(s + 3 * apart))
+    s += s_apart
+    p3 = broadcast(load_one_f32(s))
+    q3 = broadcast(load_one_f32(s + apart))
+    u3 = broadcast(load_one_f32(s + 2 * apart))
+    v3 = broadcast(load_one_f32(s + 3 * apart))
+    for i in range(0, width, 16):
+        row_a = load(element, a + size * i)
+        row_b = load(element, b + size * i)
+        row_c = load(element, c + size * i)
+        row_d = load(element, d + size * i)
+        at = y + 4 * i
+        store_f32(at, fma(v0, row_d, fma(u0, row_c, fma(q0, row_b, fma(p0, row_a, load_f32(at))))))
+        at += y_apart
+        store_f32(at, fma(v1, row_d, fma(u1, row_c, fma(q1, row_b, fma(p1, row_a, load_f32(at))))))
+        at += y_apart
+        store_f32(at, fma(v2, row_d, fma(u2, row_c, fma(q2, row_b, fma(p2, row_a, load_f32(at))))))
+        at += y_apart
+        store_f32(at, fma(v3, row_d, fma(u3, row_c, fma(q3, row_b, fma(p3, row_a, load_f32(at))))))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _add_1_row(element, y, a, width, s):
     size = itemsize(element)
     p = broadcast(s)
@@ -258,37 +297,46 @@ def _add_1_row(element, y, a, width, s):
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _add_rows_to_1_token(element, arena, lines, first, count, start, width, y, s, out):
-    """Columns from ``start`` to ``width`` of one token. ``out``: room for them as fp32."""
+def _add_rows(element, arena, lines, first, count, start, width, y, y_stride, rows, entry, tokens, s, s_apart, out):
+    """Columns from ``start`` to ``width`` of TOKENS entries, or one. ``out``: room for them as fp32."""
     size = itemsize(element)
     offset = size * start
     columns = width - start
     padded = (columns + 15) // 16 * 16
-    _widen(element, y + offset, out, columns)
+    for token in range(tokens):
+        _widen(element, y + y_stride * rows[entry + token] + offset, out + 4 * padded * token, columns)
     quarter = count // 4
     for r in range(quarter):
         a = _row(arena, lines, first + r) + offset
         b = _row(arena, lines, first + r + quarter) + offset
         c = _row(arena, lines, first + r + 2 * quarter) + offset
         d = _row(arena, lines, first + r + 3 * quarter) + offset
-        _add_4_rows(element, out, a, b, c, d, padded, s + 4 * r, 4 * quarter)
+        if tokens == TOKENS:
+            _add_4_rows_4_tokens(element, out, 4 * padded, a, b, c, d, padded, s + 4 * r, 4 * quarter, s_apart)
+        else:
+            _add_4_rows(element, out, a, b, c, d, padded, s + 4 * r, 4 * quarter)
     for r in range(4 * quarter, count):
-        _add_1_row(element, out, _row(arena, lines, first + r) + offset, padded, load_one_f32(s + 4 * r))
-    _narrow(element, out, y + offset, columns)
+        a = _row(arena, lines, first + r) + offset
+        for token in range(tokens):
+            _add_1_row(element, out + 4 * padded * token, a, padded, load_one_f32(s + s_apart * token + 4 * r))
+    for token in range(tokens):
+        _narrow(element, out + 4 * padded * token, y + y_stride * rows[entry + token] + offset, columns)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def expand(element, arena, lines, first, count, y, y_stride, rows, entry, tokens, width, s, s_apart, out):
     """y[rows[entry + token]] += sum_r s[token, r] row[first + r] for r < count, over ``width`` columns.
 
-    ``y``: address of row 0; ``out``: room for ``width`` floats, rounded up to 16.
+    ``y``: address of row 0; ``out``: room for TOKENS times ``width`` floats, rounded up to 16.
     """
     size = itemsize(element)
     shared = tokens - tokens % TOKENS
     whole = width - width % 64
+    if shared:
+        _add_rows(element, arena, lines, first, count, 0, width, y, y_stride, rows, entry, TOKENS, s, s_apart, out)
     for start in range(0, whole, 64):
         offset = size * start
-        for token in range(0, shared, TOKENS):
+        for token in range(TOKENS, shared, TOKENS):
             at = entry + token
             _add_rows_to_4_tokens(
                 element,
@@ -304,11 +352,15 @@ def expand(element, arena, lines, first, count, y, y_stride, rows, entry, tokens
                 s + s_apart * token,
                 s_apart,
             )
-    for token in range(tokens):
-        start = whole if token < shared else 0
-        if start < width:
-            row = y + y_stride * rows[entry + token]
-            _add_rows_to_1_token(element, arena, lines, first, count, start, width, row, s + s_apart * token, out)
+    if whole < width:
+        for token in range(TOKENS, shared, TOKENS):
+            at = s + s_apart * token
+            _add_rows(
+                element, arena, lines, first, count, whole, width, y, y_stride, rows, entry + token, TOKENS, at, s_apart, out
+            )
+    for token in range(shared, tokens):
+        at = s + s_apart * token
+        _add_rows(element, arena, lines, first, count, 0, width, y, y_stride, rows, entry + token, 1, at, s_apart, out)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numba
 
-from evenflow.serving.kernels.lora_blocks_cpu import MAX_TOKENS, copy_padded, expand, shrink
+from evenflow.serving.kernels.lora_blocks_cpu import MAX_TOKENS, TOKENS, copy_padded, expand, shrink
 from evenflow.serving.kernels.simd import itemsize, prefetch
 
 
@@ -26,8 +26,8 @@ def together(slots, entry, end):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def scratch_parts(max_outputs, max_site_rank):
-    """(bytes of y, bytes from token to token of s) in a thread's scratch: y of one token, then s and x of all."""
-    return 4 * ((max_outputs + 15) // 16 * 16), 4 * ((max_site_rank + 15) // 16 * 16)
+    """(bytes of y, bytes from token to token of s) in a thread's scratch: y of TOKENS tokens, then s and x of all."""
+    return TOKENS * 4 * ((max_outputs + 15) // 16 * 16), 4 * ((max_site_rank + 15) // 16 * 16)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -44,7 +44,7 @@ def _ask_for_lines(lines, table, slot, layer, modules):
 def scratch_floats(max_inputs: int, max_outputs: int, max_site_rank: int) -> int:
     """Floats of scratch that each thread of ``add_lora_rows`` needs: widths of x and y, ranks of a site's modules together."""
     x, y, s = (-(-n // 16) * 16 for n in (max_inputs, max_outputs, max_site_rank))
-    return y + MAX_TOKENS * (s + x)
+    return TOKENS * y + MAX_TOKENS * (s + x)
 
 
 @numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
