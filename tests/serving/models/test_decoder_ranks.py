@@ -158,6 +158,36 @@ def test_a_row_that_is_not_finite_on_one_rank_fails_alone(tmp_path):
         assert torch.equal(broken[1], sound[1])
 
 
+@pytest.mark.parametrize("where", ["one rank", "the sum alone"])
+@pytest.mark.parametrize(
+    ("compress", "carried", "too_large"),
+    [
+        ("fp16", 3e4, 6e4),
+        *(
+            (spec, 1e34, 3e38)
+            for spec in ("bf16", "int8-g32", "int8-g32/one-shot", "int4-g32", "fp8-g128", "mxfp8", "hadamard-int4")
+        ),
+    ],
+)
+def test_a_value_beyond_the_wire_fails_its_row_alone(compress, carried, too_large, where, caplog):
+    """In the part of one rank, or only when the parts are added up."""
+
+    def one_rank(rank, collective, value):
+        part_TO = torch.randn(3, 64, generator=torch.Generator().manual_seed(rank))
+        part_TO[1, 7] = value if where == "the sum alone" or rank == 0 else 0.5
+        return RankGroup(collective, compress, 64).sum_outputs(part_TO, "o")
+
+    for total_TO in on_ranks(2, lambda *place: one_rank(*place, carried)):
+        assert total_TO.isfinite().all()
+    assert not caplog.records
+    beyond = too_large if where == "the sum alone" else 2 * min(too_large, 1.6e38)
+    totals = on_ranks(2, lambda *place: one_rank(*place, beyond))
+    assert not totals[0][1].isfinite().all()
+    assert all(total_TO[[0, 2]].isfinite().all() for total_TO in totals)
+    if where == "one rank":
+        assert f"compress is {compress.partition('/')[0]}, which carries values up to" in caplog.text
+
+
 @pytest.mark.parametrize("spec", ["ae:16", "powersgd:4", "ef(topk:0.1)", "subspace-learned:8", "aqsgd:4", "caat:0.5"])
 def test_a_compressor_that_learns_or_remembers_is_refused(spec):
     with pytest.raises(ConfigError, match="allowed: compressors that need no training, remember"):

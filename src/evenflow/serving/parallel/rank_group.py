@@ -5,6 +5,8 @@ The collective underneath is injected: torch.distributed, the threads of a test,
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from evenflow.base.errors import ConfigError
@@ -13,6 +15,11 @@ from evenflow.comm.compressor import Algebra, Compressor, get_compressor
 from evenflow.comm.exchange import Exchange
 from evenflow.comm.ledger import Kind, Ledger, sent_bytes
 from evenflow.comm.transport import Transport, get_transport
+
+log = logging.getLogger("evenflow.engine")
+
+_HEADROOM = 2.0**-8
+"""A rotation may gather what a whole row holds in one value; a sparse message may be scaled up."""
 
 
 class RankGroup:
@@ -28,7 +35,10 @@ class RankGroup:
         self.rank, self.world_size = collective.rank, collective.world_size
         self.ledger = Ledger()
         self._exchanges: dict[str, Exchange] = {}
+        self._told: set[str] = set()
+        """Sites whose rows were too large for the wire, once at least."""
         self._compressor, self._transport = serving_compressor(compress, width)
+        self._largest = _largest_sent(self._compressor, self.world_size)
 
     def sum_outputs(self, y_TO: torch.Tensor, site: str) -> torch.Tensor:
         """See ``Group``."""
@@ -40,11 +50,25 @@ class RankGroup:
             self._exchanges[site] = exchange
         # A row that cannot be encoded must not end the step for the others. It stays what it is on this rank, whose part
         # of the logits then shows it to everybody.
-        is_lost_T = ~torch.isfinite(y_TO).all(dim=1)
+        is_lost_T = ~(y_TO.abs().amax(dim=1) <= self._largest)
         if not bool(is_lost_T.any()):
             return exchange.sum(y_TO)
+        self._tell(y_TO[is_lost_T], site)
         total_TO = exchange.sum(y_TO.masked_fill(is_lost_T[:, None], 0))
         return total_TO.masked_fill(is_lost_T[:, None], torch.nan)
+
+    def _tell(self, lost_TO: torch.Tensor, site: str) -> None:
+        if site in self._told or not bool(torch.isfinite(lost_TO).all()):
+            return
+        self._told.add(site)
+        log.warning(
+            "compress is %s, which carries values up to %.4g; the output of %s on rank %d reaches %.4g: such requests fail",
+            self._compressor.spec if self._compressor else "none",
+            self._largest,
+            site,
+            self.rank,
+            float(lost_TO.abs().max()),
+        )
 
     def all_reduce(self, x: torch.Tensor, site: str) -> torch.Tensor:
         """See ``Group``."""
@@ -60,6 +84,13 @@ class RankGroup:
         num_bytes = x.numel() * x.element_size()
         self.ledger.plan(site, sent_bytes(kind, num_bytes, self.world_size))
         self.ledger.count(site, kind, num_bytes, self.world_size)
+
+
+def _largest_sent(compressor: Compressor | None, world_size: int) -> float:
+    """The largest value of a rank's part that can be sent, summed over the ranks and sent again, wherever it stands."""
+    if compressor is not None and compressor.encode(torch.ones(1, 1)).dtype == torch.float16:
+        return torch.finfo(torch.float16).max  # added up as it is: a sum beyond that is infinity, and nobody encodes it
+    return torch.finfo(torch.float32).max * _HEADROOM / world_size
 
 
 def serving_compressor(text: str, width: int) -> tuple[Compressor | None, Transport | None]:

@@ -1,0 +1,224 @@
+"""A server's own memory under hundreds of adapters, against what `--memory` and the model say it should be.
+
+    python benchmarks/recipes/server_memory.py --json benchmarks/results/server_memory--MACHINE.json [--adapters 512]
+
+`evenflow serve` on the 135 M random model in bf16 with `--memory 704MiB` and an adapter folder: ranks 64, 32, 16 and 8 in turn
+at q, k, v and o. Sixteen clients at once ask over HTTP, each time for the next adapter, so that all are served round
+after round. Sampled: RssAnon of the front and the engine process, and how much of the arena is committed. The constant
+of the libraries is the same server with a random model of 0.4 MB and an arena of 16 MiB, warm: imports, compiled
+kernels, threads, tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+
+from evenflow.base.memory_size import parse_size
+from evenflow.bench.recipes import write_result
+from evenflow.serving.models.config import ModelConfig, load_config
+from evenflow.serving.models.tiny import LLAMA_135M, make_model
+
+RANKS, TARGETS = (64, 32, 16, 8), ("q_proj", "k_proj", "v_proj", "o_proj")
+NUM_CLIENTS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, 48, 8
+MEMORY = "704MiB"
+
+
+class Server:
+    """`evenflow serve` as users start it, and a look into its processes."""
+
+    def __init__(self, model: Path, memory: str, *options: str) -> None:
+        command = [sys.executable, "-m", "evenflow.cli.main", "serve", str(model), "--memory", memory, "--port", "0", *options]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self._arena_bytes = parse_size(memory)
+        assert self._process.stderr is not None
+        self.url, log = "", []
+        for line in self._process.stderr:
+            log.append(line)
+            if found := re.search(r"listening on (http://\S+)", line):
+                self.url = found[1]
+            if "ready: " in line:
+                break
+        else:
+            raise RuntimeError(f"the server did not start:\n{''.join(log)}")
+        threading.Thread(target=self._process.stderr.read, daemon=True).start()
+        self._front = psutil.Process(self._process.pid)
+        self._engines = self._front.children(recursive=True)
+
+    def memory(self) -> dict[str, int]:
+        """Anonymous bytes now: of the front, of the engine, and of the arena, which is a part of the engine's."""
+        return {
+            "front": anonymous_bytes(self._front.pid),
+            "engine": sum(anonymous_bytes(process.pid) for process in self._engines),
+            "arena": sum(committed_bytes(process.pid, self._arena_bytes) for process in self._engines),
+        }
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+
+def anonymous_bytes(pid: int) -> int:
+    """RssAnon of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def committed_bytes(pid: int, arena_bytes: int) -> int:
+    """Resident bytes of the anonymous mapping that has the arena's size; a page more or less of the arena."""
+    size, best = 0, 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if line.startswith("Size:"):
+            size = 1024 * int(line.split()[1])
+        elif line.startswith("Rss:") and abs(size - arena_bytes) < 4 << 20:
+            best = max(best, 1024 * int(line.split()[1]))
+    return best
+
+
+def write_adapters(folder: Path, config: ModelConfig, count: int) -> None:
+    """PEFT folders, bf16, all different."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator, shape = torch.Generator().manual_seed(0), config.shape
+    for i in range(count):
+        rank, path = RANKS[i % len(RANKS)], folder / f"tenant-{i:04d}"
+        path.mkdir(parents=True)
+        tensors = {}
+        for layer in range(shape.num_layers):
+            for module in TARGETS:
+                inputs, outputs = shape.module_widths(module)
+                name = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+                for side, size in (("A", (rank, inputs)), ("B", (outputs, rank))):
+                    noise = torch.randn(size, generator=generator) * 0.02
+                    tensors[f"{name}.lora_{side}.weight"] = noise.to(torch.bfloat16)
+        save_file(tensors, path / "adapter_model.safetensors")
+        fields = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": list(TARGETS), "bias": "none"}
+        (path / "adapter_config.json").write_text(json.dumps(fields))
+
+
+class Load:
+    """Clients that ask for one adapter after the other until they are stopped."""
+
+    def __init__(self, url: str, num_adapters: int, vocab_size: int) -> None:
+        self._url, self._num_adapters, self._vocab_size = url, num_adapters, vocab_size
+        self._lock = threading.Lock()
+        self.num_sent = self.num_answered = self.num_failed = 0
+        self._is_stopping = False
+        self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(NUM_CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._is_stopping = True
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, client: int) -> None:
+        random = np.random.default_rng(client)
+        with httpx.Client(base_url=self._url, timeout=120, headers={"Authorization": f"Bearer c{client}"}) as http:
+            while not self._is_stopping:
+                with self._lock:
+                    name = f"tenant-{self.num_sent % self._num_adapters:04d}"
+                    self.num_sent += 1
+                prompt = random.integers(1, self._vocab_size, PROMPT_TOKENS).tolist()
+                body = {"model": name, "prompt": prompt, "max_tokens": OUTPUT_TOKENS, "ignore_eos": True}
+                is_answered = http.post("/v1/completions", json=body).status_code == 200
+                with self._lock:
+                    self.num_answered += is_answered
+                    self.num_failed += not is_answered
+
+
+def libraries(scratch: Path) -> dict[str, int]:
+    """Anonymous bytes of the front and the engine with next to no model and no arena."""
+    make_model(scratch / "small")
+    server = Server(scratch / "small", "16MiB")
+    try:
+        prompt = {"model": "small", "prompt": [1, 2, 3], "max_tokens": 4, "ignore_eos": True}
+        httpx.post(f"{server.url}/v1/completions", json=prompt, timeout=60)
+        return server.memory()
+    finally:
+        server.close()
+
+
+def main() -> None:
+    """Measure and write."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--adapters", type=int, default=512)
+    parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--folder", type=Path, help="keep model and adapters here between runs")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = options.folder or Path(temporary)
+        model, adapters = scratch / "model", scratch / f"adapters-{options.adapters}"
+        if not adapters.exists():
+            config = make_model(model, LLAMA_135M, dtype=torch.bfloat16)
+            write_adapters(adapters, config, options.adapters)
+        config = load_config(model)
+        model_bytes = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+        constant = libraries(Path(temporary))
+        cache = ("--adapter-dir", str(adapters), "--adapter-cache", str(scratch / "cache"))
+        server = Server(model, MEMORY, *cache)
+        samples: list[dict[str, float]] = [{"seconds": 0.0, "answered": 0, **server.memory()}]
+        load = Load(server.url, options.adapters, config.shape.vocab_size)
+        started_s = time.perf_counter()
+        try:
+            while (seconds := time.perf_counter() - started_s) < options.seconds:
+                time.sleep(1.0)
+                samples.append({"seconds": round(seconds, 1), "answered": load.num_answered, **server.memory()})
+        finally:
+            load.stop()
+            samples.append({"seconds": round(seconds, 1), "answered": load.num_answered, **server.memory()})
+            metrics = httpx.get(f"{server.url}/metrics", timeout=60).text
+            server.close()
+    names = ("front", "engine", "arena")
+    last, memory = samples[-1], parse_size(MEMORY)
+    half = next(s for s in samples if s["seconds"] >= last["seconds"] / 2)
+    results = {
+        "unit": "bytes, anonymous and resident",
+        "libraries": constant,
+        "model": model_bytes,
+        "memory option": memory,
+        "ready": {name: samples[0][name] for name in names},
+        "peak": {name: max(s[name] for s in samples) for name in names},
+        "last": {name: last[name] for name in names},
+        "peak of the sum": max(s["front"] + s["engine"] for s in samples),
+        "model + memory + libraries": model_bytes + memory + constant["front"] + constant["engine"] - constant["arena"],
+        "growth of the second half": {name: last[name] - half[name] for name in names},
+        "requests": {"answered": load.num_answered, "failed": load.num_failed, "in the second half": last["answered"] - half["answered"]},
+        "adapters": {"in the folder": options.adapters, "rounds": load.num_answered / options.adapters},
+        "counts": {
+            name: float(found[1])
+            for name in ("evenflow_adapter_loads_total", "evenflow_adapter_evictions_total")
+            if (found := re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE))
+        },
+        "samples": samples,
+    }  # fmt: skip
+    for name, value in results.items():
+        if name != "samples":
+            print(f"{name:28} {value}")
+    parameters = {
+        "model": dict(LLAMA_135M), "dtype": "bfloat16", "memory": MEMORY, "num_adapters": options.adapters, "ranks": RANKS,
+        "targets": TARGETS, "num_clients": NUM_CLIENTS, "prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS,
+        "seconds": options.seconds,
+    }  # fmt: skip
+    if options.json:
+        write_result(options.json, "server_memory", parameters, results)
+
+
+if __name__ == "__main__":
+    main()
