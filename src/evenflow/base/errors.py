@@ -9,6 +9,7 @@
     ├── AdapterError             anything about one adapter
     │   ├── AdapterRejected      the folder holds something that cannot be served faithfully (all `reasons`)
     │   ├── AdapterNotFound      no such name, or no adapter at that path
+    │   ├── AdapterCacheFull     no room for it until another one is unloaded
     │   ├── AdapterDamaged       its rows on the host were lost or changed behind our back
     │   └── AdapterExists        the name is taken
     ├── AccessDenied             the caller may not do this
@@ -77,6 +78,10 @@ class AdapterRejected(AdapterError):
 
 class AdapterNotFound(AdapterError):
     """No adapter of that name, or nothing at that path."""
+
+
+class AdapterCacheFull(AdapterError):
+    """There is no room for one more adapter until another one is unloaded."""
 
 
 class AdapterDamaged(AdapterError):

@@ -58,7 +58,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="where compiled kernels are kept between starts")
     group.add_argument("--adapter-cache", type=Path, metavar="DIR", help="where converted adapters are kept between starts")
     group.add_argument(
-        "--adapter-cache-size", metavar="SIZE", help="its largest size; default: 64GiB, or half of what the disk has left"
+        "--adapter-cache-size",
+        metavar="SIZE",
+        help="its largest size; default: 64GiB, or half of what the disk has left. Adapters of --adapter-dir make room for "
+        "each other, the longest unused first; registered ones stay",
     )
     group.add_argument(
         "--adapter-eviction", default="lru", metavar="NAME", help="which idle adapter leaves first: lru, cost-aware (lru)"

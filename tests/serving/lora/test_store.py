@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evenflow.base.errors import AdapterDamaged, AdapterError, AdapterNotFound, AdapterRejected, ConfigError
+from evenflow.base.errors import AdapterCacheFull, AdapterDamaged, AdapterError, AdapterNotFound, AdapterRejected, ConfigError
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.lora import rows as rows_module
 from evenflow.serving.lora import store as store_module
@@ -264,7 +264,7 @@ def test_the_cache_keeps_its_size_by_giving_up_what_is_stale_then_what_is_old(tm
     assert [file.path.exists() for file in (*files, fourth, fifth)] == [True, False, False, True, True]
     assert store.size_bytes <= store.capacity_bytes
     everything = {file.header.record.digest for file in (files[0], fourth, fifth)}
-    with pytest.raises(AdapterError, match=r"the adapter cache is full: .* by 3 adapters in use; unload some"):
+    with pytest.raises(AdapterCacheFull, match=r"the adapter cache is full: .* by 3 registered adapters and .* unload some"):
         store.prepare(folders[2], None, everything)
 
 

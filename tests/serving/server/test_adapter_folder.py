@@ -10,10 +10,12 @@ import time
 import pytest
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, in_process, make_adapter
 
+from evenflow.base.errors import AdapterCacheFull
 from evenflow.serving.server import adapter_folder
 from evenflow.serving.server.adapter_folder import AdapterFolder
-from evenflow.serving.server.app import create_app
+from evenflow.serving.server.app import build_app, create_app
 from evenflow.serving.server.config import ServerConfig
+from evenflow.serving.server.state import ServerState
 
 TEXT = {"model": "base", "prompt": "hi"}
 
@@ -123,6 +125,55 @@ def test_ten_thousand_names(tmp_path, scans):
                 await client.get("/v1/models")
             assert len(scans) == 1
             assert engine.num_loads == 20
+
+    asyncio.run(main())
+
+
+class EngineForThree(FakeEngine):
+    """Refuses a fourth adapter."""
+
+    async def load_adapter(self, name, path, replace=False):
+        if len(self.infos) == 3 and name not in self.infos:
+            raise AdapterCacheFull("the adapter cache is full")
+        return await super().load_adapter(name, path, replace)
+
+
+def test_adapters_of_the_folder_make_room_for_each_other_the_longest_unused_first(tmp_path):
+    folder = tmp_path / "folder"
+    for name in ("a", "b", "c", "d", "e"):
+        make_adapter(folder, name, name)
+    registered = make_adapter(tmp_path, "registered", "registered")
+    now_s = 0.0
+
+    async def main():
+        nonlocal now_s
+        engine = EngineForThree()
+        config = ServerConfig(adapter_dir=folder)
+        state = ServerState(engine, FakeTokenizer(), FakeTemplate(), config, clock=lambda: now_s)
+        app = build_app(state, {"registered": registered})
+        async with in_process(app) as client:
+
+            async def ask(name, seconds=2.0):
+                nonlocal now_s
+                now_s += seconds
+                return await client.post("/v1/completions", json={**TEXT, "model": name})
+
+            for name in ("a", "b", "a", "c"):
+                assert (await ask(name)).status_code == 200
+            assert engine.infos.keys() == {"registered", "a", "c"}, "b was the longest unused"
+            engine.infos["a"].is_pinned = True
+            engine.infos["c"].in_flight = 1
+            refused = await ask("d")
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "adapter_cache_full"
+            assert refused.headers["retry-after"] == "1"
+            engine.infos["c"].in_flight = 0
+            assert (await ask("d")).status_code == 200, "a refusal is not remembered"
+            assert engine.infos.keys() == {"registered", "a", "d"}
+            assert (await ask("e", seconds=0.5)).status_code == 503, "d was asked for just now"
+            assert (await ask("c")).status_code == 200, "it comes back when it is asked for"
+            listed = {model["id"] for model in (await client.get("/v1/models")).json()["data"]}
+            assert {"registered", "a", "b", "c", "d", "e"} <= listed, "those that had to go can still be asked for"
 
     asyncio.run(main())
 

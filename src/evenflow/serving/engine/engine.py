@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from evenflow.base.errors import (
+    AdapterCacheFull,
     AdapterError,
     ClientOverLimit,
     ConfigError,
@@ -152,9 +153,9 @@ class Engine:
         return outputs
 
     def register_adapter(self, name: str, adapter: PreparedAdapter, *, replace: bool = False) -> None:
-        """Serve ``adapter`` under ``name``. Raises AdapterExists, AdapterRejected."""
+        """Serve ``adapter`` under ``name``. Raises AdapterExists, AdapterCacheFull, AdapterError."""
         if len(self.catalog) >= self._config.max_adapters:
-            raise AdapterError(f"{len(self.catalog)} adapters are registered; allowed: {self._config.max_adapters}")
+            raise AdapterCacheFull(f"{len(self.catalog)} adapters are registered; allowed: {self._config.max_adapters}")
         record, num_pages = adapter.record, self._scheduler.snapshot().num_pages
         if record.num_pages + 2 > num_pages:
             raise AdapterError(

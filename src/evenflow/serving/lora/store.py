@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evenflow.base.errors import AdapterError, AdapterRejected, ConfigError
+from evenflow.base.errors import AdapterCacheFull, AdapterError, AdapterRejected, ConfigError
 from evenflow.base.memory_size import format_size
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
@@ -75,8 +75,8 @@ class RowStore:
     def prepare(self, path: Path, max_rank: int | None, in_use: Collection[str] = ()) -> RowFile:
         """The row file of the PEFT adapter in folder ``path``; made now if there is none for what the folder holds.
 
-        ``in_use``: digests whose files must stay. Raises AdapterNotFound, AdapterRejected with all reasons, and
-        AdapterError if the cache has no room.
+        ``in_use``: digests whose files must stay. Raises AdapterNotFound, AdapterRejected with all reasons,
+        AdapterCacheFull if those in use leave no room, and AdapterError if the disk has none.
         """
         with self._lock:
             state = _state_of(path)
@@ -174,9 +174,10 @@ class RowStore:
                     path.unlink()
                     self._size_bytes -= size
         if self._size_bytes + num_bytes > self.capacity_bytes:
-            raise AdapterError(
+            raise AdapterCacheFull(
                 f"the adapter cache is full: {format_size(self._size_bytes)} of {format_size(self.capacity_bytes)} are taken "
-                f"by {len(in_use)} adapters in use; unload some, or allow it more"
+                f"by {len(in_use)} registered adapters and {format_size(num_bytes)} more are needed; unload some, allow "
+                "it more (--adapter-cache-size), or keep adapters in --adapter-dir: those make room for each other"
             )
 
     def _live_digests(self) -> set[str]:

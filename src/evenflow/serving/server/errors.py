@@ -16,6 +16,7 @@ LONGEST_MESSAGE = 2000
 _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.InvalidRequest: (400, "invalid_request_error", None),
+    errors.AdapterCacheFull: (503, "server_error", "adapter_cache_full"),
     errors.AdapterDamaged: (503, "server_error", "adapter_damaged"),
     errors.AdapterRejected: (400, "invalid_request_error", "adapter_rejected"),
     errors.AdapterError: (400, "invalid_request_error", "adapter_error"),
@@ -68,7 +69,7 @@ def headers_of(error: BaseException) -> dict[str, str]:
     """When to come back, and whether to: what the openai client reads before it retries."""
     if isinstance(error, errors.InvalidKey):
         return {"www-authenticate": "Bearer"}
-    if isinstance(error, errors.AdapterDamaged):  # it is being made again from its folder
+    if isinstance(error, (errors.AdapterDamaged, errors.AdapterCacheFull)):  # it is being made again; others end
         return {"retry-after": "1", "retry-after-ms": "1000"}
     if not isinstance(error, errors.Rejected):
         return {}

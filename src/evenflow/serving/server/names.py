@@ -2,7 +2,7 @@
 
 The table follows the engine's: it is filled when the server starts and after each change, all of which go
 through here. With an adapter folder, a sub-folder's name is loaded when it is first asked for, and forgotten when it
-is asked for and its sub-folder is gone.
+is asked for and its sub-folder is gone, or when another one of the folder needs its room.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evenflow.base.errors import (
+    AdapterCacheFull,
     AdapterError,
     AdapterExists,
     AdapterNotFound,
@@ -34,6 +35,9 @@ log = logging.getLogger("evenflow.server")
 
 RETRY_BROKEN_S = 10.0
 """A folder that could not be loaded is not read again for so long, however often it is asked for."""
+
+_JUST_ASKED_S = 1.0
+"""Whoever was resolved so recently may be about to submit: their adapter is not taken from them."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}")
 
@@ -63,8 +67,8 @@ class ModelNames:
         self._model_names = model_names
         self._engine = engine
         self._dir = None if adapter_dir is None else AdapterFolder(adapter_dir, lambda: int(unix_time() * 1e9))
-        self._from_dir: set[str] = set()
-        """Names that were loaded from the adapter folder."""
+        self._from_dir: dict[str, float] = {}
+        """Names that were loaded from the adapter folder, and when each was last asked for: the longest ago first."""
         self._clock = clock
         self._unix_time = unix_time
         self._adapters: dict[str, NamedAdapter] = {}
@@ -112,6 +116,8 @@ class ModelNames:
             raise NotAllowed(f"client {client.name!r} may not use the adapter {name!r}")
         if name not in self._adapters:
             await self._load_once(name)
+        if self._from_dir.pop(name, None) is not None:
+            self._from_dir[name] = self._clock()
         return name
 
     async def load(self, name: str, path: str, *, replace: bool = False) -> None:
@@ -120,7 +126,7 @@ class ModelNames:
         for info in await self._engine.load_adapter(name, path, replace):
             self._record(info)
         self._broken.pop(name, None)
-        self._from_dir.discard(name)
+        self._from_dir.pop(name, None)
 
     async def unload(self, name: str, *, purge: bool = False) -> None:
         """Forget ``name``. Raises AdapterNotFound. (A folder of that name will load again when it is asked for.)
@@ -160,7 +166,7 @@ class ModelNames:
     def forget(self, name: str) -> None:
         """The engine no longer knows ``name``."""
         self._adapters.pop(name, None)
-        self._from_dir.discard(name)
+        self._from_dir.pop(name, None)
 
     def _is_there(self, name: str) -> bool:
         """True if ``name`` is loaded, or can be. One whose sub-folder has gone is unloaded: those who run with it finish."""
@@ -188,15 +194,17 @@ class ModelNames:
             folder = self._dir.find(name) if self._dir is not None else None
             if folder is None:
                 raise AdapterNotFound(f"the model {name!r} does not exist; GET /v1/models lists those that do")
-            task = asyncio.create_task(self._engine.load_adapter(name, str(folder)))
+            task = asyncio.create_task(self._load_with_room(name, str(folder)))
             self._loading[name] = task
             task.add_done_callback(lambda done: self._loaded(name, done))
         try:
             for info in await asyncio.shield(task):  # one caller's going must not end the load for the others
                 self._record(info)
-            self._from_dir.add(name)
+            self._from_dir[name] = self._clock()
         except AdapterExists:
             await self.refresh()
+        except AdapterCacheFull:  # those in the way may have ended by the next time
+            raise
         except AdapterError as error:
             # Told without the path: the caller is a tenant.
             told: AdapterError = AdapterError(f"the adapter {name!r} could not be read; the server's log says why")
@@ -204,6 +212,31 @@ class ModelNames:
                 told = AdapterRejected(repr(name), error.reasons)
             self._broken[name] = (self._clock(), told)
             raise told from None
+
+    async def _load_with_room(self, name: str, folder: str) -> list[AdapterInfo]:
+        """Load. While there is no room, unload those of the adapter folder that nobody has asked for for longest.
+
+        Raises AdapterCacheFull if all of them run, are pinned, or were asked for just now.
+        """
+        count = 1
+        while True:
+            try:
+                return await self._engine.load_adapter(name, folder)
+            except AdapterCacheFull:
+                idle = await self._idle_names()
+                if not idle:
+                    raise
+                for victim in idle[:count]:
+                    log.info("the adapter %r is unloaded: %r needs its room", victim, name)
+                    self.forget(victim)
+                    await self._unload_quietly(victim)
+                count *= 2  # adapters differ in size, and each try reads the new one again
+
+    async def _idle_names(self) -> list[str]:
+        """Names of the adapter folder that may be unloaded now and found again later, the longest unused first."""
+        idle = {info.name for info in await self._engine.list_adapters() if not info.in_flight and not info.is_pinned}
+        latest_s = self._clock() - _JUST_ASKED_S
+        return [name for name, asked_s in self._from_dir.items() if name in idle and asked_s <= latest_s]
 
     def _record(self, info: AdapterInfo, before: NamedAdapter | None = None) -> None:
         if info.state == "draining":
