@@ -3,10 +3,11 @@
     python benchmarks/recipes/server_memory.py --json benchmarks/results/server_memory--MACHINE.json [--adapters 512]
 
 `evenflow serve` on the 135 M random model in bf16 with `--memory 704MiB` and an adapter folder: ranks 64, 32, 16 and 8 in turn
-at q, k, v and o. Sixteen clients at once ask over HTTP, each time for the next adapter, so that all are served round
-after round. Sampled: RssAnon of the front and the engine process, and how much of the arena is committed. The constant
-of the libraries is the same server with a random model of 0.4 MB and an arena of 16 MiB, warm: imports, compiled
-kernels, threads, tokenizer.
+at q, k, v and o, none converted yet. Sixteen clients at once ask over HTTP: first the base model alone, which fills what
+the libraries keep for themselves (oneDNN holds compiled products for every number of rows it has met, up to 1,024 of
+them), then each request the next adapter, round after round. Sampled: RssAnon of the front and the engine process, and
+how much of the arena is committed. What is neither model nor arena at the end of the first part counts as the libraries'.
+Beside it the same server with a random model of 0.4 MB: imports, compiled kernels, threads, tokenizer.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -31,7 +33,7 @@ from evenflow.serving.models.config import ModelConfig, load_config
 from evenflow.serving.models.tiny import LLAMA_135M, make_model
 
 RANKS, TARGETS = (64, 32, 16, 8), ("q_proj", "k_proj", "v_proj", "o_proj")
-NUM_CLIENTS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, 48, 8
+NUM_CLIENTS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, (16, 80), 8
 MEMORY = "704MiB"
 
 
@@ -109,10 +111,10 @@ def write_adapters(folder: Path, config: ModelConfig, count: int) -> None:
 
 
 class Load:
-    """Clients that ask for one adapter after the other until they are stopped."""
+    """Clients that ask for one model after the other until they are stopped."""
 
-    def __init__(self, url: str, num_adapters: int, vocab_size: int) -> None:
-        self._url, self._num_adapters, self._vocab_size = url, num_adapters, vocab_size
+    def __init__(self, url: str, models: Sequence[str], vocab_size: int) -> None:
+        self._url, self._models, self._vocab_size = url, models, vocab_size
         self._lock = threading.Lock()
         self.num_sent = self.num_answered = self.num_failed = 0
         self._is_stopping = False
@@ -130,9 +132,9 @@ class Load:
         with httpx.Client(base_url=self._url, timeout=120, headers={"Authorization": f"Bearer c{client}"}) as http:
             while not self._is_stopping:
                 with self._lock:
-                    name = f"tenant-{self.num_sent % self._num_adapters:04d}"
+                    name = self._models[self.num_sent % len(self._models)]
                     self.num_sent += 1
-                prompt = random.integers(1, self._vocab_size, PROMPT_TOKENS).tolist()
+                prompt = random.integers(1, self._vocab_size, random.integers(*PROMPT_TOKENS)).tolist()
                 body = {"model": name, "prompt": prompt, "max_tokens": OUTPUT_TOKENS, "ignore_eos": True}
                 is_answered = http.post("/v1/completions", json=body).status_code == 200
                 with self._lock:
@@ -140,7 +142,7 @@ class Load:
                     self.num_failed += not is_answered
 
 
-def libraries(scratch: Path) -> dict[str, int]:
+def small_server(scratch: Path) -> dict[str, int]:
     """Anonymous bytes of the front and the engine with next to no model and no arena."""
     make_model(scratch / "small")
     server = Server(scratch / "small", "16MiB")
@@ -152,6 +154,28 @@ def libraries(scratch: Path) -> dict[str, int]:
         server.close()
 
 
+def sample_under_load(server: Server, models: Sequence[str], vocab_size: int, seconds: float) -> list[dict[str, float]]:
+    """A sample a second. Raises RuntimeError if a request failed."""
+    samples = []
+    load = Load(server.url, models, vocab_size)
+    started_s = time.perf_counter()
+    try:
+        while (now_s := time.perf_counter() - started_s) < seconds:
+            samples.append({"seconds": round(now_s, 1), "answered": load.num_answered, **server.memory()})
+            time.sleep(1.0)
+    finally:
+        load.stop()
+    samples.append({"seconds": round(time.perf_counter() - started_s, 1), "answered": load.num_answered, **server.memory()})
+    if load.num_failed:
+        raise RuntimeError(f"{load.num_failed} of {load.num_sent} requests failed")
+    return samples
+
+
+def beyond_arena(sample: dict[str, float]) -> float:
+    """Bytes of both processes that are not the arena's."""
+    return sample["front"] + sample["engine"] - sample["arena"]
+
+
 def main() -> None:
     """Measure and write."""
     import torch
@@ -159,65 +183,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--adapters", type=int, default=512)
-    parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--base-seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=130.0)
     parser.add_argument("--folder", type=Path, help="keep model and adapters here between runs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         scratch = options.folder or Path(temporary)
         model, adapters = scratch / "model", scratch / f"adapters-{options.adapters}"
         if not adapters.exists():
-            config = make_model(model, LLAMA_135M, dtype=torch.bfloat16)
-            write_adapters(adapters, config, options.adapters)
-        config = load_config(model)
+            write_adapters(adapters, make_model(model, LLAMA_135M, dtype=torch.bfloat16), options.adapters)
+        vocab_size = load_config(model).shape.vocab_size
         model_bytes = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-        constant = libraries(Path(temporary))
-        cache = ("--adapter-dir", str(adapters), "--adapter-cache", str(scratch / "cache"))
-        server = Server(model, MEMORY, *cache)
-        samples: list[dict[str, float]] = [{"seconds": 0.0, "answered": 0, **server.memory()}]
-        load = Load(server.url, options.adapters, config.shape.vocab_size)
-        started_s = time.perf_counter()
+        small = small_server(Path(temporary))
+        server = Server(model, MEMORY, "--adapter-dir", str(adapters), "--adapter-cache", str(Path(temporary) / "cache"))
+        names = sorted(path.name for path in adapters.iterdir())
         try:
-            while (seconds := time.perf_counter() - started_s) < options.seconds:
-                time.sleep(1.0)
-                samples.append({"seconds": round(seconds, 1), "answered": load.num_answered, **server.memory()})
+            ready = server.memory()
+            base = sample_under_load(server, ["model"], vocab_size, options.base_seconds)
+            mixed = sample_under_load(server, names, vocab_size, options.seconds)
         finally:
-            load.stop()
-            samples.append({"seconds": round(seconds, 1), "answered": load.num_answered, **server.memory()})
-            metrics = httpx.get(f"{server.url}/metrics", timeout=60).text
             server.close()
-    names = ("front", "engine", "arena")
-    last, memory = samples[-1], parse_size(MEMORY)
-    half = next(s for s in samples if s["seconds"] >= last["seconds"] / 2)
+    memory = parse_size(MEMORY)
+    libraries = beyond_arena(base[-1]) - model_bytes
+    first_round = next((s for s in mixed if s["answered"] >= options.adapters), mixed[-1])
+    peak = max(s["front"] + s["engine"] for s in mixed)
     results = {
-        "unit": "bytes, anonymous and resident",
-        "libraries": constant,
+        "unit": "bytes, anonymous and resident, of front and engine process",
+        "small server": small,
         "model": model_bytes,
         "memory option": memory,
-        "ready": {name: samples[0][name] for name in names},
-        "peak": {name: max(s[name] for s in samples) for name in names},
-        "last": {name: last[name] for name in names},
-        "peak of the sum": max(s["front"] + s["engine"] for s in samples),
-        "model + memory + libraries": model_bytes + memory + constant["front"] + constant["engine"] - constant["arena"],
-        "growth of the second half": {name: last[name] - half[name] for name in names},
-        "requests": {"answered": load.num_answered, "failed": load.num_failed, "in the second half": last["answered"] - half["answered"]},
-        "adapters": {"in the folder": options.adapters, "rounds": load.num_answered / options.adapters},
-        "counts": {
-            name: float(found[1])
-            for name in ("evenflow_adapter_loads_total", "evenflow_adapter_evictions_total")
-            if (found := re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE))
+        "ready": ready,
+        "after the base model alone": base[-1],
+        "libraries": libraries,
+        "model + memory + libraries": model_bytes + memory + libraries,
+        "peak with adapters": peak,
+        "peak / allowed": round(peak / (model_bytes + memory + libraries), 4),
+        "beyond arena, grown by": {
+            "base model alone": beyond_arena(base[-1]) - (ready["front"] + ready["engine"] - ready["arena"]),
+            "first round of adapters": beyond_arena(first_round) - beyond_arena(base[-1]),
+            "later rounds": beyond_arena(mixed[-1]) - beyond_arena(first_round),
         },
-        "samples": samples,
-    }  # fmt: skip
+        "answered": {"base model": base[-1]["answered"], "adapters": mixed[-1]["answered"]},
+    }
     for name, value in results.items():
-        if name != "samples":
-            print(f"{name:28} {value}")
+        print(f"{name:28} {value}")
     parameters = {
         "model": dict(LLAMA_135M), "dtype": "bfloat16", "memory": MEMORY, "num_adapters": options.adapters, "ranks": RANKS,
         "targets": TARGETS, "num_clients": NUM_CLIENTS, "prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS,
-        "seconds": options.seconds,
+        "base_seconds": options.base_seconds, "seconds": options.seconds,
     }  # fmt: skip
     if options.json:
-        write_result(options.json, "server_memory", parameters, results)
+        write_result(options.json, "server_memory", parameters, {**results, "samples": {"base": base, "adapters": mixed}})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from engine_harness import EngineHarness
 from served import Served
 
 from evenflow import LLM, SamplingParams
-from evenflow.base.errors import AdapterRejected, ConfigError, EngineDead, EvenFlowError
+from evenflow.base.errors import AdapterDamaged, AdapterNotFound, AdapterRejected, ConfigError, EngineDead, EvenFlowError
 from evenflow.serving.models.config import load_config
 from evenflow.serving.models.tiny import make_model
 from evenflow.serving.models.tiny_adapter import make_adapter
@@ -67,6 +67,49 @@ def test_two_ranks_say_what_one_says_and_go_quietly(tiny_model, tiny_adapters, t
     assert [r.token_ids for r in again] == expected(tiny_model, tiny_adapters, ["r8"] * len(PROMPTS))
     wait_until_gone([engine, *ranks])
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_rows_damaged_on_one_rank_fail_their_own_requests_and_are_made_again(tiny_model, tiny_adapters, tmp_path):
+    """Each rank has rows of its own: one adapter's are cut on one rank, another's changed on the other; a third is lost."""
+    names = ["r8", "r64", "r3"]
+    folders = {name: shutil.copytree(tiny_adapters[name], tmp_path / name) for name in names}
+    cache = tmp_path / "cache"
+    right = dict(zip([None, *names], expected(tiny_model, folders, [None, *names, None]), strict=False))
+    prompts = dict(zip([None, *names], PROMPTS))
+    with LLM(tiny_model, folders, tensor_parallel=2, adapter_cache=cache, **SETTINGS) as llm:
+
+        def ask(name):
+            return llm.generate(prompts[name], GREEDY, adapters=name)[0].token_ids
+
+        def ask_until_repaired(name):
+            deadline_s = time.monotonic() + 30
+            while time.monotonic() < deadline_s:
+                try:
+                    return ask(name)
+                except AdapterDamaged:
+                    time.sleep(0.05)
+            raise AssertionError("the repair never ended")
+
+        digests = {info.name: info.digest for info in llm.list_adapters()}
+        one, other = sorted({path.parent for path in cache.rglob("*.rows")})
+        cut, changed = one / f"{digests['r8']}.rows", other / f"{digests['r64']}.rows"
+        cut.write_bytes(cut.read_bytes()[:-4000])
+        data = bytearray(changed.read_bytes())
+        data[-200] ^= 255
+        changed.write_bytes(data)
+        (other / f"{digests['r3']}.rows").unlink()
+        shutil.rmtree(folders["r3"])
+        for name in names:
+            with pytest.raises(AdapterDamaged, match=digests[name][:12]):
+                ask(name)
+            assert ask(None) == right[None], "nobody else is touched"
+        assert ask_until_repaired("r8") == right["r8"]
+        assert ask_until_repaired("r64") == right["r64"]
+        with pytest.raises(AdapterNotFound):
+            ask_until_repaired("r3")
+        assert {info.name for info in llm.list_adapters()} == {"r8", "r64"}
+        assert ask(None) == right[None]
 
 
 @pytest.mark.parametrize("moment", [pytest.param("idle", marks=pytest.mark.slow), "busy"])
