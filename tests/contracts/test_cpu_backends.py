@@ -12,6 +12,7 @@ from backend_cases import CPU, Seq, batch_of, make_storage, put_adapter, rope_ta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evenflow.serving.backends import cpu_lora
 from evenflow.serving.backends.cpu_attention import CPUAttention
 from evenflow.serving.backends.cpu_lora import CPULoRA
 from evenflow.serving.backends.storage import Storage
@@ -95,6 +96,22 @@ def test_lora_rows_are_the_same_bit_for_bit_for_any_threads_and_company(dtype):
         numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
         assert all(torch.equal(out, alone) for out in results)
         assert not torch.equal(alone, y)
+
+
+def test_little_work_of_few_bytes_is_done_by_one_thread(monkeypatch):
+    storage = make_storage(SHAPE, torch.bfloat16, 16, 120)
+    adapters = [put_adapter(storage, [[rank] * 7] * 2, list(range(first, 120)), rank) for rank, first in ((9, 0), (33, 20))]
+    backend = CPULoRA(storage, num_threads=2)
+    for slot, adapter in enumerate(adapters):
+        backend.bind(slot, adapter.signature, adapter.pages)
+    monkeypatch.setattr(cpu_lora, "ONE_THREAD_BYTES", 2 * 9 * (384 + 52))
+    monkeypatch.setattr(cpu_lora, "ONE_THREAD_MACS", 4 * 9 * (384 + 52))
+    threads = numba.get_num_threads()
+    for slots, is_small in (((0,) * 4, True), ((0,) * 5, False), ((0, 1), False), ((1,), False), ((-1, 0, -1), True)):
+        backend.plan(batch_of(storage, [Seq(0, 1, slot) for slot in slots], [[0]] * len(slots)))
+        assert backend._work["o"].is_small is is_small, slots
+        backend.run(0, "o", torch.ones(len(slots), 384).bfloat16(), torch.ones(len(slots), 52).bfloat16())
+        assert numba.get_num_threads() == threads
 
 
 def test_warm_up_compiles_what_serving_calls():

@@ -26,6 +26,13 @@ PRODUCT_MACS = 32_000_000
 PRODUCT_MACS_WITH_AMX = 8_000_000
 """The same for bf16 where torch's products run on matrix units."""
 
+ONE_THREAD_MACS = 5_000_000
+"""Up to this many multiply-adds of one site, if they read no more than ``ONE_THREAD_BYTES``, one thread computes them: waking
+another, which sleeps between kernels, takes longer than what it would do (50 us; docs/lab-notes.md)."""
+
+ONE_THREAD_BYTES = 1 << 20
+"""Rows of a site, of all adapters in the step, that one thread reads in the time that waking another takes."""
+
 
 def min_product_macs(dtype: torch.dtype) -> int:
     """Which of the two fits this machine's processor."""
@@ -58,6 +65,8 @@ class _Work:
     """int64 [num_threads + 1]"""
     segments: tuple[tuple[int, int, int], ...]
     """(slot, first row, end row), by slot: runs of rows for matrix products."""
+    is_small: bool = False
+    """True: one thread does all the rows."""
 
 
 class CPULoRA:
@@ -179,7 +188,9 @@ class CPULoRA:
                 for slot, s in zip(slots[has_products[:, index]], bearing[has_products[:, index]])
             )
             if total or segments:
-                self._work[name] = _Work(rows, np.repeat(slots[wanted], counts), cuts, segments)
+                row_bytes = self._macs[np.unique(slots[wanted]), index].sum() * self._storage.layout.itemsize
+                is_small = bool(total and work[-1] <= ONE_THREAD_MACS and row_bytes <= ONE_THREAD_BYTES)
+                self._work[name] = _Work(rows, np.repeat(slots[wanted], counts), cuts, segments, is_small)
 
     def run(self, layer: int, site: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
         """See ``LoRABackend.run``."""
@@ -195,6 +206,9 @@ class CPULoRA:
 
     def _run_rows(self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
         itemsize = self._storage.layout.itemsize
+        num_threads = numba.get_num_threads()
+        if work.is_small:
+            numba.set_num_threads(1)  # it computes the parts of all
         add_lora_rows(
             self._element,
             self._num_threads,
@@ -218,6 +232,8 @@ class CPULoRA:
             self._scratch.ctypes.data,
             self._scratch.strides[0],
         )
+        if work.is_small:
+            numba.set_num_threads(num_threads)
 
     def _run_products(self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
         """Per run of rows one product with A of all modules, and one with B of each."""
