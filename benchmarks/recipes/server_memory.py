@@ -83,7 +83,7 @@ def committed_bytes(pid: int, arena_bytes: int) -> int:
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if line.startswith("Size:"):
             size = 1024 * int(line.split()[1])
-        elif line.startswith("Rss:") and abs(size - arena_bytes) < 4 << 20:
+        elif line.startswith("Rss:") and abs(size - arena_bytes) < 1 << 20:
             best = max(best, 1024 * int(line.split()[1]))
     return best
 
