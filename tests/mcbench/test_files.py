@@ -38,7 +38,7 @@ def write_hub(root: Path, name: str, how: str) -> Path:
         elif how == "jsonl":
             (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
         else:
-            lines = [",".join(map(str, line)) for line in [rows[0].keys(), *(row.values() for row in rows)]]
+            lines = [",".join(map(str, line)) for line in [list(rows[0]), *(list(row.values()) for row in rows)]]
             (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,14 +41,15 @@ def two_ranks(rank: int, folder: str) -> None:
 
     x = torch.randn(5, 2, 16, generator=torch.Generator().manual_seed(0))[..., 8 * rank : 8 * rank + 8]
     report = {}
-    given = x.clone().requires_grad_()
-    plain = layer()
+    given: Any = x.clone().requires_grad_()
+    plain: Any = layer()
     expected, _ = plain["linear_proj"](given)
     expected.square().sum().backward()
     for spec in ("none", "tp.forward=none", "tp.forward=int8-g32/two-shot", "tp.forward=ae:8"):
-        model, ledger = layer(), Ledger()
+        model: Any = layer()
+        ledger = Ledger()
         learned = compress_megatron(model, spec, ledger=ledger)
-        own = x.clone().requires_grad_()
+        own: Any = x.clone().requires_grad_()
         output, bias = model["linear_proj"](own)
         output.square().sum().backward()
         assert bias is None

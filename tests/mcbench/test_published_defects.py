@@ -59,7 +59,7 @@ def test_13_one_code_serves_every_family(spec: str) -> None:
 
 def test_12_cased_vocabularies_stay_cased_and_test_files_are_not_scored(tmp_path: Path) -> None:
     """Theirs lower-cases text for a cased vocabulary, and evaluates MRPC on the test file."""
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Paris", "paris", "is", "big"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))

@@ -180,9 +180,9 @@ def test_command_line_lists_runs_and_reports(tmp_path: Path, capsys: pytest.Capt
         command.run(parse("suite", "break-even", "--out", str(tmp_path), "--jobs", "4"))
     with pytest.raises(ConfigError, match="budget"):
         command.run(parse("suite", "paper", "--out", str(tmp_path), "--budget", "soon"))
-    for words in (("run", "--emulate"), ("calibrate",)):
+    for command_words in (["run", "--emulate"], ["calibrate"]):
         with pytest.raises(ConfigError, match="there is no folder /nowhere"):
-            command.run(parse(*words, "--json", "/nowhere/x.json"))
+            command.run(parse(*command_words, "--json", "/nowhere/x.json"))
     with pytest.raises(ConfigError, match="LOW:HIGH"):
         command._range("9:1", "hidden")
 
