@@ -179,8 +179,8 @@ def _run_under_torchrun(config: Any, path: str | None) -> int:
 
     def emit(kind: str, value: Any) -> None:
         records.append({"kind": kind, "value": value})
-        if is_reporter:
-            _say(describe(kind, value))
+        if is_reporter and (line := describe(kind, value)):
+            _say(line)
 
     failure: EvenFlowError | None = None
     try:

@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
         os.nice(-10)  # where permitted: a rank on a fixed core must not queue behind whatever else runs there
 
     import torch
+    import torch.distributed as dist
 
     from evenflow.base.errors import EvenFlowError
     from evenflow.comm.links import Link
@@ -63,6 +64,9 @@ def main(arguments: list[str]) -> int:
     except EvenFlowError as error:
         print(" ".join(str(error).splitlines()), file=sys.stderr, flush=True)
         return 1
+    # Leaving with the group's threads alive can end a rank, or its peer that is not done, by an abort.
+    dist.barrier()
+    dist.destroy_process_group()
     return 0
 
 

@@ -31,18 +31,21 @@ def run(config: RunConfig, progress: Progress = lambda text: None, backbones: Ba
     task = task_of(config)
     records: list[dict[str, Any]] = []
     failure: str | None = None
+
+    def show(kind: str, value: Any) -> None:
+        if line := describe(kind, value):
+            progress(line)
+
     link: dict[str, Any] = {"nominal": config.link, "kind": "virtual ranks" if config.emulate else "unlimited"}
     if config.emulate or config.world_size == 1:
 
         def emit(kind: str, value: Any) -> None:
             records.append({"kind": kind, "value": value})
-            progress(describe(kind, value))
+            show(kind, value)
 
         run_virtual(config, emit, backbones or Backbones())
     else:
-        launched = launch(
-            "run", config.to_json(), config.world_size, Link.parse(config.link), lambda k, v: progress(describe(k, v))
-        )
+        launched = launch("run", config.to_json(), config.world_size, Link.parse(config.link), show)
         records, failure = launched.records, launched.failure
         link["kind"] = launched.link_kind
         if failure and not any(record["kind"] == "seed" for record in records):
@@ -97,7 +100,7 @@ def versions() -> dict[str, str]:
 
 
 def describe(kind: str, value: Any) -> str:
-    """Return a line about a partial result."""
+    """Return a line about a partial result; empty for those that the summary shows."""
     if kind == "seed":
         scores = ", ".join(f"{name} {score:.4f}" for name, score in value["scores"]["compressed"].items())
         return f"seed {value['seed']}: {scores}"
@@ -109,4 +112,4 @@ def describe(kind: str, value: Any) -> str:
         return f"parity: outputs {value['output_error']:.1e}, gradients {value['gradient_error']:.1e}"
     if kind == "step":
         return f"seed {value['seed']}: {value['what']}, step {value['step']} of {value['num_steps']}, loss {value['loss']:.4f}"
-    return kind
+    return ""
