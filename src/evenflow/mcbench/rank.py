@@ -65,8 +65,9 @@ def main(arguments: list[str]) -> int:
         print(" ".join(str(error).splitlines()), file=sys.stderr, flush=True)
         return 1
     # Leaving with the group's threads alive can end a rank, or its peer that is not done, by an abort.
-    dist.barrier()
-    dist.destroy_process_group()
+    with contextlib.suppress(RuntimeError):  # a peer that died tells so by its own exit status
+        dist.barrier()
+        dist.destroy_process_group()
     return 0
 
 
