@@ -77,7 +77,10 @@ def results_page(
 ) -> Page:
     """Return the page. What was predicted has sections of its own, beside the study that it was made for."""
     count = f"{len(results)} configurations measured, {len(failures)} failed"
-    page = Page("Does compression pay?", f"{count}; {len(studies)} studies" if studies else count)
+    page = Page(
+        "Does compression pay?",
+        f"{count}; {len(studies)} studies" if studies and results else f"{len(studies)} studies" if studies else count,
+    )
     if results:
         _accuracy(page, results)
     timed = [r for r in results if r["ms_per_iteration"]]

@@ -19,7 +19,7 @@ def add_study(page: Page, study: Result) -> None:
     if study["study"] == "break-even":
         page.section(
             f"Break-even on {study['link']}, {study['world_size']} ranks",
-            f"One compressed sum, {study['link_kind']}; means of 20 without the slowest tenth. Interface: bytes at "
+            f"One compressed sum, {study['link_kind']}; means without the slowest tenth. Interface: bytes at "
             "the network interface, both directions, headers included, over the bytes counted.",
         )
         points = break_even_points(study)
