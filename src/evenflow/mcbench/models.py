@@ -51,8 +51,9 @@ def load_tokenizer(folder: str | Path) -> Any:
     """Return the tokenizer of a local folder. Raises ModelError."""
     from transformers import AutoTokenizer
 
-    path = model_folder(folder)
+    path = Path(folder)
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        model_folder(path)
         # transformers would make one without a word in it, and every text would be unknown.
         raise ModelError(f"{path} has no tokenizer; save the model's own there (one of {', '.join(_TOKENIZER_FILES)})")
     try:
