@@ -39,7 +39,8 @@ def engine_environment(config: EngineConfig, inherited: Mapping[str, str]) -> di
         "NUMBA_NUM_THREADS": threads,
         "NUMBA_THREADING_LAYER": "omp",
         "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "0",
+        # Some 20 us: longer than the gap between two kernels of a step, far shorter than a scheduler's quantum.
+        "GOMP_SPINCOUNT": "2000",
         "KMP_BLOCKTIME": "0",
         "MALLOC_ARENA_MAX": "2",
         # oneDNN's compiled products, 0.7 MB each, in its own cache and in torch's before it; 1024 without these.
