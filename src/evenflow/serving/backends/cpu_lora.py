@@ -26,7 +26,7 @@ PRODUCT_MACS = 32_000_000
 PRODUCT_MACS_WITH_AMX = 8_000_000
 """The same for bf16 where torch's products run on matrix units."""
 
-ONE_THREAD_MACS = 5_000_000
+ONE_THREAD_MACS = 600_000
 """Up to this many multiply-adds of one site, if they read no more than ``ONE_THREAD_BYTES``, one thread computes them: waking
 another, which sleeps between kernels, takes longer than what it would do (50 us; docs/lab-notes.md)."""
 
