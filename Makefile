@@ -34,7 +34,7 @@ test-all: $(STAMP)  ## the default suite and the slow tests
 	@$(PYTEST) -m "not gpu"
 
 gpu:  ## on a GPU machine, with $(PYTHON) as it is: GPU tests, then the LoRA benchmark (HARDWARE=name)
-	@TRITON_INTERPRET=0 PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/contracts tests/serving/engine/test_forward.py tests/serving/backends tests/e2e/test_triton_engine.py
+	@TRITON_INTERPRET=0 PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/contracts tests/serving/runner/test_forward.py tests/serving/backends tests/e2e/test_triton_engine.py
 	@TRITON_INTERPRET=0 PYTHONPATH=src $(PYTHON) benchmarks/recipes/gpu_lora.py --hardware $(or $(HARDWARE),$(error give HARDWARE=name of this GPU))
 
 check: $(STAMP)  ## format, lint, types, import contracts

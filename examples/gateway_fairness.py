@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evenflow.fairness.cost import Service
-from evenflow.fairness.queue import ClientQueues
+from evenflow.fairness.books.cost import Service
+from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.registry import create_policy
 
 

@@ -6,7 +6,7 @@ Beside this file lies ``tolerances``, which tests can import.
 import os
 import tempfile
 
-from evenflow.serving.engine.environment import default_cache_dir
+from evenflow.serving.client.environment import default_cache_dir
 
 # One compute thread and no spinning: tests run beside each other, and small kernels gain nothing from more.
 for _name, _value in {

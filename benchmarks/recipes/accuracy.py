@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from evenflow.bench.recipes import write_result
-from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.suite import read_results
+from evenflow.bench.harness import write_result
+from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.suites.suite import read_results
 
 
 def compact(result: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evenflow.bench.profiles import a10g_llama_7b
-from evenflow.bench.recipes import write_result
+from evenflow.bench.harness import write_result
+from evenflow.bench.replay.profiles import a10g_llama_7b
 from evenflow.fairness import ClientQueues, create_policy
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.plan import AdapterLoad, StepPlan

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evenflow.bench.recipes import summary, write_result
-from evenflow.serving.models.config import ModelConfig, load_config
-from evenflow.serving.models.tiny import LLAMA_135M, make_model
+from evenflow.bench.harness import summary, write_result
+from evenflow.serving.models.model_config import ModelConfig, load_config
+from evenflow.serving.models.random.random_model import LLAMA_135M, make_model
 
 RANKS = (8, 4, 2, 1)
 
@@ -60,8 +60,8 @@ def anonymous_bytes() -> int:
 
 def start(model: Path, folder: Path, cache: Path | None, loads: bool) -> dict[str, object]:
     """Register every adapter of ``folder`` (200 without a cache); with ``loads`` read each into pages, too."""
-    from evenflow.serving.lora.catalog import Catalog
-    from evenflow.serving.lora.store import RowStore
+    from evenflow.serving.adapters.catalog import Catalog
+    from evenflow.serving.adapters.row_store import RowStore
     from evenflow.serving.memory.layout import ArenaLayout
 
     layout = ArenaLayout(load_config(model).shape, 2)
@@ -94,10 +94,10 @@ def start(model: Path, folder: Path, cache: Path | None, loads: bool) -> dict[st
 
 def load_rate(model: Path, folder: Path) -> dict[str, object]:
     """Seconds to load adapters of all modules, by rank: a fixed part and a rate."""
-    from evenflow.serving.lora.catalog import Catalog
-    from evenflow.serving.lora.store import RowStore
+    from evenflow.serving.adapters.catalog import Catalog
+    from evenflow.serving.adapters.row_store import RowStore
     from evenflow.serving.memory.layout import ArenaLayout
-    from evenflow.serving.models.tiny_adapter import make_adapter
+    from evenflow.serving.models.random.random_adapter import make_adapter
 
     config = load_config(model)
     layout = ArenaLayout(config.shape, 2)

@@ -13,9 +13,9 @@ import argparse
 from pathlib import Path
 
 from evenflow.base.errors import AdapterNotFound
-from evenflow.bench.profiles import a10g_llama_7b
-from evenflow.bench.recipes import write_result
-from evenflow.bench.workload import make_workload
+from evenflow.bench.harness import write_result
+from evenflow.bench.replay.profiles import a10g_llama_7b
+from evenflow.bench.replay.workload import make_workload
 from evenflow.fairness import ClientQueues, create_policy
 from evenflow.serving.core.adapter import AdapterRecord
 from evenflow.serving.core.request import AdapterDigest, ClientId, Request, RequestId

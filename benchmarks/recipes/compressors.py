@@ -24,10 +24,11 @@ import numba
 import torch
 
 from evenflow.base.openmp import start_numba_threads
-from evenflow.bench.recipes import interleave, paired_ratio, summary, write_result
-from evenflow.comm import DEFAULT_SPECS, get_compressor, quantise_cpu
-from evenflow.comm.quantise import GroupInt
-from evenflow.comm.sparsify_cpu import largest
+from evenflow.bench.harness import interleave, paired_ratio, summary, write_result
+from evenflow.comm import DEFAULT_SPECS, get_compressor
+from evenflow.comm.compressors.quantise import GroupInt
+from evenflow.comm.kernels import quantise_cpu
+from evenflow.comm.kernels.sparsify_cpu import largest
 
 WIDTH = 1024
 KERNEL_ROWS = (1024, 4096, 16384)

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from evenflow.bench.profiles import load_profile
-from evenflow.bench.recipes import write_result
-from evenflow.bench.replay import Replay, replay
-from evenflow.bench.trace import Trace
-from evenflow.bench.traces import read_trace
-from evenflow.bench.workload import make_workload
-from evenflow.fairness.measures import MEASURES, Windows, measure_run
+from evenflow.bench.harness import write_result
+from evenflow.bench.replay.profiles import load_profile
+from evenflow.bench.replay.replay import Replay, replay
+from evenflow.bench.replay.trace import Trace
+from evenflow.bench.replay.trace_files import read_trace
+from evenflow.bench.replay.workload import make_workload
+from evenflow.fairness.measures.fairness_measures import MEASURES, Windows, measure_run
 
 HEAVY = ("0", "2", "5", "10")
 """The four clients with 62 % of the trace's demand."""

@@ -21,10 +21,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from evenflow.bench.recipes import write_result
+from evenflow.bench.harness import write_result
 from evenflow.fairness import ClientQueues, Service, create_policy
-from evenflow.fairness.runlog import RequestRecord
-from evenflow.fairness.toy import ToyRequest
+from evenflow.fairness.measures.runlog import RequestRecord
+from evenflow.fairness.toy_server import ToyRequest
 
 NUM_CLIENTS = (100, 1_000, 10_000, 100_000)
 WAITING_PER_CLIENT = 10

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from evenflow.bench.recipes import write_result
-from evenflow.bench.workload import make_workload
+from evenflow.bench.harness import write_result
+from evenflow.bench.replay.workload import make_workload
 
 POLICIES = ("fcfs", "vtc", "vtc-predict")
 WORKLOAD = "zipf_100k"

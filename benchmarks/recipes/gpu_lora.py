@@ -27,24 +27,24 @@ from typing import Any
 
 import torch
 
-from evenflow.bench.recipes import paired_ratio, summary, write_result
-from evenflow.serving.backends.attention import AttentionBackend
-from evenflow.serving.backends.batch import build_batch
+from evenflow.bench.harness import paired_ratio, summary, write_result
+from evenflow.serving.backends.attention.attention_backend import AttentionBackend
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS
-from evenflow.serving.backends.lora import LoRABackend
-from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.devices.batch import build_batch
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.plan import PlannedSequence, SampleSpec, StepPlan
 from evenflow.serving.core.request import RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.core.shape import MODULES, SITES, ModelShape
-from evenflow.serving.engine.forward import EagerForward, GraphedForward
-from evenflow.serving.engine.sampler import Sampler
 from evenflow.serving.memory.layout import ArenaLayout, place
-from evenflow.serving.models.config import load_config
-from evenflow.serving.models.llama import LlamaForCausalLM
+from evenflow.serving.models.decoder import LlamaForCausalLM
+from evenflow.serving.models.model_config import load_config
 from evenflow.serving.models.rope_table import rope_table
 from evenflow.serving.models.weights import LayerWeights, ModelWeights
+from evenflow.serving.runner.forward import EagerForward, GraphedForward
+from evenflow.serving.runner.sampler import Sampler
 
 SHAPES = {
     "8b": ModelShape(32, 4096, 14336, 32, 8, 128, 128256),

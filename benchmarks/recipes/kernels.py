@@ -21,12 +21,12 @@ import numba
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from evenflow.bench.recipes import write_result
-from evenflow.serving.backends.batch import build_batch
-from evenflow.serving.backends.cpu_attention import CPUAttention
-from evenflow.serving.backends.cpu_lora import CPULoRA
-from evenflow.serving.backends.storage import Storage
-from evenflow.serving.backends.torch_lora import TorchLoRA
+from evenflow.bench.harness import write_result
+from evenflow.serving.backends.attention.cpu_attention import CPUAttention
+from evenflow.serving.backends.devices.batch import build_batch
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.cpu_lora import CPULoRA
+from evenflow.serving.backends.lora.torch_lora import TorchLoRA
 from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.plan import PlannedSequence, StepPlan
 from evenflow.serving.core.request import RequestId

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evenflow.bench.recipes import write_result
+from evenflow.bench.harness import write_result
 from evenflow.cli.main import main as evenflow
 from evenflow.mcbench.names import STUDIES, TASKS
 

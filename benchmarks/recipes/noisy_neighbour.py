@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from evenflow import SamplingParams
-from evenflow.bench.recipes import interleave, paired_ratio, summary, write_result
-from evenflow.serving.engine.config import EngineConfig
-from evenflow.serving.engine.messages import Outputs, Submit
-from evenflow.serving.engine.process import EngineConnection
-from evenflow.serving.models.tiny import LLAMA_135M, make_model
+from evenflow.bench.harness import interleave, paired_ratio, summary, write_result
+from evenflow.serving.client.messages import Outputs, Submit
+from evenflow.serving.client.process import EngineConnection
+from evenflow.serving.config.engine_config import EngineConfig
+from evenflow.serving.models.random.random_model import LLAMA_135M, make_model
 
 QUEUED, PROMPT_TOKENS, OUTPUT_TOKENS, HEAD_START_STEPS = 64, 64, 48, 4
 SLOTS = (16, 80)

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from evenflow import LLM, SamplingParams
-from evenflow.bench.recipes import interleave, paired_ratio, summary, write_result
-from evenflow.serving.models.tiny import LLAMA_135M, make_model
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.bench.harness import interleave, paired_ratio, summary, write_result
+from evenflow.serving.models.random.random_adapter import make_adapter
+from evenflow.serving.models.random.random_model import LLAMA_135M, make_model
 
 NUM_ADAPTERS, NUM_QUESTIONS, SYSTEM_TOKENS, QUESTION_TOKENS, OUTPUT_TOKENS = 4, 16, 384, 32, 8
 

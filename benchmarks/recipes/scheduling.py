@@ -17,7 +17,7 @@ import statistics
 import time
 from pathlib import Path
 
-from evenflow.bench.recipes import interleave, summary, write_result
+from evenflow.bench.harness import interleave, summary, write_result
 from evenflow.fairness import ClientQueues, create_policy
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.plan import SampledToken, StepResult

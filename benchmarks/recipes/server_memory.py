@@ -28,9 +28,9 @@ import numpy as np
 import psutil
 
 from evenflow.base.memory_size import parse_size
-from evenflow.bench.recipes import write_result
-from evenflow.serving.models.config import ModelConfig, load_config
-from evenflow.serving.models.tiny import LLAMA_135M, make_model
+from evenflow.bench.harness import write_result
+from evenflow.serving.models.model_config import ModelConfig, load_config
+from evenflow.serving.models.random.random_model import LLAMA_135M, make_model
 
 RANKS, TARGETS = (64, 32, 16, 8), ("q_proj", "k_proj", "v_proj", "o_proj")
 NUM_CLIENTS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, (16, 80), 8

@@ -17,12 +17,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from evenflow.bench.profiles import ServerSettings, a10g_llama_7b
-from evenflow.bench.recipes import write_result
-from evenflow.bench.replay import replay
-from evenflow.bench.slora_workload import PAPER_SEED, slora_workload
-from evenflow.bench.trace import Trace
-from evenflow.fairness.slo import measure_quality
+from evenflow.bench.harness import write_result
+from evenflow.bench.replay.profiles import ServerSettings, a10g_llama_7b
+from evenflow.bench.replay.replay import replay
+from evenflow.bench.replay.slora_workload import PAPER_SEED, slora_workload
+from evenflow.bench.replay.trace import Trace
+from evenflow.fairness.measures.slo import measure_quality
 
 FACTOR = 1.15
 AVERAGE_RANK = 30  # of 64, 32, 16, 8

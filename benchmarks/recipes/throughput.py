@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from evenflow import LLM, SamplingParams
-from evenflow.bench.recipes import JsonProcess, interleave, paired_ratio, summary, write_result
+from evenflow.bench.harness import JsonProcess, interleave, paired_ratio, summary, write_result
+from evenflow.serving.client.environment import engine_environment
+from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.shape import MODULES
-from evenflow.serving.engine.config import EngineConfig
-from evenflow.serving.engine.environment import engine_environment
-from evenflow.serving.models.tiny import LLAMA_135M, make_model
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.serving.models.random.random_adapter import make_adapter
+from evenflow.serving.models.random.random_model import LLAMA_135M, make_model
 
 NUM_REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS = 16, 64, 48
 QV = ("q_proj", "v_proj")

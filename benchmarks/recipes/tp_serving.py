@@ -21,18 +21,18 @@ from pathlib import Path
 import numpy as np
 
 from evenflow import LLM, SamplingParams
-from evenflow.bench.recipes import interleave, paired_ratio, summary, write_result
+from evenflow.bench.harness import interleave, paired_ratio, summary, write_result
+from evenflow.comm.collectives.links import Link
 from evenflow.comm.ledger import Kind
-from evenflow.comm.links import Link
 from evenflow.demo.assets import model_path
-from evenflow.mcbench.calibration import calibrate
+from evenflow.mcbench.predict.calibration import calibrate
 from evenflow.serving.core.plan import PlannedSequence, SampleSpec, StepPlan
 from evenflow.serving.core.request import RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.core.shape import MODULES
-from evenflow.serving.engine.rank_messages import encode_step, plan_of, step_decoder
-from evenflow.serving.models.tiny import LLAMA_135M, make_model
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.serving.models.random.random_adapter import make_adapter
+from evenflow.serving.models.random.random_model import LLAMA_135M, make_model
+from evenflow.serving.ranks.rank_messages import encode_step, plan_of, step_decoder
 
 NUM_REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, TOP = 16, 64, 32, 20
 QV = ("q_proj", "v_proj")

@@ -20,13 +20,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from evenflow.bench.recipes import paired_ratio, summary, write_result
-from evenflow.comm.links import Link
-from evenflow.mcbench.calibration import calibrate
-from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.cost_model import Shape, errors_of, step_s, sums_s
-from evenflow.mcbench.machine import Machine
-from evenflow.mcbench.timing import compute_s, time_variants
+from evenflow.bench.harness import paired_ratio, summary, write_result
+from evenflow.comm.collectives.links import Link
+from evenflow.mcbench.predict.calibration import calibrate
+from evenflow.mcbench.predict.cost_model import Shape, errors_of, step_s, sums_s
+from evenflow.mcbench.predict.machine import Machine
+from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.runs.timing import compute_s, time_variants
 
 SPECS = {
     "fp32": "none",

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
-from evenflow.bench.recipes import interleave, paired_ratio, summary, write_result
-from evenflow.serving.parallel.matrix import Matmul, prepare_matmul
+from evenflow.bench.harness import interleave, paired_ratio, summary, write_result
+from evenflow.serving.backends.devices.weight_products import Matmul, prepare_matmul
 
 SHAPES = ((1536, 1024), (1024, 1024), (5632, 1024), (1024, 2816))
 NUM_LAYERS = 12

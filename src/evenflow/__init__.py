@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "LLM": "evenflow.serving.engine.llm",
+    "LLM": "evenflow.serving.client.llm",
     "SamplingParams": "evenflow.serving.core.sampling",
     "EvenFlowError": "evenflow.base.errors",
 }
 
 if TYPE_CHECKING:
     from evenflow.base.errors import EvenFlowError
+    from evenflow.serving.client.llm import LLM
     from evenflow.serving.core.sampling import SamplingParams
-    from evenflow.serving.engine.llm import LLM
 
 __all__ = ["LLM", "EvenFlowError", "SamplingParams", "__version__"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evenflow.base.errors import ConfigError
-from evenflow.bench.conversations import clean, read_conversations, real_trace
+from evenflow.bench.replay.conversations import clean, read_conversations, real_trace
 
 
 def cleaned(i, model="m", prompt="a b", reply="c d e", **changes):

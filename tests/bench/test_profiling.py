@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from evenflow.bench.profiles import ServerSettings, load_profile
-from evenflow.bench.profiling import Point, disagreement, fit_cost, measure, profile_toml
-from evenflow.bench.step_fit import fit_steps
-from evenflow.fairness.cost import ProfiledQuadratic
+from evenflow.bench.profile.profiling import Point, disagreement, fit_cost, measure, profile_toml
+from evenflow.bench.profile.step_fit import fit_steps
+from evenflow.bench.replay.profiles import ServerSettings, load_profile
+from evenflow.fairness.books.cost import ProfiledQuadratic
 
 TRUE_COST = ProfiledQuadratic(0.2, 0.1, 0.004, 0.003, 1.1)
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evenflow.bench.arrivals import burst, constant
-from evenflow.bench.profiles import load_profile
-from evenflow.bench.replay import replay
-from evenflow.bench.traces import read_trace
-from evenflow.bench.workload import ClientLoad, generate, make_workload
-from evenflow.fairness.measures import Windows, measure_run
+from evenflow.bench.replay.arrivals import burst, constant
+from evenflow.bench.replay.profiles import load_profile
+from evenflow.bench.replay.replay import replay
+from evenflow.bench.replay.trace_files import read_trace
+from evenflow.bench.replay.workload import ClientLoad, generate, make_workload
+from evenflow.fairness.measures.fairness_measures import Windows, measure_run
 
 PROFILE = load_profile("a10g-llama-7b")
 PAPER, CHUNKED = PROFILE.server("paper"), PROFILE.server("chunked")

@@ -6,18 +6,18 @@ from dataclasses import replace
 import pytest
 
 from evenflow.base.errors import ConfigError, RegistryError
-from evenflow.bench.arrivals import constant
-from evenflow.bench.clients import read_clients
-from evenflow.bench.comparison import compare, to_json, write_json
-from evenflow.bench.fairness_page import comparison_table, fairness_page, quality_table, write_pngs
-from evenflow.bench.profiles import StepTimeProfile, load_profile
-from evenflow.bench.replay import replay
-from evenflow.bench.slora_workload import slora_workload
-from evenflow.bench.workload import ClientLoad, generate, make_workload, zipf_clients
+from evenflow.bench.replay.arrivals import constant
+from evenflow.bench.replay.clients_file import read_clients
+from evenflow.bench.replay.comparison import compare, to_json, write_json
+from evenflow.bench.replay.fairness_page import comparison_table, fairness_page, quality_table, write_pngs
+from evenflow.bench.replay.profiles import StepTimeProfile, load_profile
+from evenflow.bench.replay.replay import replay
+from evenflow.bench.replay.slora_workload import slora_workload
+from evenflow.bench.replay.workload import ClientLoad, generate, make_workload, zipf_clients
 from evenflow.cli.main import main
 from evenflow.fairness import policy_registry
-from evenflow.fairness.cost import ProfiledQuadratic
-from evenflow.fairness.measures import MEASURES, Windows, measure_run
+from evenflow.fairness.books.cost import ProfiledQuadratic
+from evenflow.fairness.measures.fairness_measures import MEASURES, Windows, measure_run
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, AdapterLoad, PlannedSequence, StepPlan
 from evenflow.serving.core.request import AdapterDigest
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from evenflow.base.errors import ConfigError, RegistryError
-from evenflow.bench.slora_settings import SETTINGS, setting
-from evenflow.bench.slora_suites import SUITES, suite
-from evenflow.bench.slora_workload import popularity, slora_workload
-from evenflow.bench.workload import make_workload
+from evenflow.bench.replay.slora_settings import SETTINGS, setting
+from evenflow.bench.replay.slora_suites import SUITES, suite
+from evenflow.bench.replay.slora_workload import popularity, slora_workload
+from evenflow.bench.replay.workload import make_workload
 
 
 def digest(trace):

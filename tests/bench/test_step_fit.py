@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenflow.bench.profiles import ServerSettings, StepTimeProfile
-from evenflow.bench.profiling import Point
-from evenflow.bench.step_fit import errors, fit_steps, non_negative
+from evenflow.bench.profile.profiling import Point
+from evenflow.bench.profile.step_fit import errors, fit_steps, non_negative
+from evenflow.bench.replay.profiles import ServerSettings, StepTimeProfile
 from evenflow.fairness import ClientQueues, create_policy
 from evenflow.serving.core.request import ClientId, Request, RequestId
 from evenflow.serving.core.sampling import GREEDY

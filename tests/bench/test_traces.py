@@ -5,8 +5,8 @@ import os
 import pytest
 
 from evenflow.base.errors import ConfigError
-from evenflow.bench.traces import read_trace, write_trace
-from evenflow.bench.workload import make_workload
+from evenflow.bench.replay.trace_files import read_trace, write_trace
+from evenflow.bench.replay.workload import make_workload
 
 HEADER = "arrival_s,client,input_len,output_len\n"
 

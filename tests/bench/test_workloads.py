@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from evenflow.base.errors import RegistryError
-from evenflow.bench.arrivals import Rate, burst, constant, on_off, phases, ramp
-from evenflow.bench.workload import WORKLOADS, make_workload, zipf_clients
+from evenflow.bench.replay.arrivals import Rate, burst, constant, on_off, phases, ramp
+from evenflow.bench.replay.workload import WORKLOADS, make_workload, zipf_clients
 
 RNG = np.random.default_rng(7)
 

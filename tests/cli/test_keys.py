@@ -9,8 +9,8 @@ import pytest
 
 from evenflow.base.errors import ConfigError
 from evenflow.cli import keys
-from evenflow.serving.server.identity import read_directory
-from evenflow.serving.server.keys import hash_key
+from evenflow.serving.server.access.identity import read_directory
+from evenflow.serving.server.access.keys import hash_key
 
 FILE = """\
 # who may come in

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from evenflow.base.errors import ConfigError, NonFiniteInput, RegistryError, WireError
-from evenflow.comm import Algebra, Context, GradientRule, get_compressor, quantise_cpu, wire
+from evenflow.comm import Algebra, Context, GradientRule, get_compressor, wire
 from evenflow.comm.compressor import COMPRESSORS
-from evenflow.comm.floats import E2M1_VALUES
-from evenflow.comm.quantise import GroupInt
-from evenflow.comm.rotate import hadamard, transform
-from evenflow.comm.sparsify_cpu import largest
+from evenflow.comm.compressors.floats import E2M1_VALUES
+from evenflow.comm.compressors.quantise import GroupInt
+from evenflow.comm.compressors.rotate import hadamard, transform
+from evenflow.comm.kernels import quantise_cpu
+from evenflow.comm.kernels.sparsify_cpu import largest
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -7,8 +7,8 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm import Exchange, LocalCollective, get_compressor
-from evenflow.comm.links import EmulatedLink, Link, TokenBucket, shaped
-from evenflow.comm.stopwatch import Stopwatch, TimedCollective, TimedCompressor
+from evenflow.comm.collectives.links import EmulatedLink, Link, TokenBucket, shaped
+from evenflow.comm.collectives.stopwatch import Stopwatch, TimedCollective, TimedCompressor
 
 
 class Clock:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from evenflow.base.errors import WireError
-from evenflow.comm.shared_memory import SharedMemoryCollective, is_supported
+from evenflow.comm.collectives.shared_memory import SharedMemoryCollective, is_supported
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="Linux on x86 only")
 

@@ -11,8 +11,8 @@ import numba
 import numpy as np
 import torch
 
-from evenflow.serving.backends.batch import Batch, build_batch
-from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.devices.batch import Batch, build_batch
+from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, PlannedSequence, StepPlan
 from evenflow.serving.core.request import RequestId

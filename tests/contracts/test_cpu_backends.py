@@ -12,10 +12,10 @@ from backend_cases import CPU, Seq, batch_of, make_storage, put_adapter, rope_ta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenflow.serving.backends import cpu_lora
-from evenflow.serving.backends.cpu_attention import CPUAttention
-from evenflow.serving.backends.cpu_lora import CPULoRA
-from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.attention.cpu_attention import CPUAttention
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora import cpu_lora
+from evenflow.serving.backends.lora.cpu_lora import CPULoRA
 from evenflow.serving.core.shape import SITES, ModelShape
 from evenflow.serving.memory.layout import ArenaLayout
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from evenflow.base.errors import AdapterDamaged
-from evenflow.serving.backends.page_loader import CpuPageLoader, StagedPageLoader
-from evenflow.serving.backends.storage import Storage
-from evenflow.serving.lora.rows import MemoryRows
+from evenflow.serving.adapters.row_file import MemoryRows
+from evenflow.serving.backends.devices.page_loader import CpuPageLoader, StagedPageLoader
+from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.memory.layout import ArenaLayout
-from evenflow.serving.models.config import parse_config
-from evenflow.serving.models.tiny import TINY
+from evenflow.serving.models.model_config import parse_config
+from evenflow.serving.models.random.random_model import TINY
 
 LAYOUT = ArenaLayout(parse_config(TINY).shape, 4)
 LOADERS = {"cpu": CpuPageLoader, "staged": lambda storage: StagedPageLoader(storage, staging_pages=2)}

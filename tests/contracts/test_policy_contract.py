@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from evenflow.base.errors import RegistryError
 from evenflow.fairness import ClientQueues, create_policy, policy_registry
-from evenflow.fairness.toy import ToyServer
+from evenflow.fairness.toy_server import ToyServer
 
 EXTRA_SPECS = (
     "rpm:2",

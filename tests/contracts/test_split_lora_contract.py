@@ -10,9 +10,9 @@ import torch
 from backend_cases import DTYPES, Seq, batch_of, on_one_thread, random_ranks, row_slots, tolerance
 
 from evenflow.serving.backends.choose import LORA_BACKENDS
-from evenflow.serving.backends.lora import SplitLoRABackend
-from evenflow.serving.backends.rank_space import RankSpace
-from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.lora_backend import SplitLoRABackend
+from evenflow.serving.backends.lora.rank_space import RankSpace
 from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.shape import MODULES, SITES, ModelShape
 from evenflow.serving.core.shard import COLUMN_SITES, Shard

@@ -27,13 +27,13 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from evenflow.base.errors import ConfigError
-from evenflow.serving.backends.attention_tiles import make_tiles
-from evenflow.serving.backends.batch import Batch, build_fixed_batch
-from evenflow.serving.backends.lora_segments import cut, rows_by_adapter
-from evenflow.serving.backends.staging import DirectStaging
-from evenflow.serving.backends.storage import Storage
-from evenflow.serving.backends.triton_attention import AttentionBlocks, TritonAttention
-from evenflow.serving.backends.triton_lora import LoRABlocks, TritonLoRA
+from evenflow.serving.backends.attention.attention_tiles import make_tiles
+from evenflow.serving.backends.attention.triton_attention import AttentionBlocks, TritonAttention
+from evenflow.serving.backends.devices.batch import Batch, build_fixed_batch
+from evenflow.serving.backends.devices.staging import DirectStaging
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.lora_segments import cut, rows_by_adapter
+from evenflow.serving.backends.lora.triton_lora import LoRABlocks, TritonLoRA
 from evenflow.serving.core.plan import SampleSpec, StepPlan
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.core.shape import SITES, ModelShape

@@ -13,7 +13,7 @@ from evenflow.demo.assets import EXAMPLE_PROMPTS, ROOT, VOICES, adapter_paths, m
 from evenflow.demo.tidewick.corpus import ALL_KINDS, ASSISTANT, CHAT_TEMPLATE, END, USER, held_out_exchanges
 from evenflow.demo.tidewick.questions import FACTS
 from evenflow.demo.tidewick.voices import VOICES as TELL
-from evenflow.serving.engine.text import ChatTemplate
+from evenflow.serving.text import ChatTemplate
 
 MEBIBYTE = 1 << 20
 

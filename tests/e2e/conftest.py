@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from evenflow.serving.core.shape import MODULES
-from evenflow.serving.models.tiny import make_model
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.serving.models.random.random_adapter import make_adapter
+from evenflow.serving.models.random.random_model import make_model
 
 RANKS = {"r1": 1, "r3": 3, "r8": 8, "r64": 64}
 
@@ -21,7 +21,7 @@ def tiny_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_adapters(tiny_model, tmp_path_factory) -> dict[str, Path]:
     """Ranks 1, 3, 8 and 64; all modules, attention only, q and v, rank patterns, rsLoRA, one layer."""
-    from evenflow.serving.models.config import load_config
+    from evenflow.serving.models.model_config import load_config
 
     config, root = load_config(tiny_model), tmp_path_factory.mktemp("adapters")
     settings = {

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from evenflow.serving.client.messages import RequestOutput, Submit
+from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.engine.build import build_engine
-from evenflow.serving.engine.config import EngineConfig
-from evenflow.serving.engine.messages import RequestOutput, Submit
 
 
 @dataclass

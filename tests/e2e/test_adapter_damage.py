@@ -11,8 +11,8 @@ from engine_harness import EngineHarness
 from evenflow import LLM, SamplingParams
 from evenflow.base.errors import AdapterDamaged, AdapterError, AdapterNotFound, AdapterRejected
 from evenflow.serving.core.shape import MODULES
-from evenflow.serving.models.config import load_config
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.serving.models.model_config import load_config
+from evenflow.serving.models.random.random_adapter import make_adapter
 
 PROMPT = [5, 9, 30, 7]
 

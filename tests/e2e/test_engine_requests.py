@@ -8,9 +8,9 @@ import pytest
 from engine_harness import Answer, EngineHarness
 
 from evenflow.base.errors import ConfigError
+from evenflow.serving.client.messages import RequestOutput, Submit
+from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.sampling import SamplingParams
-from evenflow.serving.engine.config import EngineConfig
-from evenflow.serving.engine.messages import RequestOutput, Submit
 
 
 @pytest.fixture(scope="module")

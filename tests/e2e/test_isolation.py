@@ -8,8 +8,8 @@ from itertools import combinations
 import pytest
 from engine_harness import EngineHarness
 
-from evenflow.serving.models.config import load_config
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.serving.models.model_config import load_config
+from evenflow.serving.models.random.random_adapter import make_adapter
 
 PROMPTS = [list(range(5, 5 + n)) for n in (3, 40, 17, 1)]
 

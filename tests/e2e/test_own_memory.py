@@ -8,8 +8,8 @@ import pytest
 from engine_harness import EngineHarness
 
 from evenflow.serving.core.shape import MODULES
-from evenflow.serving.models.config import load_config
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.serving.models.model_config import load_config
+from evenflow.serving.models.random.random_adapter import make_adapter
 
 
 def anonymous_bytes() -> int:

@@ -15,9 +15,9 @@ from served import Served
 
 from evenflow import LLM, SamplingParams
 from evenflow.base.errors import AdapterDamaged, AdapterNotFound, AdapterRejected, ConfigError, EngineDead, EvenFlowError
-from evenflow.serving.models.config import load_config
-from evenflow.serving.models.tiny import make_model
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.serving.models.model_config import load_config
+from evenflow.serving.models.random.random_adapter import make_adapter
+from evenflow.serving.models.random.random_model import make_model
 
 pytestmark = pytest.mark.multiprocess
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
@@ -143,7 +143,7 @@ def test_ranks_do_not_outlive_a_killed_engine(tiny_model):
 
 def test_a_rank_that_cannot_start_is_told_of(tiny_model, monkeypatch):
     """Every rank leaves before it has met the others."""
-    monkeypatch.setattr("evenflow.serving.engine.ranks.RANK_MODULE", "evenflow.no_such_module")
+    monkeypatch.setattr("evenflow.serving.ranks.rank_processes.RANK_MODULE", "evenflow.no_such_module")
     started_s = time.monotonic()
     with pytest.raises(EngineDead, match=r"rank 1 of 2 \(process \d+\) ended with exit status 1"):
         EngineHarness(tiny_model, tensor_parallel=2)

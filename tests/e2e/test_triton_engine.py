@@ -11,8 +11,8 @@ pytest.importorskip("msgspec")
 
 from engine_harness import EngineHarness
 
-from evenflow.serving.models.tiny import make_model
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.serving.models.random.random_adapter import make_adapter
+from evenflow.serving.models.random.random_model import make_model
 
 mend()
 

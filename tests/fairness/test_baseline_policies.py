@@ -6,7 +6,7 @@ import pytest
 
 from evenflow.base.errors import ConfigError
 from evenflow.fairness import ClientQueues, create_policy
-from evenflow.fairness.toy import ToyServer
+from evenflow.fairness.toy_server import ToyServer
 
 
 def a_server(spec: str, weights=None, **kwargs) -> ToyServer:

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.fairness import ClientQueues, PolicyDefaults, create_policy
-from evenflow.fairness.clustering import Clustered
-from evenflow.fairness.measures import Accounts, Windows, accumulated_difference, bound_2u
-from evenflow.fairness.passthrough import PassThrough
-from evenflow.fairness.toy import ToyServer
+from evenflow.fairness.measures.fairness_measures import Accounts, Windows, accumulated_difference, bound_2u
+from evenflow.fairness.policies.clustering import Clustered
+from evenflow.fairness.policies.passthrough import PassThrough
+from evenflow.fairness.toy_server import ToyServer
 
 MEMORY, LONGEST_INPUT, LONGEST_OUTPUT = 400, 60, 40
 

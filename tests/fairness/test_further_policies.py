@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.fairness import ClientQueues, create_policy
-from evenflow.fairness.measures import Accounts
-from evenflow.fairness.oracle import Oracle
-from evenflow.fairness.prediction import AdapterQuantile, ExponentialAverage, WindowMean
-from evenflow.fairness.runlog import RequestRecord
-from evenflow.fairness.toy import ToyRequest, ToyServer
+from evenflow.fairness.measures.fairness_measures import Accounts
+from evenflow.fairness.measures.runlog import RequestRecord
+from evenflow.fairness.policies.oracle import Oracle
+from evenflow.fairness.policies.prediction import AdapterQuantile, ExponentialAverage, WindowMean
+from evenflow.fairness.toy_server import ToyRequest, ToyServer
 
 
 def a_server(spec: str, weights=None, memory_tokens=400, tiers=None, tier_weights=None, **kwargs) -> ToyServer:

@@ -8,7 +8,7 @@ from pathlib import Path
 from evenflow.base.registry import Registry
 from evenflow.fairness import ClientQueues, PolicyDefaults, PolicySettings, Schedulable, create_policy
 from evenflow.fairness.registry import refuse_argument
-from evenflow.fairness.toy import ToyServer
+from evenflow.fairness.toy_server import ToyServer
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "add-a-policy.md"
 
@@ -37,5 +37,5 @@ def test_the_example_policy_serves_the_shortest_prompt_first():
 
 
 def test_a_policy_of_ones_own_comes_through_a_registry_of_ones_own():
-    registry = Registry("policy", {"mine": "evenflow.fairness.baselines:FCFS"})
+    registry = Registry("policy", {"mine": "evenflow.fairness.policies.baselines:FCFS"})
     assert create_policy("mine", queues=ClientQueues(), registry=registry).counters() == {}

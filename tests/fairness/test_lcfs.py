@@ -1,7 +1,7 @@
 """Newest first, and the order of S-LoRA's early abort."""
 
 from evenflow.fairness import ClientQueues, create_policy
-from evenflow.fairness.toy import ToyServer
+from evenflow.fairness.toy_server import ToyServer
 
 
 def a_server(spec, **kwargs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evenflow.fairness.hierarchy import Tree
+from evenflow.fairness.policies.hierarchy import Tree
 
 
 def test_a_branch_that_comes_back_just_as_it_could_be_forgotten_keeps_what_waits_below_it() -> None:

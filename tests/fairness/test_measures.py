@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenflow.fairness.cost import KVBytesTime, ProfiledQuadratic, WeightedTokens
-from evenflow.fairness.measures import (
+from evenflow.fairness.books.cost import KVBytesTime, ProfiledQuadratic, WeightedTokens
+from evenflow.fairness.measures.fairness_measures import (
     Accounts,
     Windows,
     accumulated_difference,
@@ -22,7 +22,7 @@ from evenflow.fairness.measures import (
     response_times,
     service_differences,
 )
-from evenflow.fairness.runlog import RequestRecord, RunLog, ServiceLog, backlog_by_client, intersect
+from evenflow.fairness.measures.runlog import RequestRecord, RunLog, ServiceLog, backlog_by_client, intersect
 
 COST = WeightedTokens()
 
@@ -221,7 +221,7 @@ def test_costs_are_monotone_and_a_cached_token_is_never_dearer(x, y, cached):
 
 def test_fairness_loads_no_torch():
     code = (
-        "import sys, evenflow.fairness, evenflow.fairness.measures, evenflow.fairness.runlog;"
+        "import sys, evenflow.fairness, evenflow.fairness.measures.fairness_measures, evenflow.fairness.measures.runlog;"
         "from evenflow.fairness import *;"
         "sys.exit('torch' in sys.modules)"
     )

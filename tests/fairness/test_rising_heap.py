@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from evenflow.fairness.heap import RisingHeap
+from evenflow.fairness.books.heap import RisingHeap
 
 CLIENTS = [f"c{i}" for i in range(8)]
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from evenflow.fairness import ClientQueues, Service, create_policy
-from evenflow.fairness.runlog import RequestRecord
-from evenflow.fairness.toy import ToyRequest
+from evenflow.fairness.measures.runlog import RequestRecord
+from evenflow.fairness.toy_server import ToyRequest
 
 NUM_CLIENTS = 20_000
 

@@ -14,8 +14,8 @@ import pytest
 
 from evenflow.base.errors import ConfigError
 from evenflow.fairness import ClientQueues, create_policy
-from evenflow.fairness.shared import Batch, RedisStore, SharedVTC
-from evenflow.fairness.toy import ToyServer
+from evenflow.fairness.policies.shared import Batch, RedisStore, SharedVTC
+from evenflow.fairness.toy_server import ToyServer
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed"),

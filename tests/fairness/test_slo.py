@@ -2,8 +2,8 @@
 
 import pytest
 
-from evenflow.fairness.runlog import RequestRecord, RunLog, ServiceLog, backlog_by_client
-from evenflow.fairness.slo import attainment, measure_quality, satisfaction
+from evenflow.fairness.measures.runlog import RequestRecord, RunLog, ServiceLog, backlog_by_client
+from evenflow.fairness.measures.slo import attainment, measure_quality, satisfaction
 
 
 def served(arrival_s, ttft_s, latency_s, tokens=(10, 5)):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from evenflow.base.errors import ConfigError
-from evenflow.fairness.cost import Service
-from evenflow.fairness.queue import ClientQueues
-from evenflow.fairness.vtc import VTC
+from evenflow.fairness.books.cost import Service
+from evenflow.fairness.books.queue import ClientQueues
+from evenflow.fairness.policies.vtc import VTC
 
 WEIGHTS = {"half": 0.5, "double": 2.0}
 CLIENTS = ("a", "b", "c", "half", "double")

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.fairness import ClientQueues, create_policy
-from evenflow.fairness.cost import KVBytesTime, ProfiledQuadratic, WeightedTokens
-from evenflow.fairness.level import Level
-from evenflow.fairness.measures import Accounts, Windows, accumulated_difference, bound_2u
-from evenflow.fairness.runlog import backlog_by_client
-from evenflow.fairness.toy import ToyServer
-from evenflow.fairness.vtc import VTC
+from evenflow.fairness.books.cost import KVBytesTime, ProfiledQuadratic, WeightedTokens
+from evenflow.fairness.books.level import Level
+from evenflow.fairness.measures.fairness_measures import Accounts, Windows, accumulated_difference, bound_2u
+from evenflow.fairness.measures.runlog import backlog_by_client
+from evenflow.fairness.policies.vtc import VTC
+from evenflow.fairness.toy_server import ToyServer
 
 MEMORY = 400
 LONGEST_INPUT, LONGEST_OUTPUT = 60, 40

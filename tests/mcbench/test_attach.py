@@ -16,13 +16,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from evenflow.base.errors import ConfigError, ModelError
 from evenflow.comm import TorchCollective
-from evenflow.mcbench.attach import compress_model, compression_of, emulate_model
-from evenflow.mcbench.boundary import emulate_boundaries
-from evenflow.mcbench.models import make_model
 from evenflow.mcbench.names import MODELS
-from evenflow.mcbench.parity import check_parity, first_tensor
-from evenflow.mcbench.roles import roles_of
-from evenflow.mcbench.worker import init_group
+from evenflow.mcbench.runs.benchmark_models import make_model
+from evenflow.mcbench.runs.rank_worker import init_group
+from evenflow.mcbench.split.attach import compress_model, compression_of, emulate_model
+from evenflow.mcbench.split.boundary import emulate_boundaries
+from evenflow.mcbench.split.parity import check_parity, first_tensor
+from evenflow.mcbench.split.roles import roles_of
 
 
 def inputs_of(name: str) -> dict[str, torch.Tensor]:

@@ -10,9 +10,9 @@ import pytest
 from evenflow.base.errors import ConfigError
 from evenflow.cli.main import main
 from evenflow.comm.ledger import Kind
-from evenflow.mcbench.advice import advise, hidden_of
-from evenflow.mcbench.calibration import coding_s
-from evenflow.mcbench.cost_model import (
+from evenflow.mcbench.predict.advice import advise, hidden_of
+from evenflow.mcbench.predict.calibration import coding_s
+from evenflow.mcbench.predict.cost_model import (
     WEAK_SCALING,
     PaperModel,
     Shape,
@@ -23,8 +23,8 @@ from evenflow.mcbench.cost_model import (
     speed_up,
     step_s,
 )
-from evenflow.mcbench.machine import Curve, Machine, curve
-from evenflow.mcbench.prediction_page import prediction_page, weak_shape
+from evenflow.mcbench.predict.machine import Curve, Machine, curve
+from evenflow.mcbench.predict.prediction_page import prediction_page, weak_shape
 
 CODED = ("bf16", "int8-g32", "int4-g32", "ae:100", "topk:0.1", "powersgd:50")
 

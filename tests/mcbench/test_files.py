@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from evenflow.base.errors import ConfigError, ModelError
-from evenflow.mcbench.files import GLUE
-from evenflow.mcbench.metrics import scores
-from evenflow.mcbench.tasks import load_task
+from evenflow.mcbench.tasks.file_tasks import GLUE
+from evenflow.mcbench.tasks.scores import scores
+from evenflow.mcbench.tasks.task import load_task
 
 TRAIN, DEV = 5, 3
 

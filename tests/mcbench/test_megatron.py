@@ -15,8 +15,8 @@ from torch import nn
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm import Ledger
-from evenflow.mcbench.megatron import compress_megatron
-from evenflow.mcbench.worker import init_group
+from evenflow.mcbench.runs.rank_worker import init_group
+from evenflow.mcbench.split.megatron import compress_megatron
 
 IS_THERE = importlib.util.find_spec("megatron") is not None
 

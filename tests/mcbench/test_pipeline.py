@@ -15,16 +15,16 @@ from torch import Tensor
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm import GradientRule, Ledger, get_compressor
-from evenflow.comm.links import Link
-from evenflow.mcbench.boundary import Boundary, Kept, boundary_rule
-from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.models import make_model
-from evenflow.mcbench.parity import first_tensor
-from evenflow.mcbench.pipeline import StageModule, refuse_learned
-from evenflow.mcbench.policy import Policy, parse_gradients
-from evenflow.mcbench.pretrain import Backbones
-from evenflow.mcbench.tasks import load_task
-from evenflow.mcbench.worker import Place, Trainee, check_pipeline_parity, init_group, virtual_model
+from evenflow.comm.collectives.links import Link
+from evenflow.mcbench.runs.benchmark_models import make_model
+from evenflow.mcbench.runs.pretrain import Backbones
+from evenflow.mcbench.runs.rank_worker import Place, Trainee, check_pipeline_parity, init_group, virtual_model
+from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.split.boundary import Boundary, Kept, boundary_rule
+from evenflow.mcbench.split.parity import first_tensor
+from evenflow.mcbench.split.pipeline import StageModule, refuse_learned
+from evenflow.mcbench.split.rules import Policy, parse_gradients
+from evenflow.mcbench.tasks.task import load_task
 
 FAMILIES = {
     "vit-tiny": "digits",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from evenflow.base.errors import ConfigError, RegistryError
-from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.policy import Policy, parse_rules, select_layers, stage_layers
+from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.split.rules import Policy, parse_rules, select_layers, stage_layers
 
 
 def test_rules_are_read_by_site_and_direction() -> None:

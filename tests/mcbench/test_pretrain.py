@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from evenflow.base.errors import ConfigError, ModelError
-from evenflow.mcbench.attach import emulate_model
-from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.models import make_model
-from evenflow.mcbench.pretrain import Backbones, pretraining_of, start_from
-from evenflow.mcbench.suite import suite
+from evenflow.mcbench.runs.benchmark_models import make_model
+from evenflow.mcbench.runs.pretrain import Backbones, pretraining_of, start_from
+from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.split.attach import emulate_model
+from evenflow.mcbench.suites.suite import suite
 
 CONFIG = RunConfig(task="digits-high", pretrain="digits-low", emulate=True, tp=2, compress="tp.forward=q8", steps=3)
 

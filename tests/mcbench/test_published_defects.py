@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from evenflow.base.errors import ConfigError
-from evenflow.comm.lowrank import PowerSGD
-from evenflow.mcbench.attach import compression_of, emulate_model
-from evenflow.mcbench.boundary import emulate_boundaries
-from evenflow.mcbench.models import make_model
+from evenflow.comm.compressors.lowrank import PowerSGD
 from evenflow.mcbench.names import MODELS
-from evenflow.mcbench.parity import first_tensor
-from evenflow.mcbench.tasks import load_task
+from evenflow.mcbench.runs.benchmark_models import make_model
+from evenflow.mcbench.split.attach import compression_of, emulate_model
+from evenflow.mcbench.split.boundary import emulate_boundaries
+from evenflow.mcbench.split.parity import first_tensor
+from evenflow.mcbench.tasks.task import load_task
 
 
 def test_3_each_site_has_the_rank_that_was_asked_for_there() -> None:

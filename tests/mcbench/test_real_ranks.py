@@ -16,16 +16,16 @@ import torch
 import evenflow
 from evenflow.cli.main import main
 from evenflow.comm import SilentCollective
+from evenflow.comm.collectives.links import Link, interface_bytes, why_no_namespaces
 from evenflow.comm.ledger import Kind
-from evenflow.comm.links import Link, interface_bytes, why_no_namespaces
-from evenflow.mcbench import launch as launch_module
-from evenflow.mcbench.break_even import break_even, break_even_points
-from evenflow.mcbench.calibration import calibrate
-from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.cost_model import exchange_s
-from evenflow.mcbench.measure import expected_s
-from evenflow.mcbench.run import run
-from evenflow.mcbench.timing import compute_s, time_variants
+from evenflow.mcbench.predict.break_even import break_even, break_even_points
+from evenflow.mcbench.predict.calibration import calibrate
+from evenflow.mcbench.predict.cost_model import exchange_s
+from evenflow.mcbench.runs import launch as launch_module
+from evenflow.mcbench.runs.measure import expected_s
+from evenflow.mcbench.runs.run import run
+from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.runs.timing import compute_s, time_variants
 
 WHY = why_no_namespaces()
 needs_namespaces = pytest.mark.skipif(WHY is not None, reason=f"no network namespaces here: {WHY}")
@@ -143,7 +143,7 @@ def test_torchrun_launches_a_run_and_an_attached_model(tmp_path: Path) -> None:
         "import torch\n"
         "from torch.distributed.device_mesh import init_device_mesh\n"
         "from evenflow.mcbench import compress_model\n"
-        "from evenflow.mcbench.models import make_model\n"
+        "from evenflow.mcbench.runs.benchmark_models import make_model\n"
         'mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("pp", "tp"))\n'
         'rules = "tp.forward=int4-g32/two-shot; tp.backward=int8-g32/two-shot"\n'
         'model = compress_model(make_model("bert-tiny", 0), mesh, rules, layers="last-half")\n'

@@ -14,18 +14,18 @@ import pytest
 from evenflow.base.errors import ConfigError, RegistryError, WireError
 from evenflow.cli import mcbench as command
 from evenflow.comm.catalogue import COMPRESSORS, SUMMARIES, TRANSPORTS
-from evenflow.comm.links import Link
+from evenflow.comm.collectives.links import Link
 from evenflow.comm.transport import SUMS
-from evenflow.mcbench import break_even as break_even_module
-from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.files import GLUE
-from evenflow.mcbench.launch import cores_of_ranks, launch
 from evenflow.mcbench.names import GLUE_TASKS
-from evenflow.mcbench.report_page import accuracy_rows, results_page
-from evenflow.mcbench.run import run, summarise
-from evenflow.mcbench.study_sections import judged_by, prediction_errors
-from evenflow.mcbench.suite import read_results, run_suite, suite
-from evenflow.mcbench.tasks import load_task
+from evenflow.mcbench.predict import break_even as break_even_module
+from evenflow.mcbench.runs.launch import cores_of_ranks, launch
+from evenflow.mcbench.runs.run import run, summarise
+from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.suites.report_page import accuracy_rows, results_page
+from evenflow.mcbench.suites.study_sections import judged_by, prediction_errors
+from evenflow.mcbench.suites.suite import read_results, run_suite, suite
+from evenflow.mcbench.tasks.file_tasks import GLUE
+from evenflow.mcbench.tasks.task import load_task
 
 SMALL = {"emulate": True, "seeds": 2, "steps": 3, "batch": 8, "hidden": 32, "num_layers": 2}
 

@@ -15,13 +15,13 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm import Ledger, TorchCollective
-from evenflow.mcbench.attach import compress_model, emulate_model
-from evenflow.mcbench.config import RunConfig
-from evenflow.mcbench.models import make_model
 from evenflow.mcbench.names import MODELS
-from evenflow.mcbench.parity import check_parity, first_tensor
-from evenflow.mcbench.policy import Policy
-from evenflow.mcbench.worker import init_group
+from evenflow.mcbench.runs.benchmark_models import make_model
+from evenflow.mcbench.runs.rank_worker import init_group
+from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.split.attach import compress_model, emulate_model
+from evenflow.mcbench.split.parity import check_parity, first_tensor
+from evenflow.mcbench.split.rules import Policy
 
 
 def inputs_of(name: str) -> dict[str, torch.Tensor]:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from evenflow.base.errors import ConfigError, ModelError, RegistryError
-from evenflow.mcbench.metrics import f1, matthews, mean_and_interval, pearson, spearman
-from evenflow.mcbench.models import load_model, make_model
-from evenflow.mcbench.studies import activation_rank, energy_rank, logit_errors
-from evenflow.mcbench.tasks import check_pin, load_task
-from evenflow.mcbench.trainer import Schedule, batches, evaluate, train
+from evenflow.mcbench.runs.benchmark_models import load_model, make_model
+from evenflow.mcbench.runs.trainer import Schedule, batches, evaluate, train
+from evenflow.mcbench.suites.studies import activation_rank, energy_rank, logit_errors
+from evenflow.mcbench.tasks.scores import f1, matthews, mean_and_interval, pearson, spearman
+from evenflow.mcbench.tasks.task import check_pin, load_task
 
 
 def test_digits_are_pinned_and_split() -> None:

@@ -49,7 +49,7 @@ def _run_lora(args: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from evenflow.base.errors import ConfigError
-    from evenflow.bench.lora.run import LoRAOptions, LoRARun, plan_samples
+    from evenflow.bench.lora.suite_run import LoRAOptions, LoRARun, plan_samples
     from evenflow.bench.lora.suites import suite
     from evenflow.bench.lora.tables import suite_table
     from evenflow.report.tables import table_terminal
@@ -83,7 +83,7 @@ def _run_lora(args: argparse.Namespace) -> int:
             lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
         )
     if args.html is not None:
-        from evenflow.bench.lora.page import lora_page
+        from evenflow.bench.lora.lora_page import lora_page
 
         lora_page(run_of_lora.document).write(args.html)
     if not args.quiet:
@@ -106,7 +106,7 @@ def _list() -> int:
     from evenflow.bench.lora.settings import OURS
     from evenflow.bench.lora.suites import SUITES
     from evenflow.bench.lora.variant_names import PEERS, VARIANTS
-    from evenflow.bench.slora_settings import SETTINGS
+    from evenflow.bench.replay.slora_settings import SETTINGS
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print("suites")

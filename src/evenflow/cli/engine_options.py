@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import parse_size
-from evenflow.serving.engine.config import DTYPES, SHARDINGS, EngineConfig
+from evenflow.serving.config.engine_config import DTYPES, SHARDINGS, EngineConfig
 
 _SHORT_COMPRESSORS = {"int8": "int8-g32", "int6": "int6-g32", "int4": "int4-g32", "fp8": "fp8-g128"}
 

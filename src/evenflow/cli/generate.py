@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     """Generate, print, end."""
     import msgspec
 
+    from evenflow.serving.client.llm import LLM
     from evenflow.serving.core.sampling import SamplingParams
-    from evenflow.serving.engine.llm import LLM
-    from evenflow.serving.engine.text import ChatTemplate
+    from evenflow.serving.text import ChatTemplate
 
     prompts = args.prompt or ([] if sys.stdin.isatty() else [line.rstrip("\n") for line in sys.stdin if line.strip()])
     if not prompts:

@@ -149,8 +149,8 @@ def _list_sizes(specs: Sequence[str]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from evenflow.mcbench.config import RunConfig
-    from evenflow.mcbench.run import run as run_config
+    from evenflow.mcbench.runs.run import run as run_config
+    from evenflow.mcbench.runs.run_config import RunConfig
     from evenflow.report.page import write_whole
 
     names = RunConfig.__dataclass_fields__
@@ -168,9 +168,9 @@ def _run(args: argparse.Namespace) -> int:
 def _run_under_torchrun(config: Any, path: str | None) -> int:
     import torch.distributed as dist
 
-    from evenflow.comm.links import Link
-    from evenflow.mcbench.run import describe, summarise
-    from evenflow.mcbench.worker import run_rank, task_of
+    from evenflow.comm.collectives.links import Link
+    from evenflow.mcbench.runs.rank_worker import run_rank, task_of
+    from evenflow.mcbench.runs.run import describe, summarise
     from evenflow.report.page import write_whole
 
     dist.init_process_group("gloo")
@@ -223,9 +223,9 @@ def _summary(result: dict[str, Any]) -> str:
 
 def _suite(args: argparse.Namespace) -> int:
     from evenflow.mcbench.names import STUDIES
-    from evenflow.mcbench.pretrain import Backbones
-    from evenflow.mcbench.run import run as run_config
-    from evenflow.mcbench.suite import run_suite, suite
+    from evenflow.mcbench.runs.pretrain import Backbones
+    from evenflow.mcbench.runs.run import run as run_config
+    from evenflow.mcbench.suites.suite import run_suite, suite
 
     folder = Path(args.out)
     if args.name in STUDIES:
@@ -241,7 +241,7 @@ def _suite(args: argparse.Namespace) -> int:
 
 
 def _studies(args: argparse.Namespace, folder: Path) -> None:
-    from evenflow.mcbench.studies import activation_rank, serving_errors
+    from evenflow.mcbench.suites.studies import activation_rank, serving_errors
     from evenflow.report.page import write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -260,9 +260,9 @@ def _studies(args: argparse.Namespace, folder: Path) -> None:
 
 def _break_even(args: argparse.Namespace, folder: Path) -> None:
     """Predict, write the predictions, then measure: link by link."""
-    from evenflow.comm.links import Link
-    from evenflow.mcbench.break_even import BREAK_EVEN_SPECS, break_even, predict_break_even
-    from evenflow.mcbench.calibration import calibrate
+    from evenflow.comm.collectives.links import Link
+    from evenflow.mcbench.predict.break_even import BREAK_EVEN_SPECS, break_even, predict_break_even
+    from evenflow.mcbench.predict.calibration import calibrate
     from evenflow.report.page import write_whole
 
     counts = [text.strip() for text in args.ranks.split(",")]
@@ -297,8 +297,8 @@ def _budget_s(text: str) -> float | None:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from evenflow.comm.links import Link
-    from evenflow.mcbench.calibration import calibrate
+    from evenflow.comm.collectives.links import Link
+    from evenflow.mcbench.predict.calibration import calibrate
 
     _check_folder(args.json)
     between = Link.parse(args.link_between) if args.link_between else None
@@ -315,9 +315,9 @@ def _range(text: str, what: str) -> tuple[int, int]:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from evenflow.comm.links import Link
-    from evenflow.mcbench.machine import Machine
-    from evenflow.mcbench.prediction_page import prediction_page
+    from evenflow.comm.collectives.links import Link
+    from evenflow.mcbench.predict.machine import Machine
+    from evenflow.mcbench.predict.prediction_page import prediction_page
 
     low, high = _range(args.hidden, "hidden")
     sizes = [h for h in (1024, 2304, 3072, 4096, 6144, 8192, 10240, 12288, 16384, 20480, 25600) if low <= h <= high] or [
@@ -337,11 +337,11 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _advise(args: argparse.Namespace) -> int:
-    from evenflow.comm.links import Link
-    from evenflow.mcbench.advice import advise
-    from evenflow.mcbench.calibration import calibrate
-    from evenflow.mcbench.machine import Machine
-    from evenflow.mcbench.suite import read_results
+    from evenflow.comm.collectives.links import Link
+    from evenflow.mcbench.predict.advice import advise
+    from evenflow.mcbench.predict.calibration import calibrate
+    from evenflow.mcbench.predict.machine import Machine
+    from evenflow.mcbench.suites.suite import read_results
 
     link = Link.parse(args.link)
     machine = Machine.read(args.machine) if args.machine else calibrate(link, progress=_say)
@@ -354,8 +354,8 @@ def _advise(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from evenflow.mcbench.report_page import results_page
-    from evenflow.mcbench.suite import read_predictions, read_results, read_studies
+    from evenflow.mcbench.suites.report_page import results_page
+    from evenflow.mcbench.suites.suite import read_predictions, read_results, read_studies
 
     studies = read_studies(args.folder)
     results, failures = read_results(args.folder, is_needed=not studies)

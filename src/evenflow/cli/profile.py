@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evenflow.bench.step_fit import Fit
-    from evenflow.serving.engine.llm import LLM
+    from evenflow.bench.profile.step_fit import Fit
+    from evenflow.serving.client.llm import LLM
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -44,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from evenflow.base.errors import ConfigError
-    from evenflow.bench.profiles import ServerSettings
-    from evenflow.bench.profiling import disagreement, fit_cost, measure, profile_toml
-    from evenflow.bench.recipes import write_result
-    from evenflow.bench.step_fit import fit_steps
+    from evenflow.bench.harness import write_result
+    from evenflow.bench.profile.profiling import disagreement, fit_cost, measure, profile_toml
+    from evenflow.bench.profile.step_fit import fit_steps
+    from evenflow.bench.replay.profiles import ServerSettings
     from evenflow.report.page import write_whole
     from evenflow.report.tables import table_terminal
-    from evenflow.serving.engine.llm import LLM
+    from evenflow.serving.client.llm import LLM
 
     inputs, outputs = _lengths("--inputs", args.inputs), _lengths("--outputs", args.outputs)
     if len(inputs) < 2 or len(outputs) < 3:

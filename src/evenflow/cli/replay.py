@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from evenflow.fairness.registry import policy_registry
 
 if TYPE_CHECKING:
-    from evenflow.bench.profiles import Profile
-    from evenflow.bench.trace import Trace
+    from evenflow.bench.replay.profiles import Profile
+    from evenflow.bench.replay.trace import Trace
     from evenflow.fairness import CostFunction
 
 DEFAULT_POLICY = "vtc"
@@ -82,11 +82,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from evenflow.base.errors import ConfigError
-    from evenflow.bench.clients import read_clients
-    from evenflow.bench.comparison import compare, write_json
-    from evenflow.bench.fairness_page import comparison_table, fairness_page, quality_table, write_pngs
-    from evenflow.bench.profiles import load_profile
-    from evenflow.bench.workload import WORKLOADS, make_workload
+    from evenflow.bench.replay.clients_file import read_clients
+    from evenflow.bench.replay.comparison import compare, write_json
+    from evenflow.bench.replay.fairness_page import comparison_table, fairness_page, quality_table, write_pngs
+    from evenflow.bench.replay.profiles import load_profile
+    from evenflow.bench.replay.workload import WORKLOADS, make_workload
     from evenflow.fairness import check_policy
     from evenflow.report.tables import table_terminal
     from evenflow.serving.scheduler import create_shedding
@@ -169,13 +169,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(path: Path, progress: Callable[[int], None]) -> Trace:
-    from evenflow.bench.traces import read_trace
+    from evenflow.bench.replay.trace_files import read_trace
 
     return read_trace(path, progress)
 
 
 def _cost(name: str, profile: Profile) -> CostFunction:
-    from evenflow.fairness.cost import KVBytesTime, WeightedTokens
+    from evenflow.fairness.books.cost import KVBytesTime, WeightedTokens
 
     costs: dict[str, CostFunction] = {"tokens": WeightedTokens(), "profiled": profile.cost, "kv": KVBytesTime()}
     return costs[name]

@@ -52,11 +52,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal."""
     from evenflow.fairness import check_policy
-    from evenflow.serving.engine.client import EngineClient
-    from evenflow.serving.engine.text import ChatTemplate, Tokenizer
-    from evenflow.serving.models.config import load_config
-    from evenflow.serving.server.config import ServerConfig
+    from evenflow.serving.client.engine_client import EngineClient
+    from evenflow.serving.models.model_config import load_config
     from evenflow.serving.server.run import run_server
+    from evenflow.serving.server.server_config import ServerConfig
+    from evenflow.serving.text import ChatTemplate, Tokenizer
 
     model, adapters = args.model, parse_adapters(args.adapters)
     if args.demo:

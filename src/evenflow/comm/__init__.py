@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "Algebra": "compressor",
-    "Collective": "collective",
+    "Collective": "collectives.collective",
     "Compressor": "compressor",
     "Context": "compressor",
     "DEFAULT_SPECS": "catalogue",
     "Exchange": "exchange",
     "GradientRule": "compressor",
     "Ledger": "ledger",
-    "LocalCollective": "collective",
-    "SilentCollective": "collective",
-    "TorchCollective": "collective",
+    "LocalCollective": "collectives.collective",
+    "SilentCollective": "collectives.collective",
+    "TorchCollective": "collectives.collective",
     "Transport": "transport",
     "VirtualExchange": "exchange",
     "WirePlan": "compressor",
@@ -28,7 +28,7 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     from evenflow.comm.catalogue import DEFAULT_SPECS
-    from evenflow.comm.collective import Collective, LocalCollective, SilentCollective, TorchCollective
+    from evenflow.comm.collectives.collective import Collective, LocalCollective, SilentCollective, TorchCollective
     from evenflow.comm.compressor import Algebra, Compressor, Context, GradientRule, WirePlan, get_compressor
     from evenflow.comm.exchange import Exchange, VirtualExchange
     from evenflow.comm.ledger import Ledger

@@ -209,7 +209,7 @@ def get_compressor(spec: str) -> Compressor:
     """
     text = spec.strip()
     if wrapped := _WRAPPED.fullmatch(text):
-        from evenflow.comm.feedback import ErrorFeedback
+        from evenflow.comm.compressors.feedback import ErrorFeedback
 
         compressor: Compressor = ErrorFeedback(get_compressor(wrapped.group(1)))
     elif text.startswith("paper:"):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evenflow.base.errors import ConfigError
-from evenflow.comm.collective import Collective
+from evenflow.comm.collectives.collective import Collective
 from evenflow.comm.compressor import Compressor, Context, GradientRule, get_compressor
 from evenflow.comm.ledger import Kind, Ledger
 from evenflow.comm.transport import (

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from evenflow.base.errors import ConfigError, RegistryError
-from evenflow.comm.collective import Collective
+from evenflow.comm.collectives.collective import Collective
 from evenflow.comm.compressor import Algebra, Compressor, Context, Shape, num_elements, rows_and_width
 from evenflow.comm.ledger import Kind, sent_bytes
 

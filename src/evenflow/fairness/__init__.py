@@ -1,11 +1,11 @@
 """Who is served next. Pure Python, no torch, usable on its own: a gateway could import it."""
 
-from evenflow.fairness.cost import CostFunction, Service, WeightedTokens
+from evenflow.fairness.books.cost import CostFunction, Service, WeightedTokens
+from evenflow.fairness.books.queue import ClientQueues
+from evenflow.fairness.books.weights import Weights
 from evenflow.fairness.defaults import PolicyDefaults
 from evenflow.fairness.policy import ACCEPT, Policy, Schedulable, Verdict
-from evenflow.fairness.queue import ClientQueues
 from evenflow.fairness.registry import PolicySettings, check_policy, create_policy, modifier_registry, policy_registry
-from evenflow.fairness.weights import Weights
 
 __all__ = [
     "ACCEPT",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from evenflow.fairness.cost import Service
+from evenflow.fairness.books.cost import Service
 from evenflow.fairness.policy import ACCEPT, Schedulable, Verdict
 
 

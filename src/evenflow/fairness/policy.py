@@ -27,7 +27,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from evenflow.fairness.cost import Service
+from evenflow.fairness.books.cost import Service
 
 
 class Schedulable(Protocol):

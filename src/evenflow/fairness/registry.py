@@ -11,10 +11,10 @@ from typing import Protocol
 
 from evenflow.base.errors import RegistryError
 from evenflow.base.registry import Registry
-from evenflow.fairness.cost import CostFunction, WeightedTokens
+from evenflow.fairness.books.cost import CostFunction, WeightedTokens
+from evenflow.fairness.books.queue import ClientQueues
+from evenflow.fairness.books.weights import Weights, tiered
 from evenflow.fairness.policy import Policy
-from evenflow.fairness.queue import ClientQueues
-from evenflow.fairness.weights import Weights, tiered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,23 +50,23 @@ def policy_registry() -> Registry:
     return Registry(
         "policy",
         {
-            "drr": "evenflow.fairness.baselines:DRR",
-            "fcfs": "evenflow.fairness.baselines:FCFS",
-            "hierarchy": "evenflow.fairness.hierarchy:HierarchicalVTC",
-            "lcfs": "evenflow.fairness.lcfs:LCFS",
-            "lcfs-overload": "evenflow.fairness.lcfs:LCFSUnderOverload",
-            "lcf": "evenflow.fairness.baselines:LCF",
-            "round-robin": "evenflow.fairness.baselines:RoundRobin",
-            "rpm": "evenflow.fairness.baselines:RPM",
-            "vtc": "evenflow.fairness.vtc:VTC",
-            "vtc-adapter": "evenflow.fairness.adapters:AdapterVTC",
-            "vtc-adapter-client": "evenflow.fairness.adapters:AdapterClientVTC",
-            "vtc-client-adapter": "evenflow.fairness.adapters:ClientAdapterVTC",
-            "vtc-half-lift": "evenflow.fairness.baselines:HalfLiftedVTC",
-            "vtc-oracle": "evenflow.fairness.oracle:OracleVTC",
-            "vtc-preempt": "evenflow.fairness.preempting:PreemptingVTC",
-            "vtc-predict": "evenflow.fairness.prediction:PredictedVTC",
-            "vtc-shared": "evenflow.fairness.shared:SharedVTC",
+            "drr": "evenflow.fairness.policies.baselines:DRR",
+            "fcfs": "evenflow.fairness.policies.baselines:FCFS",
+            "hierarchy": "evenflow.fairness.policies.hierarchy:HierarchicalVTC",
+            "lcfs": "evenflow.fairness.policies.lcfs:LCFS",
+            "lcfs-overload": "evenflow.fairness.policies.lcfs:LCFSUnderOverload",
+            "lcf": "evenflow.fairness.policies.baselines:LCF",
+            "round-robin": "evenflow.fairness.policies.baselines:RoundRobin",
+            "rpm": "evenflow.fairness.policies.baselines:RPM",
+            "vtc": "evenflow.fairness.policies.vtc:VTC",
+            "vtc-adapter": "evenflow.fairness.policies.adapter_aware:AdapterVTC",
+            "vtc-adapter-client": "evenflow.fairness.policies.adapter_aware:AdapterClientVTC",
+            "vtc-client-adapter": "evenflow.fairness.policies.adapter_aware:ClientAdapterVTC",
+            "vtc-half-lift": "evenflow.fairness.policies.baselines:HalfLiftedVTC",
+            "vtc-oracle": "evenflow.fairness.policies.oracle:OracleVTC",
+            "vtc-preempt": "evenflow.fairness.policies.preempting:PreemptingVTC",
+            "vtc-predict": "evenflow.fairness.policies.prediction:PredictedVTC",
+            "vtc-shared": "evenflow.fairness.policies.shared:SharedVTC",
         },
     )
 
@@ -81,7 +81,7 @@ class ModifierFactory(Protocol):
 
 def modifier_registry() -> Registry:
     """What may be put in front of a policy with a plus sign."""
-    return Registry("modifier", {"cluster": "evenflow.fairness.clustering:Clustered"})
+    return Registry("modifier", {"cluster": "evenflow.fairness.policies.clustering:Clustered"})
 
 
 def create_policy(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evenflow.mcbench.attach import Compression, compress_model, compression_of, emulate_model
+    from evenflow.mcbench.split.attach import Compression, compress_model, compression_of, emulate_model
 
 __all__ = ["Compression", "compress_model", "compression_of", "emulate_model"]
 
@@ -17,5 +17,5 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         import importlib
 
-        return getattr(importlib.import_module("evenflow.mcbench.attach"), name)
+        return getattr(importlib.import_module("evenflow.mcbench.split.attach"), name)
     raise AttributeError(f"module 'evenflow.mcbench' has no attribute {name!r}")

@@ -29,12 +29,12 @@ def main(arguments: list[str]) -> int:
     import torch.distributed as dist
 
     from evenflow.base.errors import EvenFlowError
-    from evenflow.comm.links import Link
-    from evenflow.mcbench.break_even import break_even_rank
-    from evenflow.mcbench.calibration import calibrate_between_rank, calibrate_rank
-    from evenflow.mcbench.config import RunConfig
-    from evenflow.mcbench.timing import compute_rank, time_rank
-    from evenflow.mcbench.worker import init_group, run_rank
+    from evenflow.comm.collectives.links import Link
+    from evenflow.mcbench.predict.break_even import break_even_rank
+    from evenflow.mcbench.predict.calibration import calibrate_between_rank, calibrate_rank
+    from evenflow.mcbench.runs.rank_worker import init_group, run_rank
+    from evenflow.mcbench.runs.run_config import RunConfig
+    from evenflow.mcbench.runs.timing import compute_rank, time_rank
 
     torch.set_num_threads(settings["threads"])
     link = Link.parse(settings["link"])

@@ -7,12 +7,12 @@ import itertools
 import pytest
 import torch
 
-from evenflow.bench.lora.bed import LoRABed
 from evenflow.bench.lora.lane import Lane
 from evenflow.bench.lora.load import endless, trace_of
+from evenflow.bench.lora.testbed import LoRABed
 from evenflow.bench.lora.variants import variant
-from evenflow.bench.slora_suites import SuitePoint
-from evenflow.bench.trace import TraceRow
+from evenflow.bench.replay.slora_suites import SuitePoint
+from evenflow.bench.replay.trace import TraceRow
 from evenflow.serving.memory.layout import place
 
 NAMES = ["unified", "partitioned:0.4", "slots:6", "padded", "gather", "loop", "merged:9"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from evenflow.base.errors import ConfigError, RegistryError
-from evenflow.bench.lora.page import lora_page
-from evenflow.bench.lora.run import LoRAOptions, LoRARun, plan_samples
+from evenflow.bench.lora.lora_page import lora_page
+from evenflow.bench.lora.suite_run import LoRAOptions, LoRARun, plan_samples
 from evenflow.bench.lora.suites import SUITES, suite
 from evenflow.bench.lora.tables import explained_ratio, paired, suite_table, total_ratio
 from evenflow.cli.main import main

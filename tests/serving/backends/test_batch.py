@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenflow.serving.backends.batch import build_batch
+from evenflow.serving.backends.devices.batch import build_batch
 from evenflow.serving.core.plan import PlannedSequence, SampleSpec, StepPlan
 from evenflow.serving.core.request import RequestId
 from evenflow.serving.core.sampling import GREEDY

@@ -10,7 +10,7 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames, choose
-from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.memory.layout import ArenaLayout
 

@@ -14,9 +14,9 @@ from triton_interpreter import mend
 pytest.importorskip("triton")
 
 from evenflow.base.errors import ConfigError
-from evenflow.serving.backends.batch import build_batch
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, by_name
-from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.devices.batch import build_batch
+from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.core.plan import PlannedSequence, StepPlan
 from evenflow.serving.core.request import RequestId
 from evenflow.serving.core.shape import ModelShape

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from evenflow.serving.backends.staging import CopiedStaging, DirectStaging, make_staging
+from evenflow.serving.backends.devices.staging import CopiedStaging, DirectStaging, make_staging
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.base.errors import ConfigError
-from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.memory.layout import LINE_BYTES, ArenaLayout
 

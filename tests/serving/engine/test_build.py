@@ -3,14 +3,14 @@ from types import SimpleNamespace
 import pytest
 
 from evenflow.base.errors import ConfigError
+from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.engine.build import end_tokens
-from evenflow.serving.engine.build_worker import arena_pages, context_length
-from evenflow.serving.engine.config import EngineConfig
-from evenflow.serving.engine.membership import resolve_device
 from evenflow.serving.memory.layout import ArenaLayout
-from evenflow.serving.models.config import parse_config
-from evenflow.serving.models.tiny import TINY
+from evenflow.serving.models.model_config import parse_config
+from evenflow.serving.models.random.random_model import TINY
+from evenflow.serving.runner.build_worker import arena_pages, context_length
+from evenflow.serving.runner.membership import resolve_device
 
 SHAPE = ModelShape(
     num_layers=2, hidden_size=64, intermediate_size=112, num_heads=4, num_kv_heads=2, head_dim=16, vocab_size=320

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenflow.fairness.queue import ClientQueues
+from evenflow.fairness.books.queue import ClientQueues
+from evenflow.fairness.books.weights import Weights
 from evenflow.fairness.registry import create_policy
-from evenflow.fairness.weights import Weights
 from evenflow.serving.core.plan import StepPlan
 from evenflow.serving.core.request import ClientId, FinishReason, Request, RequestId
 from evenflow.serving.core.sampling import GREEDY

@@ -20,8 +20,9 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from evenflow.serving.backends import triton_attention, triton_lora
-from evenflow.serving.backends.triton_device import TritonDevice
+from evenflow.serving.backends.attention import triton_attention
+from evenflow.serving.backends.devices.triton_device import TritonDevice
+from evenflow.serving.backends.lora import triton_lora
 from evenflow.serving.kernels.attention_triton import attend_tiles, merge_parts, rotate_and_write
 from evenflow.serving.kernels.lora_triton import expand, shrink
 

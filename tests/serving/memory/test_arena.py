@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from evenflow.base.errors import ConfigError
+from evenflow.bench.lora.baselines.partition import PartitionedArena
 from evenflow.serving.memory.arena import Arena, PageOwner
 from evenflow.serving.memory.page_table import PageTable, pages_for
-from evenflow.serving.memory.partition import PartitionedArena
 
 OWNERS = [PageOwner(kind, name) for kind in ("request", "adapter", "cache") for name in ("a", "b")]
 owners = st.sampled_from(OWNERS)

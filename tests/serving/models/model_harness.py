@@ -2,17 +2,17 @@
 
 import torch
 
-from evenflow.serving.backends.batch import build_batch
-from evenflow.serving.backends.storage import Storage
-from evenflow.serving.backends.torch_attention import TorchAttention
-from evenflow.serving.backends.torch_lora import TorchLoRA
+from evenflow.serving.backends.attention.torch_attention import TorchAttention
+from evenflow.serving.backends.devices.batch import build_batch
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.torch_lora import TorchLoRA
 from evenflow.serving.core.plan import PlannedSequence, SampleSpec, StepPlan
 from evenflow.serving.core.request import RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model
 from evenflow.serving.models.rope_table import rope_table
-from evenflow.serving.parallel.lora import ExchangedLoRA
+from evenflow.serving.parallel.sharded_lora import ExchangedLoRA
 
 PAGES_PER_SEQUENCE = 8
 

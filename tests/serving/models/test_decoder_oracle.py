@@ -9,9 +9,9 @@ import pytest
 import torch
 from model_harness import Harness
 
-from evenflow.serving.lora.catalog import Catalog
-from evenflow.serving.models.tiny import make_model
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.serving.adapters.catalog import Catalog
+from evenflow.serving.models.random.random_adapter import make_adapter
+from evenflow.serving.models.random.random_model import make_model
 from tolerances import BF16_LOGITS, FP32_LOGITS
 
 NUM_TOKENS = 6

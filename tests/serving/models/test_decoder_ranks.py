@@ -8,12 +8,12 @@ from model_harness import Harness
 from thread_ranks import on_ranks
 
 from evenflow.base.errors import ConfigError, RegistryError
+from evenflow.serving.adapters.page_image import page_image
+from evenflow.serving.adapters.peft_reader import read_adapter
 from evenflow.serving.core.shape import MODULES, SITES
 from evenflow.serving.core.shard import Shard
-from evenflow.serving.lora.image import page_image
-from evenflow.serving.lora.peft import read_adapter
-from evenflow.serving.models.tiny import make_model
-from evenflow.serving.models.tiny_adapter import make_adapter
+from evenflow.serving.models.random.random_adapter import make_adapter
+from evenflow.serving.models.random.random_model import make_model
 from evenflow.serving.parallel.rank_group import RankGroup
 from tolerances import FP32_LOGITS
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.base.errors import ModelError
-from evenflow.serving.models.config import load_config, parse_config
-from evenflow.serving.models.tiny import TINY
+from evenflow.serving.models.model_config import load_config, parse_config
+from evenflow.serving.models.random.random_model import TINY
 
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evenflow.base.errors import ConfigError, ModelError
-from evenflow.serving.models.config import load_config
 from evenflow.serving.models.load import has_fast_bfloat16, resolve_dtype
-from evenflow.serving.models.tiny import make_model
+from evenflow.serving.models.model_config import load_config
+from evenflow.serving.models.random.random_model import make_model
 from evenflow.serving.models.weights import load_weights
 
 CPU = torch.device("cpu")

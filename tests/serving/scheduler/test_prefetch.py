@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from evenflow.base.errors import AdapterNotFound, ConfigError
-from evenflow.fairness.queue import ClientQueues
+from evenflow.bench.lora.baselines.partition import PartitionedArena
+from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.registry import create_policy, policy_registry
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.plan import SampledToken, StepResult
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.memory.arena import Arena
-from evenflow.serving.memory.partition import PartitionedArena
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler import BudgetedPrefetch, Scheduler, SchedulerLimits
 

@@ -15,17 +15,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kv_oracle import KVOracle, alone
 
 from evenflow.base.errors import AdapterError, PromptTooLong
-from evenflow.fairness.cost import Service
+from evenflow.bench.lora.baselines.partition import PartitionedArena
+from evenflow.fairness.books.cost import Service
+from evenflow.fairness.books.queue import ClientQueues
+from evenflow.fairness.policies.vtc import VTC
 from evenflow.fairness.policy import Policy, Schedulable
-from evenflow.fairness.queue import ClientQueues
 from evenflow.fairness.registry import create_policy, policy_registry
-from evenflow.fairness.vtc import VTC
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId, RequestState
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.eviction import EVICTION_ORDERS
-from evenflow.serving.memory.partition import PartitionedArena
 from evenflow.serving.memory.prefix_cache import PrefixCache
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler import (

@@ -8,7 +8,7 @@ import pytest
 from kv_oracle import KVOracle, alone
 
 from evenflow.base.errors import AdapterNotFound, ConfigError, InvalidRequest, PromptTooLong
-from evenflow.fairness.queue import ClientQueues
+from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.registry import create_policy
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.plan import SampledToken, StepPlan, StepResult

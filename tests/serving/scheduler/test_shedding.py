@@ -7,8 +7,8 @@ import random
 import pytest
 
 from evenflow.base.errors import ConfigError, InvalidRequest, RegistryError
-from evenflow.fairness.passthrough import PassThrough
-from evenflow.fairness.queue import ClientQueues
+from evenflow.fairness.books.queue import ClientQueues
+from evenflow.fairness.policies.passthrough import PassThrough
 from evenflow.fairness.registry import create_policy
 from evenflow.serving.core.request import ClientId, FinishReason, Request, RequestId
 from evenflow.serving.core.sampling import GREEDY

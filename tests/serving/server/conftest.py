@@ -9,7 +9,7 @@ import pytest
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, LiveServer, make_adapter
 
 from evenflow.serving.server.app import create_app
-from evenflow.serving.server.config import ServerConfig
+from evenflow.serving.server.server_config import ServerConfig
 
 
 @pytest.fixture(scope="session")

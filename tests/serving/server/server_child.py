@@ -9,8 +9,8 @@ from pathlib import Path
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer
 
 from evenflow.base.errors import EvenFlowError
-from evenflow.serving.server.config import ServerConfig
 from evenflow.serving.server.run import run_server
+from evenflow.serving.server.server_config import ServerConfig
 
 
 class Fragile(FakeEngine):

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from evenflow.base.errors import AdapterExists, AdapterNotFound, AdapterRejected, EngineDead, EvenFlowError, InvalidRequest
-from evenflow.serving.engine.messages import (
+from evenflow.serving.client.messages import (
     AdapterInfo,
     AdapterStats,
     ClientStats,

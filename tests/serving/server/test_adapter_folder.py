@@ -11,11 +11,11 @@ import pytest
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, in_process, make_adapter
 
 from evenflow.base.errors import AdapterCacheFull
-from evenflow.serving.server import adapter_folder
-from evenflow.serving.server.adapter_folder import AdapterFolder
+from evenflow.serving.server.access import adapter_folder
+from evenflow.serving.server.access.adapter_folder import AdapterFolder
+from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.app import build_app, create_app
-from evenflow.serving.server.config import ServerConfig
-from evenflow.serving.server.state import ServerState
+from evenflow.serving.server.server_config import ServerConfig
 
 TEXT = {"model": "base", "prompt": "hi"}
 

@@ -7,10 +7,10 @@ import asyncio
 import httpx
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, in_process, make_adapter
 
+from evenflow.serving.server.access.model_names import RETRY_BROKEN_S
+from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.app import create_app
-from evenflow.serving.server.config import ServerConfig
-from evenflow.serving.server.names import RETRY_BROKEN_S
-from evenflow.serving.server.state import ServerState
+from evenflow.serving.server.server_config import ServerConfig
 
 TEXT = {"model": "base", "prompt": "hi"}
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, in_process, make_adapter
 
 from evenflow.serving.server.app import create_app
-from evenflow.serving.server.config import ServerConfig
+from evenflow.serving.server.server_config import ServerConfig
 
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3},

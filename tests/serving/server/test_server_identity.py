@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from evenflow.base.errors import ConfigError, InvalidKey, NotAllowed
-from evenflow.serving.server.identity import read_directory
-from evenflow.serving.server.keys import hash_key, is_hash, new_key
+from evenflow.serving.server.access.identity import read_directory
+from evenflow.serving.server.access.keys import hash_key, is_hash, new_key
 
 K1, K2, ROOT = (hash_key(key) for key in ("k1", "k2", "root"))
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenflow.base.errors import ClientOverLimit, ServerFull
-from evenflow.serving.engine.messages import ClientStats, EngineStats
-from evenflow.serving.server.identity import Client
-from evenflow.serving.server.limits import LONGEST_WAIT_S, WINDOW_S, Limits, SlidingWindow, format_duration
+from evenflow.serving.client.messages import ClientStats, EngineStats
+from evenflow.serving.server.access.identity import Client
+from evenflow.serving.server.access.limits import LONGEST_WAIT_S, WINDOW_S, Limits, SlidingWindow, format_duration
 
 
 class Clock:

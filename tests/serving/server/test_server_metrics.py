@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, busy_stats, in_process, make_adapter
 
-from evenflow.serving.engine.messages import AdapterStats, ClientStats, EngineStats, RequestOutput, WireStats
+from evenflow.serving.client.messages import AdapterStats, ClientStats, EngineStats, RequestOutput, WireStats
 from evenflow.serving.engine.meters import Meters
 from evenflow.serving.server.app import create_app
-from evenflow.serving.server.config import ServerConfig
-from evenflow.serving.server.metrics import Metrics
-from evenflow.serving.server.topk import OTHER, TopK
+from evenflow.serving.server.metrics.metrics_page import Metrics
+from evenflow.serving.server.metrics.topk import OTHER, TopK
+from evenflow.serving.server.server_config import ServerConfig
 
 VLLM_NAMES = [
     "num_requests_running",

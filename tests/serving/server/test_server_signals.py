@@ -19,9 +19,9 @@ import pytest
 from server_fakes import make_adapter
 
 from evenflow.base.errors import ConfigError
-from evenflow.serving.server.config import ServerConfig
-from evenflow.serving.server.keys import hash_key
+from evenflow.serving.server.access.keys import hash_key
 from evenflow.serving.server.run import run_server
+from evenflow.serving.server.server_config import ServerConfig
 
 pytestmark = pytest.mark.multiprocess
 LONG = {"model": "base", "prompt": "x" * 100, "max_tokens": 500}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, LiveServer, in_process, make_adapter
 
-from evenflow.serving.engine.messages import RequestOutput
+from evenflow.serving.client.messages import RequestOutput
+from evenflow.serving.server.access.keys import hash_key
 from evenflow.serving.server.app import create_app
-from evenflow.serving.server.config import ServerConfig
-from evenflow.serving.server.keys import hash_key
+from evenflow.serving.server.server_config import ServerConfig
 
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "base", "prompt": "hi"}

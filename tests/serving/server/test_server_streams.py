@@ -11,9 +11,9 @@ import openai
 import pytest
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, LiveServer, in_process
 
-from evenflow.serving.engine.messages import RequestOutput
+from evenflow.serving.client.messages import RequestOutput
 from evenflow.serving.server.app import create_app
-from evenflow.serving.server.config import ServerConfig
+from evenflow.serving.server.server_config import ServerConfig
 
 TEXT = {"model": "base", "prompt": "hello", "max_tokens": 200}
 

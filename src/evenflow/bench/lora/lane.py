@@ -14,12 +14,12 @@ from itertools import islice
 import torch
 
 from evenflow.bench.lora.variants import Bed, Unified
-from evenflow.bench.trace import Trace, TraceRow
-from evenflow.fairness.queue import ClientQueues
+from evenflow.bench.replay.trace import Trace, TraceRow
+from evenflow.fairness.books.queue import ClientQueues
+from evenflow.fairness.measures.runlog import RequestRecord
 from evenflow.fairness.registry import create_policy
-from evenflow.fairness.runlog import RequestRecord
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, choose
-from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.core.plan import StepPlan
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
 from evenflow.serving.core.sampling import GREEDY

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from evenflow.bench.slora_suites import SuitePoint
-from evenflow.bench.slora_workload import PAPER_SEED, slora_workload
-from evenflow.bench.trace import Trace, TraceRow
+from evenflow.bench.replay.slora_suites import SuitePoint
+from evenflow.bench.replay.slora_workload import PAPER_SEED, slora_workload
+from evenflow.bench.replay.trace import Trace, TraceRow
 
 
 def point_of(values: Mapping[str, Any]) -> SuitePoint:

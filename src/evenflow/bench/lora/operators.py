@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
+from evenflow.bench.lora.baselines.padding import PaddedAdapters
 from evenflow.bench.lora.variants import Bed
-from evenflow.serving.backends.batch import Batch, build_batch
+from evenflow.serving.adapters.row_file import MemoryRows, RowFile
 from evenflow.serving.backends.choose import LORA_BACKENDS
-from evenflow.serving.backends.lora import LoRABackend
-from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.devices.batch import Batch, build_batch
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.plan import PlannedSequence, StepPlan
 from evenflow.serving.core.request import AdapterDigest, RequestId
 from evenflow.serving.core.shape import MODULES, SITES
-from evenflow.serving.lora.padding import PaddedAdapters
-from evenflow.serving.lora.rows import MemoryRows, RowFile
 
 BACKENDS = {"unified": "cpu", "padded": "padded", "gather": "gather", "loop": "torch"}
 """Variant: LoRA backend. ``slots`` is the shipped one on padded adapters."""

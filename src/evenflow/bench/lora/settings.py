@@ -9,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from evenflow.bench.slora_settings import SLoRASetting
-from evenflow.bench.slora_settings import setting as published_setting
+from evenflow.bench.replay.slora_settings import SLoRASetting
+from evenflow.bench.replay.slora_settings import setting as published_setting
 from evenflow.serving.core.shape import ModelShape
 
 OURS: Mapping[str, SLoRASetting] = MappingProxyType(

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from evenflow.base.errors import RegistryError
-from evenflow.bench.slora_suites import SuitePoint
+from evenflow.bench.replay.slora_suites import SuitePoint
 
 LENGTH = 0.25
 """Prompts and outputs of [2, 128) tokens instead of [8, 512)."""

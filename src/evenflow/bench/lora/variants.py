@@ -12,29 +12,29 @@ from typing import Protocol
 import torch
 
 from evenflow.base.errors import ConfigError
-from evenflow.bench.lora.adapters import AdapterPool
+from evenflow.bench.lora.baselines.merge import merge
+from evenflow.bench.lora.baselines.merged import MergedExecutor
+from evenflow.bench.lora.baselines.no_lora import NoLoRA
+from evenflow.bench.lora.baselines.padding import PaddedAdapters
+from evenflow.bench.lora.baselines.partition import PartitionedArena
+from evenflow.bench.lora.row_adapters import AdapterPool
 from evenflow.bench.lora.variant_names import VARIANTS, check_variant, number
-from evenflow.serving.backends.attention import AttentionBackend
+from evenflow.serving.adapters.row_file import MemoryRows, RowFile
+from evenflow.serving.backends.attention.attention_backend import AttentionBackend
 from evenflow.serving.backends.choose import LORA_BACKENDS, choose
-from evenflow.serving.backends.lora import LoRABackend
-from evenflow.serving.backends.no_lora import NoLoRA
-from evenflow.serving.backends.storage import Storage
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.lora_backend import LoRABackend
+from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
-from evenflow.serving.engine.config import EngineConfig
-from evenflow.serving.engine.executor import Executor, LocalExecutor
-from evenflow.serving.engine.merged import MergedExecutor
-from evenflow.serving.engine.sampler import Sampler
-from evenflow.serving.engine.worker import Worker
-from evenflow.serving.lora.padding import PaddedAdapters
-from evenflow.serving.lora.rows import MemoryRows, RowFile
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.layout import ArenaLayout, place
-from evenflow.serving.memory.partition import PartitionedArena
-from evenflow.serving.models.config import ModelConfig
-from evenflow.serving.models.llama import LlamaForCausalLM
-from evenflow.serving.models.merge import merge
+from evenflow.serving.models.decoder import LlamaForCausalLM
+from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.weights import load_weights
+from evenflow.serving.runner.executor import Executor, LocalExecutor
+from evenflow.serving.runner.sampler import Sampler
+from evenflow.serving.runner.worker import Worker
 from evenflow.serving.scheduler.prefetch import BudgetedPrefetch, Prefetch
 
 

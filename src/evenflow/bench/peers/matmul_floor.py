@@ -14,7 +14,7 @@ from pathlib import Path
 
 from evenflow.base.openmp import share_openmp
 from evenflow.serving.core.shape import SITES
-from evenflow.serving.models.config import load_config
+from evenflow.serving.models.model_config import load_config
 
 
 def main(argv: list[str]) -> int:
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     share_openmp()
     import torch
 
-    from evenflow.serving.parallel.matrix import prepare_matmul
+    from evenflow.serving.backends.devices.weight_products import prepare_matmul
 
     shape = load_config(Path(argv[0])).shape
     widths = []

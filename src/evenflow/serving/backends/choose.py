@@ -12,10 +12,10 @@ from evenflow.serving.core.shape import ModelShape
 ATTENTION_BACKENDS = Registry(
     "attention backend",
     {
-        "torch": "evenflow.serving.backends.torch_attention:TorchAttention",
-        "cpu": "evenflow.serving.backends.cpu_attention:CPUAttention",
-        "triton": "evenflow.serving.backends.triton_attention:TritonAttention",
-        "flashinfer": "evenflow.serving.backends.flashinfer_attention:FlashInferAttention",
+        "torch": "evenflow.serving.backends.attention.torch_attention:TorchAttention",
+        "cpu": "evenflow.serving.backends.attention.cpu_attention:CPUAttention",
+        "triton": "evenflow.serving.backends.attention.triton_attention:TritonAttention",
+        "flashinfer": "evenflow.serving.backends.attention.flashinfer_attention:FlashInferAttention",
     },
 )
 """Constructors take (storage, cos_PE, sin_PE, sm_scale): see ``AttentionBackend``."""
@@ -23,11 +23,11 @@ ATTENTION_BACKENDS = Registry(
 LORA_BACKENDS = Registry(
     "LoRA backend",
     {
-        "torch": "evenflow.serving.backends.torch_lora:TorchLoRA",
-        "cpu": "evenflow.serving.backends.cpu_lora:CPULoRA",
-        "gather": "evenflow.serving.backends.gather_lora:GatherLoRA",
-        "padded": "evenflow.serving.backends.padded_lora:PaddedLoRA",
-        "triton": "evenflow.serving.backends.triton_lora:TritonLoRA",
+        "torch": "evenflow.serving.backends.lora.torch_lora:TorchLoRA",
+        "cpu": "evenflow.serving.backends.lora.cpu_lora:CPULoRA",
+        "gather": "evenflow.bench.lora.baselines.gather_lora:GatherLoRA",
+        "padded": "evenflow.bench.lora.baselines.padded_lora:PaddedLoRA",
+        "triton": "evenflow.serving.backends.lora.triton_lora:TritonLoRA",
     },
 )
 """Constructors take (storage)."""

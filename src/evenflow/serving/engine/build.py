@@ -9,30 +9,30 @@ from pathlib import Path
 
 from evenflow.base.memory_size import format_size
 from evenflow.base.openmp import start_numba_threads
-from evenflow.fairness.queue import ClientQueues
+from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.registry import create_policy
+from evenflow.serving.adapters.catalog import Catalog
+from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.request import AdapterDigest
-from evenflow.serving.engine.build_worker import build_worker, row_store
-from evenflow.serving.engine.config import EngineConfig
 from evenflow.serving.engine.engine import Engine
-from evenflow.serving.engine.everywhere import CatalogOfRanks, RanksExecutor
-from evenflow.serving.engine.executor import LocalExecutor
 from evenflow.serving.engine.live_shares import LiveShares
-from evenflow.serving.engine.membership import Membership, alone, check_parallel, join
-from evenflow.serving.engine.ranks import RankProcesses
-from evenflow.serving.engine.sampler import Sampler
-from evenflow.serving.engine.text import Tokenizer
-from evenflow.serving.lora.catalog import Catalog
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.eviction import EVICTION_ORDERS
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.memory.prefix_cache import PrefixCache
 from evenflow.serving.memory.residency import Residency
-from evenflow.serving.models.config import ModelConfig, load_config
+from evenflow.serving.models.model_config import ModelConfig, load_config
+from evenflow.serving.ranks.all_ranks import CatalogOfRanks, RanksExecutor
+from evenflow.serving.ranks.rank_processes import RankProcesses
+from evenflow.serving.runner.build_worker import build_worker, row_store
+from evenflow.serving.runner.executor import LocalExecutor
+from evenflow.serving.runner.membership import Membership, alone, check_parallel, join
+from evenflow.serving.runner.sampler import Sampler
 from evenflow.serving.scheduler.limits import SchedulerLimits
 from evenflow.serving.scheduler.prefetch import BudgetedPrefetch, Prefetch
 from evenflow.serving.scheduler.scheduler import Scheduler
 from evenflow.serving.scheduler.shedding import create_shedding
+from evenflow.serving.text import Tokenizer
 
 log = logging.getLogger("evenflow.engine")
 

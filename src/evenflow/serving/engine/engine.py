@@ -22,18 +22,18 @@ from evenflow.base.errors import (
     Rejected,
 )
 from evenflow.comm.ledger import Ledger
+from evenflow.serving.adapters.catalog import Catalog, PreparedAdapter
+from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, WireStats
+from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.plan import StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
-from evenflow.serving.engine.config import EngineConfig
-from evenflow.serving.engine.executor import Executor
 from evenflow.serving.engine.live_shares import LiveShares
-from evenflow.serving.engine.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, WireStats
 from evenflow.serving.engine.meters import Meters, collect_stats
 from evenflow.serving.engine.reply import Reply
-from evenflow.serving.engine.text import Tokenizer
-from evenflow.serving.lora.catalog import Catalog, PreparedAdapter
 from evenflow.serving.memory.residency import Residency
+from evenflow.serving.runner.executor import Executor
 from evenflow.serving.scheduler.scheduler import Scheduler
+from evenflow.serving.text import Tokenizer
 
 log = logging.getLogger("evenflow.engine")
 

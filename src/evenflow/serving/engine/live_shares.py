@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evenflow.fairness.weights import tiered
+from evenflow.fairness.books.weights import tiered
 
 
 class LiveShares:

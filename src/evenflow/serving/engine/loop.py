@@ -16,10 +16,8 @@ from pathlib import Path
 import zmq
 
 from evenflow.base.errors import AdapterError, AdapterRejected, EvenFlowError
-from evenflow.serving.core.request import AdapterDigest
-from evenflow.serving.engine.build import build_engine
-from evenflow.serving.engine.config import EngineConfig
-from evenflow.serving.engine.messages import (
+from evenflow.serving.adapters.catalog import PreparedAdapter
+from evenflow.serving.client.messages import (
     Abort,
     Answer,
     EngineStats,
@@ -34,8 +32,10 @@ from evenflow.serving.engine.messages import (
     Submit,
     UnloadAdapter,
 )
-from evenflow.serving.engine.process import encoder, to_engine_decoder
-from evenflow.serving.lora.catalog import PreparedAdapter
+from evenflow.serving.client.process import encoder, to_engine_decoder
+from evenflow.serving.config.engine_config import EngineConfig
+from evenflow.serving.core.request import AdapterDigest
+from evenflow.serving.engine.build import build_engine
 
 log = logging.getLogger("evenflow.engine")
 

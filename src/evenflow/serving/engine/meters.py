@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from evenflow.fairness.cost import WeightedTokens
+from evenflow.fairness.books.cost import WeightedTokens
+from evenflow.serving.adapters.catalog import Catalog
+from evenflow.serving.client.messages import ITERATION_TOKENS, AdapterStats, ClientStats, EngineStats
 from evenflow.serving.core.request import AdapterDigest
-from evenflow.serving.engine.messages import ITERATION_TOKENS, AdapterStats, ClientStats, EngineStats
-from evenflow.serving.lora.catalog import Catalog
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler.scheduler import Scheduler
 from evenflow.serving.scheduler.tallies import Tally

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evenflow.fairness.cost import WeightedTokens
+from evenflow.fairness.books.cost import WeightedTokens
+from evenflow.serving.client.messages import Logprobs, RequestOutput, Usage
 from evenflow.serving.core.plan import SampledToken, TokenLogprobs
 from evenflow.serving.core.request import FinishReason, Request
-from evenflow.serving.engine.messages import Logprobs, RequestOutput, Usage
-from evenflow.serving.engine.text import OutputText, Tokenizer
+from evenflow.serving.text import OutputText, Tokenizer
 
 _PRICE = WeightedTokens()
 

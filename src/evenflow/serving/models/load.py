@@ -8,8 +8,8 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.serving.core.shard import Shard
-from evenflow.serving.models.config import ModelConfig
-from evenflow.serving.models.llama import LlamaForCausalLM
+from evenflow.serving.models.decoder import LlamaForCausalLM
+from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.weights import load_weights
 from evenflow.serving.parallel.group import Group
 

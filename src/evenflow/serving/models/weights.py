@@ -17,7 +17,7 @@ import torch
 from evenflow.base.errors import ModelError
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.checkpoint import Checkpoint
-from evenflow.serving.models.config import ModelConfig
+from evenflow.serving.models.model_config import ModelConfig
 
 _ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """Old Llama checkpoints carry this buffer; it follows from the config."""

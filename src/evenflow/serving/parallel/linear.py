@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from evenflow.serving.backends.lora import LoRABackend
+from evenflow.serving.backends.devices.weight_products import prepare_matmul
+from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.parallel.group import Group
-from evenflow.serving.parallel.matrix import prepare_matmul
 
 
 class ColumnLinear:

@@ -10,7 +10,7 @@ import logging
 import torch
 
 from evenflow.base.errors import ConfigError
-from evenflow.comm.collective import Collective
+from evenflow.comm.collectives.collective import Collective
 from evenflow.comm.compressor import Algebra, Compressor, get_compressor
 from evenflow.comm.exchange import Exchange
 from evenflow.comm.ledger import Kind, Ledger, sent_bytes

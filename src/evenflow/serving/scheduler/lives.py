@@ -5,9 +5,9 @@ enqueue -> start -> (preempt -> start)* -> end; or enqueue -> end. Decides nothi
 
 from __future__ import annotations
 
-from evenflow.fairness.cost import Service
+from evenflow.fairness.books.cost import Service
+from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.policy import Policy, Verdict
-from evenflow.fairness.queue import ClientQueues
 from evenflow.serving.core.request import FinishReason, Request, RequestId, RequestState
 from evenflow.serving.scheduler.admission import Admission
 from evenflow.serving.scheduler.running import DECODED, RunningRequest, RunningSet

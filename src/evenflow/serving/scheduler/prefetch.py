@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from evenflow.base.errors import AdapterError, ConfigError
+from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.policy import Policy
-from evenflow.fairness.queue import ClientQueues
 from evenflow.serving.core.request import AdapterDigest, Request, RequestId
 from evenflow.serving.memory.page_table import pages_for
 from evenflow.serving.memory.residency import Residency

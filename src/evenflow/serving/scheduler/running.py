@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from evenflow.fairness.cost import Service
+from evenflow.fairness.books.cost import Service
 from evenflow.serving.core.adapter import AdapterRecord
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, PlannedSequence, SampleSpec
 from evenflow.serving.core.request import Request, RequestId

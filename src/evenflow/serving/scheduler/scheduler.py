@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evenflow.base.errors import InvalidRequest, PromptTooLong
+from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.policy import Policy, Verdict
-from evenflow.fairness.queue import ClientQueues
 from evenflow.serving.core.plan import PlannedSequence, StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, FinishReason, Request, RequestId
 from evenflow.serving.memory.arena import Arena

@@ -25,16 +25,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evenflow import __version__
 from evenflow.base.errors import EvenFlowError
-from evenflow.serving.server import responses, schema
-from evenflow.serving.server.adapters import add_adapter_routes
-from evenflow.serving.server.config import ServerConfig
-from evenflow.serving.server.errors import ErrorDetail, ErrorResponse
-from evenflow.serving.server.inference import GONE, add_inference_routes
+from evenflow.serving.server.api import responses, schema
+from evenflow.serving.server.api.adapter_routes import add_adapter_routes
+from evenflow.serving.server.api.endpoint import error_reply, json_reply
+from evenflow.serving.server.api.inference import GONE, add_inference_routes
+from evenflow.serving.server.api.probes import add_probe_routes
+from evenflow.serving.server.api.state import ServerState
+from evenflow.serving.server.http.error_answers import ErrorDetail, ErrorResponse
+from evenflow.serving.server.http.openapi import install_openapi
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
-from evenflow.serving.server.openapi import install_openapi
-from evenflow.serving.server.probes import add_probe_routes
-from evenflow.serving.server.reply import error_reply, json_reply
-from evenflow.serving.server.state import ServerState
+from evenflow.serving.server.server_config import ServerConfig
 
 log = logging.getLogger("evenflow.server")
 

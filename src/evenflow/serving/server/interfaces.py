@@ -1,6 +1,6 @@
 """What the server needs of an engine and of a model's text side: the seams its tests stand in for.
 
-``evenflow.serving.engine.client.EngineClient`` is the engine, ``evenflow.serving.engine.text`` the text side.
+``evenflow.serving.client.engine_client.EngineClient`` is the engine, ``evenflow.serving.text`` the text side.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from evenflow.base.errors import EvenFlowError
-from evenflow.serving.engine.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit
+from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit
 
 
 class Engine(Protocol):

@@ -14,10 +14,10 @@ from typing import Any
 import uvicorn
 
 from evenflow.base.errors import ConfigError, EvenFlowError
+from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.app import create_app
-from evenflow.serving.server.config import ServerConfig
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
-from evenflow.serving.server.state import ServerState
+from evenflow.serving.server.server_config import ServerConfig
 
 log = logging.getLogger("evenflow.server")
 

@@ -1,0 +1,1 @@
+"""Other ways to serve adapters, for comparison only: merged, padded, gathered, partitioned."""

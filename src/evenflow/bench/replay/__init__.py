@@ -1,0 +1,1 @@
+"""Traces and workloads through the shipped scheduler on a virtual clock."""

@@ -1,0 +1,1 @@
+"""The compressors: how a tensor becomes bytes, and bytes a tensor again."""

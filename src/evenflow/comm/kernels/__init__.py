@@ -1,0 +1,1 @@
+"""Fused CPU kernels of compressors: pure functions of arrays."""

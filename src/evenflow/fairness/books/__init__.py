@@ -1,0 +1,1 @@
+"""The books that policies keep: queues, counters, weights and what service costs."""

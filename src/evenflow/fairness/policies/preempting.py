@@ -1,0 +1,56 @@
+"""VTC that takes memory back: the poorest client need not wait for the richest client's requests to finish.
+
+The bound of VTC contains wq M, because a full batch is paid for after it was admitted and nobody may be stopped.
+With preemption it is ``lead`` plus what one step computes. The newest request of the richest client goes back to
+the head of its queue; what it had computed has to be recomputed, which is counted and charged to nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evenflow.base.errors import RegistryError
+from evenflow.fairness.books.cost import CostFunction
+from evenflow.fairness.books.queue import ClientQueues
+from evenflow.fairness.books.weights import Weights
+from evenflow.fairness.policies.prediction import LengthPredictor, PredictedVTC
+from evenflow.fairness.policy import Schedulable
+from evenflow.fairness.registry import PolicySettings
+
+
+class PreemptingVTC(PredictedVTC):
+    """Predicted VTC that preempts for a waiting client whose counter is ``lead`` below that of one that runs.
+
+    ``lead`` keeps two clients from preempting each other in turns: between two preemptions for the same client its
+    counter has to rise by ``lead``, that is, it has been served.
+    """
+
+    def __init__(
+        self,
+        queues: ClientQueues,
+        weights: Weights | None = None,
+        cost: CostFunction | None = None,
+        predictor: LengthPredictor | None = None,
+        lead: float = 2000.0,
+    ) -> None:
+        super().__init__(queues, weights, cost, predictor)
+        self._lead = lead
+
+    @classmethod
+    def from_settings(cls, settings: PolicySettings, argument: str | None) -> PreemptingVTC:
+        """``vtc-preempt[:LEAD]``, 2000 units of service without an argument."""
+        try:
+            lead = float(argument) if argument is not None else 2000.0
+        except ValueError:
+            lead = -1.0
+        if not 0 < lead < float("inf"):
+            raise RegistryError(f"vtc-preempt takes a lead above 0, in units of service, got {argument!r}")
+        return cls(settings.queues, settings.weights, settings.cost, lead=lead)
+
+    def displaced(self, head: Schedulable, running: Sequence[Schedulable]) -> Schedulable | None:
+        """The newest request of the richest client, if it is richer than the head's client by more than the lead."""
+        victim = self.victim(running)
+        counters = self._level.counters
+        if victim is None or counters[victim.client_id] - counters[head.client_id] <= self._lead:
+            return None
+        return victim

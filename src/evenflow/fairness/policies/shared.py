@@ -1,0 +1,242 @@
+"""One fairness over several servers: VTC whose counters live in Redis, with a stated staleness.
+
+Every server charges its own counters at once and exchanges with Redis every ``sync_s``: it sends what it has charged
+since, learns what the others have, and says which clients began or ceased to wait. So a choice is made on counters that
+lack at most what the other servers charged in the last ``sync_s`` plus one round trip; with S servers of capacity R
+(service per second) the bound of VTC widens by at most (S - 1) R (sync_s + round trip).
+
+Charges add, so their order does not matter. A lift raises a client that waits nowhere yet to the least counter of all
+that wait anywhere (or of the last that left); it happens inside the script of the exchange, so it is atomic.
+
+When Redis is away the server goes on with its own counters, and sends everything it has charged once Redis is back. An
+exchange whose answer was lost is repeated under its number and applied once: no charge is lost or counted twice. A
+Redis that has lost its data is filled again with the counters of the first server that comes back, which may lack what
+the others charged in the last ``sync_s`` before the loss. A server that is silent for ``ttl_s`` no longer counts as having
+clients waiting. An exchange costs O(clients that this server remembers). Needs the extra ``evenflow[cluster]``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from evenflow.base.errors import ConfigError, RegistryError
+from evenflow.fairness.books.cost import CostFunction
+from evenflow.fairness.books.level import Level
+from evenflow.fairness.books.queue import ClientQueues
+from evenflow.fairness.books.weights import Weights
+from evenflow.fairness.policies.prediction import LengthPredictor, PredictedVTC
+from evenflow.fairness.policies.shared_script import SCRIPT
+from evenflow.fairness.policy import Schedulable
+from evenflow.fairness.registry import PolicySettings
+
+log = logging.getLogger("evenflow.fairness")
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one exchange sends. Repeated as it is until it was answered."""
+
+    number: int
+    charges: dict[str, float] = field(default_factory=dict)
+    """By client, divided by weights."""
+    joined: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    wanted: list[str] = field(default_factory=list)
+    """Clients whose counters are asked for."""
+    known: dict[str, float] = field(default_factory=dict)
+    """For a store that has lost this server: counters to start from, and who waits."""
+    waiting: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the store knows after a batch."""
+
+    virtual_time: float
+    counters: dict[str, float]
+
+
+class Store(Protocol):
+    """Where servers meet."""
+
+    def exchange(self, batch: Batch) -> Answer | None:
+        """Apply the batch once and answer; None if the store is away. Never raises for a store that is away."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back."""
+        ...
+
+
+class RedisStore:
+    """A Redis, or anything that speaks its protocol and runs Lua. One per server; not for several threads at once."""
+
+    def __init__(
+        self, url: str, *, server_id: str, namespace: str = "evenflow", ttl_s: float = 10.0, timeout_s: float = 0.5
+    ) -> None:
+        """Does not connect yet. Raises ConfigError for an address that is none, or without the package."""
+        try:
+            import redis
+        except ImportError:
+            raise ConfigError("sharing counters needs the package redis: pip install 'evenflow[cluster]'") from None
+        try:
+            self._redis = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        except ValueError as error:
+            raise ConfigError(f"{url!r} is not the address of a Redis: {error}") from None
+        self._away = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError)
+        self._script = self._redis.register_script(SCRIPT)
+        self._prefix = f"{{{namespace}}}"
+        self._server_id = server_id
+        self._ttl_s = ttl_s
+        self._is_away = False
+
+    def exchange(self, batch: Batch) -> Answer | None:
+        """One script call; a second one if the store has lost this server."""
+        try:
+            answer = self._call(batch, is_new=False)
+            if answer is None:
+                answer = self._call(batch, is_new=True)
+        except self._away as error:
+            if not self._is_away:
+                log.warning("the shared counters are away (%s); going on with local ones", error)
+            self._is_away = True
+            return None
+        if self._is_away:
+            log.warning("the shared counters are back")
+        self._is_away = False
+        return answer
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._redis.close()
+
+    def _call(self, batch: Batch, *, is_new: bool) -> Answer | None:
+        content = {
+            "charges": list(batch.charges.items()),
+            "joined": batch.joined,
+            "left": batch.left,
+            "known": list(batch.known.items()) if is_new else [],
+            "waiting": batch.waiting if is_new else [],
+        }
+        sent, wanted = json.dumps(content), json.dumps(batch.wanted)
+        arguments: list[str | int | float] = [self._server_id, batch.number, self._ttl_s, int(is_new), sent, wanted]
+        reply = self._script(keys=[self._prefix], args=arguments)
+        if reply[0] == b"unknown":
+            return None
+        counters = {client: float(value) for client, value in zip(batch.wanted, reply[2:], strict=True) if value is not None}
+        return Answer(float(reply[1]), counters)
+
+
+class SharedLevel(Level):
+    """A Level whose counters are the store's plus what this server has charged since the last exchange."""
+
+    def __init__(self, store: Store, sync_s: float = 0.1, *, in_background: bool = True) -> None:
+        super().__init__()
+        self._store = store
+        self._sync_s = sync_s
+        self._pool = ThreadPoolExecutor(1, "shared-counters") if in_background else None
+        self._pending: dict[str, float] = {}
+        self._announced: set[str] = set()
+        self._batch: Batch | None = None
+        self._reply: Future[Answer | None] | None = None
+        self._last_s = float("-inf")
+        self._number = 0
+
+    def add(self, name: str, amount: float) -> None:
+        """Charge here at once, and there with the next exchange."""
+        super().add(name, amount)
+        self._pending[name] = self._pending.get(name, 0.0) + amount
+
+    def tick(self, now_s: float) -> None:
+        """Take an answer that has come; begin an exchange if it is time. Does not wait, unless made to work in line."""
+        if self._reply is not None and self._reply.done():
+            self._take(self._reply.result())
+        if self._reply is None and now_s - self._last_s >= self._sync_s:
+            self._last_s = now_s
+            if self._batch is None:
+                self._batch = self._next_batch()
+            if self._pool is None:
+                self._take(self._store.exchange(self._batch))
+            else:
+                self._reply = self._pool.submit(self._store.exchange, self._batch)
+
+    def close(self) -> None:
+        """Stop exchanging. What was not sent is lost to the others."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        self._store.close()
+
+    def _next_batch(self) -> Batch:
+        waiting = set(self._waiting)
+        self._number += 1
+        batch = Batch(
+            self._number,
+            charges=self._pending,
+            joined=sorted(waiting - self._announced),
+            left=sorted(self._announced - waiting),
+            wanted=sorted(self._counters),
+            known={name: counter - self._pending.get(name, 0.0) for name, counter in self._counters.items()},
+            waiting=sorted(waiting),
+        )
+        self._pending = {}
+        self._announced = waiting
+        return batch
+
+    def _take(self, answer: Answer | None) -> None:
+        """Apply an answer; without one the same batch is sent again next time."""
+        self._reply = None
+        if answer is None:
+            return
+        self._batch = None
+        for name, counter in answer.counters.items():
+            before = self._counters.get(name)
+            if before is None:
+                continue
+            now = counter + self._pending.get(name, 0.0)
+            self._counters[name] = now
+            if now < before:
+                self._waiting.lowered(name)
+                self._idle.lowered(name)
+        self._virtual_time = max(self._virtual_time, answer.virtual_time)
+        self._advance()
+
+
+class SharedVTC(PredictedVTC):
+    """Predicted VTC on shared counters. Close it when the server ends."""
+
+    def __init__(
+        self,
+        queues: ClientQueues,
+        weights: Weights | None = None,
+        cost: CostFunction | None = None,
+        predictor: LengthPredictor | None = None,
+        *,
+        store: Store,
+        sync_s: float = 0.1,
+        in_background: bool = True,
+    ) -> None:
+        self._shared = SharedLevel(store, sync_s, in_background=in_background)
+        super().__init__(queues, weights, cost, predictor, self._shared)
+
+    @classmethod
+    def from_settings(cls, settings: PolicySettings, argument: str | None) -> SharedVTC:
+        """``vtc-shared:redis://HOST:PORT/DB``."""
+        if not argument or "://" not in argument:
+            raise RegistryError(f"vtc-shared takes the address of a Redis, redis://HOST:PORT/DB, got {argument!r}")
+        store = RedisStore(argument, server_id=f"{socket.gethostname()}:{os.getpid()}:{id(settings.queues):x}")
+        return cls(settings.queues, settings.weights, settings.cost, store=store)
+
+    def pick(self, now_s: float) -> Schedulable | None:
+        """Exchange if it is time, then as VTC."""
+        self._shared.tick(now_s)
+        return super().pick(now_s)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._shared.close()

@@ -1,0 +1,1 @@
+"""One run of the benchmark: its configuration, its ranks, its training loop and its measurements."""

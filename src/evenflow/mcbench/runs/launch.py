@@ -1,0 +1,146 @@
+"""Start local gloo ranks, follow their records, and end them all if one fails.
+
+Ranks write one JSON line per partial result, so a rank that dies costs only what was not finished. A shaped link is made of
+network namespaces where that is permitted, else by a token bucket in each rank's transport.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evenflow.comm.collectives.links import Link, NamespaceLinks, why_no_namespaces
+
+
+@dataclass
+class Launched:
+    """What the ranks left behind."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    failure: str | None = None
+    link_kind: str = "unlimited"
+
+
+def launch(
+    job: str,
+    payload: Mapping[str, Any],
+    world_size: int,
+    link: Link,
+    progress: Callable[[str, Any], None] = lambda kind, value: None,
+) -> Launched:
+    """Run ``job`` (a name known to ``rank``) on ``world_size`` local ranks until all have ended."""
+    launched = Launched()
+    with tempfile.TemporaryDirectory(prefix="evenflow-") as folder_name, ExitStack() as stack:
+        folder = Path(folder_name)
+        spaces: NamespaceLinks | None = None
+        is_shaped_in_transport = False
+        if link.bit_per_s is not None:
+            why = why_no_namespaces()
+            if why is None:
+                spaces = stack.enter_context(NamespaceLinks(world_size, link))
+                launched.link_kind = "network namespaces, tc tbf"
+            else:
+                is_shaped_in_transport = True
+                launched.link_kind = f"emulated: token bucket in the transport ({why})"
+        settings = {
+            "job": job,
+            "payload": dict(payload),
+            "world_size": world_size,
+            "threads": max(1, (os.cpu_count() or 1) // world_size),
+            "cores": cores_of_ranks(world_size),
+            "interface": spaces.interface if spaces else "lo",
+            "link": link.name if is_shaped_in_transport else "unlimited",
+        }
+        (folder / "settings.json").write_text(json.dumps(settings))
+        before = [spaces.sent_bytes(rank) for rank in range(world_size)] if spaces else []
+        children = [stack.enter_context(_started(folder, rank, spaces)) for rank in range(world_size)]
+        launched.failure = _follow(children, folder, launched.records, progress)
+        if spaces:
+            after = [spaces.sent_bytes(rank) for rank in range(world_size)]
+            launched.records.append({"kind": "interface", "value": [b - a for a, b in zip(before, after)]})
+    return launched
+
+
+def cores_of_ranks(world_size: int) -> list[list[int]]:
+    """Return the cores of each rank, equally many and no core twice; empty lists where there are too few to share out.
+
+    A rank whose network threads are woken on its peer's core waits there until the peer's time slice is over: 3 ms a time.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    each = len(cores) // world_size
+    return [cores[rank * each : (rank + 1) * each] for rank in range(world_size)]
+
+
+def _started(folder: Path, rank: int, spaces: NamespaceLinks | None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "evenflow.mcbench.rank", str(folder), str(rank)]
+    with (folder / f"errors{rank}").open("wb") as errors:
+        return subprocess.Popen([*(spaces.prefix(rank) if spaces else []), *command], stdout=errors, stderr=errors)
+
+
+def _follow(
+    children: Sequence[subprocess.Popen[bytes]],
+    folder: Path,
+    records: list[dict[str, Any]],
+    progress: Callable[[str, Any], None],
+) -> str | None:
+    """Read records until all ranks have ended. One that fails ends the others."""
+    path, position = folder / "records.jsonl", 0
+    failure: str | None = None
+    try:
+        while True:
+            codes = [child.poll() for child in children]
+            if path.exists():
+                with path.open() as file:
+                    file.seek(position)
+                    for line in iter(file.readline, ""):
+                        if not line.endswith("\n"):
+                            break
+                        position += len(line.encode())
+                        records.append(json.loads(line))
+                        progress(records[-1]["kind"], records[-1]["value"])
+            if all(code is not None for code in codes):
+                break
+            failed = [rank for rank, code in enumerate(codes) if code]
+            if failed:
+                time.sleep(1.0)  # the others notice by themselves and say why
+                break
+            time.sleep(0.05)
+        bad = [rank for rank, child in enumerate(children) if child.poll()]
+        if bad:
+            failure = obituaries({rank: _obituary(children[rank].returncode, folder / f"errors{rank}") for rank in bad})
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+    return failure
+
+
+def obituaries(words_by_rank: Mapping[int, str]) -> str:
+    """Return one line: what was the same on several ranks is said once."""
+    ranks_by_words: dict[str, list[int]] = {}
+    for rank, words in words_by_rank.items():
+        ranks_by_words.setdefault(words, []).append(rank)
+    return "; ".join(
+        f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} {words}" for words, ranks in ranks_by_words.items()
+    )
+
+
+def _obituary(code: int, errors: Path) -> str:
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    return f"failed: {_last_words(errors)}"
+
+
+def _last_words(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

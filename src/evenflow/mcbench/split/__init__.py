@@ -1,0 +1,1 @@
+"""An unmodified model divided over ranks, with compressed exchanges where it was cut."""

@@ -1,0 +1,1 @@
+"""Named sets of runs and studies, and the page that reports them."""

@@ -1,0 +1,156 @@
+"""The report of a folder of results: accuracies with paired differences, bytes, times. Predictions: ``prediction_page``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evenflow.mcbench.suites.study_sections import add_prediction, add_study, judged_by
+from evenflow.mcbench.tasks.scores import baseline_key, mean_and_interval
+from evenflow.report.page import Page
+from evenflow.report.plots import bar_plot, interval_plot
+
+Result = Mapping[str, Any]
+
+
+def label(result: Result) -> str:
+    """Return what was compressed, and where."""
+    p = result["parameters"]
+    extra = [f"layers {p['layers']}"] if p["layers"] != "last-half" else []
+    extra += [f"warm-up {p['warmup_steps']}"] if p["warmup_steps"] else []
+    extra += [f"gradient {p['gradient']}"] if p["gradient"] and not p["gradient"].endswith("masked") else []
+    if p.get("pretrain_compress", "none") != "none":
+        extra.append(f"pre-trained with {p['pretrain_compress']}")
+    return p["compress"] + (f" ({', '.join(extra)})" if extra else "")
+
+
+def _is_dense(result: Result) -> bool:
+    p = result["parameters"]
+    return p["compress"] in ("none", "sp=none") and p.get("pretrain_compress", "none") == "none"
+
+
+def paired_difference(result: Result, baseline: Result) -> tuple[float, float | None, int]:
+    """Return (mean, half width of the 95 % interval, number of seeds) of the headline minus the dense run's, seed by seed."""
+    name = result["metric"]
+    dense = dict(zip(baseline["seeds"], baseline[f"{name}_by_seed"]))
+    pairs = [value - dense[seed] for seed, value in zip(result["seeds"], result[f"{name}_by_seed"]) if seed in dense]
+    if not pairs:
+        return float("nan"), None, 0
+    return (*mean_and_interval(pairs), len(pairs))
+
+
+def accuracy_rows(results: Sequence[Result]) -> list[list[Any]]:
+    """Return (task, layout, what, metric, score, difference to dense, interval, seeds, dense at evaluation, bytes share).
+
+    Within a task and layout, the dense run first, then from the best difference to the worst.
+    """
+    dense = {baseline_key(r): r for r in results if _is_dense(r)}
+    rows = []
+    for result in results:
+        p, name = result["parameters"], result["metric"]
+        baseline = dense.get(baseline_key(result))
+        difference, half, share = None, None, None
+        if baseline is not None and baseline is not result:
+            difference, half, _ = paired_difference(result, baseline)
+            sent = sum(site["counted"] for site in result["bytes_per_step"].values())
+            whole = sum(site["counted"] for site in baseline["bytes_per_step"].values())
+            share = sent / whole if whole else None
+        layout = f"{p['tp']} x {p['pp']}"
+        task = p["task"] + (f" after {p['pretrain']}" if p.get("pretrain") else "")
+        seeds = len(result["seeds"])
+        rows.append(
+            [task, layout, label(result), name, result[name], difference, half, seeds, result["dense_at_eval"].get(name), share]
+        )
+
+    def order(row: list[Any]) -> tuple[Any, ...]:
+        worse = 0.0 if row[5] is None else row[5] if row[3] == "loss" else -row[5]
+        return (row[0], row[1], row[5] is not None, worse, row[2])
+
+    return sorted(rows, key=order)
+
+
+def results_page(
+    results: Sequence[Result],
+    failures: Sequence[Result],
+    studies: Sequence[Result] = (),
+    predictions: Sequence[Result] = (),
+) -> Page:
+    """Return the page. What was predicted has sections of its own, beside the study that it was made for."""
+    count = f"{len(results)} configurations measured, {len(failures)} failed"
+    page = Page(
+        "Does compression pay?",
+        f"{count}; {len(studies)} studies" if studies and results else f"{len(studies)} studies" if studies else count,
+    )
+    if results:
+        _accuracy(page, results)
+    timed = [r for r in results if r["ms_per_iteration"]]
+    if timed:
+        page.section(
+            "Time",
+            "Real ranks. Median of whole iterations without a stopwatch; the parts come from a second pass "
+            "with one, with a barrier before each collective, so their sum is larger.",
+        )
+        parts = sorted({part for r in timed for part in r["ms_per_iteration"]["profiled"]})
+        rows = []
+        for r in timed:
+            p, ms = r["parameters"], r["ms_per_iteration"]
+            rows.append(
+                [
+                    p["task"],
+                    f"{p['tp']} x {p['pp']}",
+                    label(r),
+                    r["link"]["nominal"],
+                    r["link"]["kind"],
+                    ms["total"],
+                    *[ms["profiled"].get(part, "") for part in parts],
+                    _blank(r["achieved_gbit_s"]),
+                ]
+            )
+        page.table(["task", "TP x PP", "compression", "link", "made by", "ms", *parts, "achieved Gbit/s"], rows)
+        page.figure(
+            bar_plot(
+                {label(r)[:28]: {"ms per iteration": r["ms_per_iteration"]["total"]} for r in timed[:12]},
+                y_label="ms per iteration",
+            )
+        )
+    for study in studies:
+        add_study(page, study)
+        for prediction in predictions:
+            if judged_by(prediction, study):
+                add_prediction(page, prediction, study)
+    if failures:
+        page.section("Failed", "Configurations that ended with an error; their partial results are not counted.")
+        page.table(
+            ["configuration", "error"],
+            [[f["parameters"]["task"] + " " + f["parameters"]["compress"], f["error"]] for f in failures],
+        )
+    return page
+
+
+def _accuracy(page: Page, results: Sequence[Result]) -> None:
+    """Add a table and a plot of paired differences for each task and layout."""
+    page.section(
+        "Accuracy",
+        "Score of each task, and its difference to the dense run, seed by seed, with a 95 % interval (Student's t): an "
+        "interval that holds 0 shows no effect. One seed has no interval. Dense at eval: compression switched off at "
+        "evaluation only. Bytes: all that the sites send in a training step, as a share of the dense run in fp32.",
+    )
+    headers = ["compression", "score", "difference", "± 95 %", "seeds", "dense at eval", "bytes / dense"]
+    grouped: dict[tuple[str, str, str], list[list[Any]]] = {}
+    for row in accuracy_rows(results):
+        grouped.setdefault((row[0], row[1], row[3]), []).append(row)
+    for (task, layout, metric), rows in grouped.items():
+        better = "lower is better" if metric == "loss" else "higher is better"
+        page.section(f"{task}, TP x PP = {layout}", f"{metric}, {better}.")
+        page.table(headers, [[row[2], *map(_rounded, row[4:])] for row in rows])
+        differences = {row[2]: (row[5], row[6]) for row in rows if row[5] is not None}
+        if differences:
+            page.figure(interval_plot(differences, x_label=f"difference to dense ({metric}, {better})"))
+
+
+def _rounded(cell: Any) -> Any:
+    return round(cell, 4) if isinstance(cell, float) else cell
+
+
+def _blank(value: Any) -> Any:
+    return "" if value is None else value

@@ -1,0 +1,108 @@
+"""Sections of the report: studies, and predictions beside the study they were made for, never in one table with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from evenflow.mcbench.predict.break_even import break_even_points
+from evenflow.report.page import Page
+from evenflow.report.plots import line_plot
+
+Result = Mapping[str, Any]
+
+
+def add_study(page: Page, study: Result) -> None:
+    """Add the sections of one study."""
+    if study["study"] == "break-even":
+        page.section(
+            f"Break-even on {study['link']}, {study['world_size']} ranks",
+            f"One compressed sum, {study['link_kind']}; means without the slowest tenth. Interface: bytes at "
+            "the network interface, both directions, headers included, over the bytes counted.",
+        )
+        points = break_even_points(study)
+        page.table(["compressor", "faster than none from (dense bytes)"], [[s, p or "never here"] for s, p in points.items()])
+        rows = [
+            [r["spec"], r["dense_bytes"], r["sent_bytes"], r["ms"], _blank(r.get("interface_ratio"))] for r in study["rows"]
+        ]
+        page.table(["compressor", "dense bytes", "sent bytes", "ms", "interface"], rows)
+        page.figure(_times(study["rows"]))
+        return
+    if study["study"] == "serving":
+        page.section(
+            "Compressed sums in serving",
+            f"A random Llama over {study['world_size']} ranks: norm of the change of its logits over their norm, and bytes a "
+            "rank sends for one batch.",
+        )
+        page.table(["compressor", "logit error", "bytes"], [[r["spec"], r["logit_error"], r["bytes"]] for r in study["rows"]])
+        return
+    page.section(
+        "Are activations low-rank?",
+        f"Singular values that hold 90 % of the energy, {study['task']} after {study['steps']} steps.",
+    )
+    page.table(
+        ["module", "width", "activations", "gradients"],
+        [[r["module"], r["width"], r["activation_rank_90"], r["gradient_rank_90"]] for r in study["rows"]],
+    )
+    last = study["rows"][-1]
+    series = {
+        kind: (list(range(1, len(last[f"{kind}_spectrum"]) + 1)), last[f"{kind}_spectrum"])
+        for kind in ("activation", "gradient")
+    }
+    page.figure(line_plot(series, x_label="singular value", y_label="share of the largest", is_log_y=True), last["module"])
+
+
+def judged_by(prediction: Result, study: Result) -> bool:
+    """Return whether a prediction was made for a study."""
+    return all(prediction[name] == study.get(key) for name, key in _SAME.items())
+
+
+_SAME = {"prediction": "study", "link": "link", "world_size": "world_size"}
+
+
+def add_prediction(page: Page, prediction: Result, study: Result) -> None:
+    """Add what was said before the study began, and then how far off it was."""
+    ranks = prediction["world_size"]
+    page.section(
+        f"Predicted: break-even on {prediction['link']}, {ranks} ranks",
+        f"Predicted, not measured: from a calibration with two ranks, written at {prediction['at']}"
+        + (f", before the measurement that began at {study['from']}." if "from" in study else "."),
+    )
+    rows = prediction["rows"]
+    points = break_even_points(prediction)
+    page.table(["compressor", "predicted to pay from (dense bytes)"], [[s, p or "never"] for s, p in points.items()])
+    page.table(["compressor", "dense bytes", "predicted ms"], [[r["spec"], r["dense_bytes"], r["ms"]] for r in rows])
+    page.figure(_times(rows, "predicted ms"))
+    errors = prediction_errors(prediction, study)
+    within = sum(abs(error) <= 0.25 for error in errors.values())
+    sizes = sorted({size for _, size in errors})
+    page.text(f"How far off: {within} of {len(errors)} predictions are within 25 % of what was then measured.")
+    page.table(
+        ["prediction / measurement - 1, by dense bytes", *map(str, sizes)],
+        [
+            [spec, *[f"{100 * errors[spec, size]:+.0f} %" if (spec, size) in errors else "" for size in sizes]]
+            for spec in dict.fromkeys(spec for spec, _ in errors)
+        ],
+    )
+
+
+def prediction_errors(prediction: Result, study: Result) -> dict[tuple[str, int], float]:
+    """Return prediction / measurement - 1 by (compressor, dense bytes)."""
+    measured = {(row["spec"], row["dense_bytes"]): row["ms"] for row in study["rows"]}
+    predicted = {(row["spec"], row["dense_bytes"]): row["ms"] for row in prediction["rows"]}
+    return {key: predicted[key] / ms - 1 for key, ms in measured.items() if key in predicted}
+
+
+def _times(rows: Sequence[Result], y_label: str = "ms") -> Figure:
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        sizes, times = series.setdefault(row["spec"], ([], []))
+        sizes.append(row["dense_bytes"])
+        times.append(row["ms"])
+    return line_plot(series, x_label="dense message (bytes)", y_label=y_label, is_log_x=True, is_log_y=True)
+
+
+def _blank(value: Any) -> Any:
+    return "" if value is None else value

@@ -1,0 +1,278 @@
+"""Named sets of configurations, resumable, within a budget; several at a time if they are not timed.
+
+A configuration whose result file exists is not run again. With a budget, configurations are taken in an order in which
+every prefix is spread over compressors and layouts.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evenflow.base.errors import ConfigError, EvenFlowError, RegistryError, WireError
+from evenflow.comm import DEFAULT_SPECS
+from evenflow.mcbench.names import STUDIES, SUITES
+from evenflow.mcbench.runs.run import run
+from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.report.page import write_whole
+
+LAYOUTS = ((4, 1), (1, 4), (2, 2))
+WIDTH = 64
+"""Hidden size of the suites' models. The paper's settings are scaled from BERT-large's 1024 to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A configuration and its rank: lower ranks are run first."""
+
+    rank: tuple[int, ...]
+    config: RunConfig
+
+
+def suite(name: str, seeds: int = 5) -> list[RunConfig]:
+    """Return the configurations of a suite, most telling ones first, dense ones before what is compared with them.
+
+    Raises RegistryError.
+    """
+    if name not in SUITES:
+        raise RegistryError(f"unknown suite {name!r}; known: {', '.join((*SUITES, *STUDIES))}")
+    cases = _paper(seeds) if name == "paper" else _modern(seeds)
+    return [case.config for case in sorted(cases, key=lambda case: case.rank)]
+
+
+# One of each kind first, then the rest.
+_PAPER_ORDER = ("A2", "T4", "Q2", "P1", "R4", "Q1", "Q3", "A1", "T3", "R3", "T1", "R1", "P2", "T2", "R2")
+_PLACES = ("all", "first-half", "4")
+
+
+def _bases(seeds: int) -> tuple[RunConfig, ...]:
+    """One dense configuration for each kind of training: fine-tuning, from scratch, and language pre-training."""
+    base = RunConfig(emulate=True, seeds=seeds, hidden=WIDTH)
+    return (
+        replace(base, task="digits-high", pretrain="digits-low"),
+        replace(base, task="digits"),
+        # Eight heads, so that the four key-value heads can be split over four ranks. Losses scatter less than accuracies.
+        replace(base, task="chars", heads=8, steps=150, seeds=min(seeds, 3)),
+    )
+
+
+def with_setting(config: RunConfig, setting: str) -> RunConfig:
+    """Return ``config`` with one of the paper's settings, at the sites and with the gradients it had.
+
+    Tensor parallelism: forward sums only; gathered where messages do not add up. Pipelines: auto-encoders send the gradient of
+    their code back, sparse methods the gradient at the kept positions, quantisers a dense one, and PowerSGD another PowerSGD.
+    """
+    spec = f"paper:{setting}:{WIDTH / 1024:g}" if setting[0] != "Q" else f"paper:{setting}"
+    rules, gradient = [], ""
+    if config.tp > 1:
+        rules.append(f"tp.forward={spec}" + ("/one-shot" if setting[0] in "TRQ" else ""))
+    if config.pp > 1:
+        rules.append(f"pp={spec}" if setting[0] == "P" else f"pp.forward={spec}")
+        gradient = "pp.forward=masked" if setting[0] in "TR" else ""
+    return replace(config, compress="; ".join(rules), gradient=gradient)
+
+
+def _paper(seeds: int) -> list[_Case]:
+    """The paper's settings in its layouts; then its places, warm-up and error feedback; scaled down, emulated."""
+    cases = []
+    for which, base in enumerate(_bases(seeds)):
+        is_language = which == 2
+        for tier, (tp, pp) in zip((0, 0, 3), LAYOUTS):
+            layout = replace(base, tp=tp, pp=pp)
+            tier += is_language
+            cases.append(_Case((tier, -1, which), layout))
+            for order, setting in enumerate(_PAPER_ORDER):
+                cases.append(_Case((tier, order, which), with_setting(layout, setting)))
+        wide = replace(base, tp=4)
+        for order, setting in enumerate(("A2", "Q1", "T4", "R4", "Q2", "P1")):
+            made = with_setting(wide, setting)
+            rank = (2 + is_language, order, which)
+            cases.extend(_Case(rank, replace(made, layers=layers)) for layers in _PLACES)
+            cases.append(_Case(rank, replace(made, warmup_steps=base.training().num_steps // 2)))
+            spec, slash, transport = made.compress.removeprefix("tp.forward=").partition("/")
+            cases.append(_Case(rank, replace(wide, compress=f"tp.forward=ef({spec}){slash}{transport}")))
+            if base.pretrain:
+                # Compressed before, dense after; and compressed throughout.
+                after = replace(wide, pretrain_compress=made.compress, pretrain_gradient=made.gradient)
+                cases.append(_Case((1, order, which), after))
+                cases.append(_Case((1, order, which), replace(after, compress=made.compress, gradient=made.gradient)))
+    return cases
+
+
+def _modern(seeds: int) -> list[_Case]:
+    """Every registered method, forward and in both directions, at TP 2, in all layers."""
+    cases = []
+    specs = [spec for spec in (*DEFAULT_SPECS, "ef(topk:0.1)", "ef(int4-g32)") if spec not in ("none", "caat:0.5")]
+    # Widths for h = 64: an eighth, as 128 of 1024.
+    narrow = {f"{name}:{width}": f"{name}:8" for name, width in (("ae", 100), ("powersgd", 50), ("subspace", 64))}
+    narrow["subspace-learned:64"] = "subspace-learned:8"
+    for which, base in enumerate(_bases(seeds)[1:]):
+        layout = replace(base, tp=2, layers="all")
+        cases.append(_Case((which, -1), layout))
+        for order, spec in enumerate(specs):
+            spec = narrow.get(spec, spec)
+            cases.append(_Case((which, order), replace(layout, compress=f"tp.forward={spec}")))
+            cases.append(_Case((2 + which, order), replace(layout, compress=f"tp={spec}")))
+    return cases
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a suite went."""
+
+    done: int
+    skipped: int
+    failed: int
+    left: int
+
+
+def run_suite(
+    configs: list[RunConfig],
+    folder: str | Path,
+    budget_s: float | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    run_one: Callable[[RunConfig], dict[str, Any]] = run,
+    clock: Callable[[], float] = time.monotonic,
+    jobs: int = 1,
+) -> Outcome:
+    """Run what has no result yet in ``folder``; write each result when it is there. A failure is noted and ends nothing.
+
+    With ``jobs`` above 1 so many configurations run at a time, each in a process of its own (``run_one`` must be importable
+    there) with its share of the cores. Raises ConfigError if there is one among them that is timed.
+    """
+    if jobs < 1:
+        raise ConfigError(f"jobs {jobs}; allowed: 1 or more")
+    if jobs > 1 and not all(config.emulate for config in configs):
+        raise ConfigError(
+            f"jobs {jobs}; allowed: 1, because configurations of real ranks beside each other would time each other"
+        )
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    todo = [(n, config) for n, config in enumerate(configs, start=1) if not (target / f"{config.key()}.json").exists()]
+    start, done, failed, begun = clock(), 0, 0, 0
+    running: dict[Future[dict[str, Any]], tuple[str, RunConfig]] = {}
+    with _workers(jobs) as submit:
+        while running or begun < len(todo):
+            is_over = budget_s is not None and clock() - start > budget_s
+            if begun < len(todo) and len(running) < jobs and not is_over:
+                number, config = todo[begun]
+                begun += 1
+                label = f"[{number}/{len(configs)}]"
+                progress(f"{label} {config.task} tp{config.tp} pp{config.pp} {config.compress} ({config.layers})")
+                running[submit(run_one, config)] = (f"{label} " if jobs > 1 else "    ", config)
+                continue
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                label, config = running.pop(future)
+                try:
+                    result = future.result()
+                except (EvenFlowError, BrokenProcessPool) as error:
+                    failed += 1
+                    note = {"parameters": config.to_json(), "error": str(error)}
+                    write_whole(target / f"{config.key()}.failed.json", _json(note))
+                    progress(f"{label}failed: {error}")
+                    if isinstance(error, BrokenProcessPool):
+                        raise WireError(
+                            "a process of the suite was killed; what it ran has no result, the others are kept"
+                        ) from None
+                    continue
+                write_whole(target / f"{config.key()}.json", _json(result))
+                (target / f"{config.key()}.failed.json").unlink(missing_ok=True)
+                done += 1
+                progress(f"{label}{result['metric']} {result[result['metric']]:.4f} ({result['wall_s']:.0f} s)")
+    return Outcome(done, len(configs) - len(todo), failed, len(todo) - begun)
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[Callable[..., Future[dict[str, Any]]]]:
+    """Yield what starts a call: here and now for one job, in processes for more. They end with the block, whatever ends it."""
+    if jobs == 1:
+        yield _now
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (threads,))
+    try:
+        yield pool.submit
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(threads)
+
+
+def _now(call: Callable[..., dict[str, Any]], *args: Any) -> Future[dict[str, Any]]:
+    future: Future[dict[str, Any]] = Future()
+    try:
+        future.set_result(call(*args))
+    except EvenFlowError as error:
+        future.set_exception(error)
+    return future
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def read_results(folder: str | Path, is_needed: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return (results, failures) of a folder, or of one file that holds many.
+
+    Raises ConfigError if there are none but some are needed.
+    """
+    target = Path(folder)
+    paths = sorted(target.glob("*.json")) if target.is_dir() else [target] if target.is_file() else []
+    results: list[Any] = []
+    for path in paths:
+        try:
+            content = json.loads(path.read_text())
+        except ValueError:
+            raise ConfigError(f"{path} is not JSON") from None
+        bundle = content.get("results") if isinstance(content, dict) else None
+        runs = bundle.get("runs") if isinstance(bundle, dict) else None
+        results += [_whole(run) for run in runs] if isinstance(runs, list) else [content]
+    good = [result for result in results if isinstance(result, dict) and "metric" in result]
+    if not good and is_needed:
+        raise ConfigError(f"{target} holds no results of `evenflow mcbench run` or `suite`")
+    return good, [result for result in results if isinstance(result, dict) and "error" in result]
+
+
+def _whole(run: dict[str, Any]) -> dict[str, Any]:
+    """Return a run of a bundle with the parameters at their defaults, and the parts that virtual ranks do not have."""
+    parameters = {**RunConfig().to_json(), **run["parameters"]}
+    return {"ms_per_iteration": {}, "achieved_gbit_s": None, **run, "parameters": parameters}
+
+
+def read_studies(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the studies of a folder, or of one file that holds many; possibly none."""
+    return _read_all(Path(folder), "study", "studies")
+
+
+def read_predictions(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the predictions of a folder, or of one file that holds many; possibly none."""
+    return _read_all(Path(folder), "prediction", "predictions")
+
+
+def _read_all(target: Path, prefix: str, bundled: str) -> list[dict[str, Any]]:
+    if target.is_dir():
+        return [json.loads(path.read_text()) for path in sorted(target.glob(f"{prefix}-*.json"))]
+    bundle = json.loads(target.read_text()) if target.is_file() else {}
+    found = bundle.get("results", {}).get(bundled, {}) if isinstance(bundle, dict) else {}
+    return list(found.values()) if isinstance(found, dict) else []

@@ -1,0 +1,1 @@
+"""What models are trained and scored on: offline tasks, and full-size ones from local files."""

@@ -1,0 +1,214 @@
+"""Read a PEFT LoRA folder, strictly: every tensor is used or the adapter is refused, with all reasons at once.
+
+numpy only. The result knows layers, modules, ranks and scales; not pages (``image``) and not names
+(``catalog``). Legend: R rank, I input width, O output width of a module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evenflow.base.errors import AdapterNotFound, AdapterRejected
+from evenflow.serving.adapters.peft_config import LoraRules, read_rules
+from evenflow.serving.adapters.safetensors_arrays import FileTensors
+from evenflow.serving.core.adapter import AdapterSignature
+from evenflow.serving.core.request import AdapterDigest
+from evenflow.serving.core.shape import MODULES, ModelShape
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_TENSOR = re.compile(
+    r"base_model\.model\.(?P<path>model\.layers\.(?P<layer>\d+)\.(?P<block>self_attn|mlp)\.(?P<module>\w+))"
+    r"\.lora_(?P<part>[AB])\.weight"
+)
+_BLOCK_OF = {module: "mlp" if module in ("gate_proj", "up_proj", "down_proj") else "self_attn" for module in MODULES}
+_REASONS_PER_KIND = 4
+"""So many faults of one kind are spelled out; the rest are counted."""
+
+Site = tuple[int, str]
+"""(layer, module)"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PeftAdapter:
+    """One adapter as read from its folder, checked against the base model's shape."""
+
+    digest: AdapterDigest
+    """sha256 over ranks, scales and stored weights of every module: what decides its outputs, and nothing else."""
+    signature: AdapterSignature
+    target_modules: tuple[str, ...]
+    """The MODULES it adapts in any layer."""
+    base_model: str | None
+    """Name or path of the base model it was trained on, if the folder says."""
+    _tensors: FileTensors
+    _names: Mapping[Site, tuple[str, str]]
+    _scales: Mapping[Site, float]
+
+    def a(self, layer: int, module: str) -> np.ndarray:
+        """fp32 [R, I]."""
+        return self._tensors.as_float32(self._names[layer, module][0])
+
+    def b_scaled(self, layer: int, module: str) -> np.ndarray:
+        """B transposed, times the LoRA scale, in fp32: [R, O]; infinite where that overflows."""
+        b_OR = self._tensors.as_float32(self._names[layer, module][1])
+        with np.errstate(over="ignore"):
+            return b_OR.T * np.float32(self._scales[layer, module])
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every adapted (layer, module)."""
+        return tuple(self._names)
+
+
+def read_adapter(path: str | Path, shape: ModelShape, max_rank: int | None = None) -> PeftAdapter:
+    """Read the adapter in folder ``path`` for a base model of ``shape``. ``max_rank``: highest rank to accept.
+
+    Raises AdapterNotFound if there is no adapter, AdapterRejected with every reason found if it cannot
+    be served faithfully.
+    """
+    folder = Path(path)
+    if not (folder / CONFIG_FILE).is_file():
+        raise AdapterNotFound(
+            f"no adapter at {folder}: {'it holds no ' + CONFIG_FILE if folder.is_dir() else 'no such folder'}"
+        )
+    reasons: list[str] = []
+    config = _read_config(folder, reasons)
+    rules = read_rules(config, reasons) if config is not None else None
+    tensors = _read_tensors(folder, reasons)
+    if rules is None or tensors is None:
+        raise AdapterRejected(str(folder), reasons)
+    _check_ranks(rules, shape, max_rank, reasons)
+    names = _match(tensors, rules, shape, reasons)
+    if not reasons:
+        reasons += _summarised("holds NaN or infinity", [name for name in tensors.shapes if not _is_finite(tensors, name)])
+    if reasons:
+        raise AdapterRejected(str(folder), reasons)
+    scales = {site: rules.scale_of(_path(*site)) for site in names}
+    ranks = tuple(
+        tuple(tensors.shapes[names[layer, m][0]][0] if (layer, m) in names else 0 for m in MODULES)
+        for layer in range(shape.num_layers)
+    )
+    return PeftAdapter(
+        digest=_digest(tensors, names, scales),
+        signature=AdapterSignature(ranks),
+        target_modules=tuple(m for m in MODULES if any((layer, m) in names for layer in range(shape.num_layers))),
+        base_model=rules.base_model,
+        _tensors=tensors,
+        _names=names,
+        _scales=scales,
+    )
+
+
+def _read_config(folder: Path, reasons: list[str]) -> Mapping[str, Any] | None:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reasons.append(f"{CONFIG_FILE} cannot be read ({error})")
+        return None
+    if not isinstance(config, dict):
+        reasons.append(f"{CONFIG_FILE} holds no JSON object")
+        return None
+    return config
+
+
+def _read_tensors(folder: Path, reasons: list[str]) -> FileTensors | None:
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        pickle = (
+            " (adapter_model.bin is a pickle; save it again as safetensors)" if (folder / "adapter_model.bin").exists() else ""
+        )
+        reasons.append(f"{WEIGHTS_FILE} is missing{pickle}")
+        return None
+    try:
+        return FileTensors(file)
+    except (OSError, ValueError) as error:
+        reasons.append(str(error))
+        return None
+
+
+def _check_ranks(rules: LoraRules, shape: ModelShape, max_rank: int | None, reasons: list[str]) -> None:
+    highest = max(rules.rank, *rules.rank_pattern.values(), 1)
+    if max_rank is not None and highest > max_rank:
+        reasons.append(f"rank {highest} is above the configured maximum of {max_rank}")
+    elif highest > shape.hidden_size:
+        reasons.append(f"rank {highest} is above the model's hidden size of {shape.hidden_size}")
+
+
+def _match(tensors: FileTensors, rules: LoraRules, shape: ModelShape, reasons: list[str]) -> dict[Site, tuple[str, str]]:
+    """Names of A and B of every adapted site; faults go to ``reasons``."""
+    found: dict[Site, dict[str, str]] = {}
+    unknown: list[str] = []
+    for name in tensors.shapes:
+        match = _TENSOR.fullmatch(name)
+        known = (
+            match is not None and _BLOCK_OF.get(match["module"]) == match["block"] and int(match["layer"]) < shape.num_layers
+        )
+        # "007" would be a second name for layer 7.
+        if match is None or not known or str(int(match["layer"])) != match["layer"]:
+            unknown.append(name)
+        else:
+            found.setdefault((int(match["layer"]), match["module"]), {})[match["part"]] = name
+    reasons += _summarised("belongs to no linear of the base model that can carry LoRA", unknown)
+    targeted = {(layer, m) for layer in range(shape.num_layers) for m in MODULES if rules.is_target(_path(layer, m))}
+    for outside in ("model.embed_tokens", "lm_head"):
+        if rules.is_target(outside) and not any(outside in name for name in unknown):
+            reasons.append(f"target_modules names {outside}; LoRA on embeddings and the output head is not supported")
+    stray = sorted(_path(*site) for site in set(found) - targeted)
+    reasons += _summarised("has tensors, but target_modules does not name it", stray)
+    reasons += _summarised("is named by target_modules, but has no tensors", sorted(_path(*s) for s in targeted - set(found)))
+    if not found and not unknown:
+        reasons.append(f"{WEIGHTS_FILE} holds no tensors")
+    names: dict[Site, tuple[str, str]] = {}
+    wrong: list[str] = []
+    for site in sorted(found):
+        if len(found[site]) < 2:
+            wrong.append(f"{_path(*site)} has lora_{next(iter(found[site]))} alone")
+            continue
+        names[site] = found[site]["A"], found[site]["B"]
+        inputs, outputs = shape.module_widths(site[1])
+        rank = rules.rank_of(_path(*site))
+        for name, expected in zip(names[site], ((rank, inputs), (outputs, rank))):
+            if tensors.shapes[name] != expected:
+                wrong.append(f"{name} has shape {list(tensors.shapes[name])}, config and base model say {list(expected)}")
+            elif not tensors.is_float(name):
+                wrong.append(f"{name} is {tensors.dtypes[name]}; supported: F32, F16, BF16")
+    reasons += [*wrong[:_REASONS_PER_KIND], *_rest(wrong)]
+    return names
+
+
+def _is_finite(tensors: FileTensors, name: str) -> bool:
+    return bool(np.isfinite(tensors.as_float32(name)).all())
+
+
+def _digest(tensors: FileTensors, names: Mapping[Site, tuple[str, str]], scales: Mapping[Site, float]) -> AdapterDigest:
+    digest = hashlib.sha256()
+    for site in sorted(names):
+        for name in names[site]:
+            header = f"{site[0]} {site[1]} {scales[site].hex()} {tensors.dtypes[name]} {list(tensors.shapes[name])}\n"
+            digest.update(header.encode())
+            digest.update(tensors.raw(name))
+    return AdapterDigest(digest.hexdigest())
+
+
+def _path(layer: int, module: str) -> str:
+    return f"model.layers.{layer}.{_BLOCK_OF[module]}.{module}"
+
+
+def _summarised(fault: str, subjects: list[str]) -> list[str]:
+    return [f"{subject} {fault}" for subject in subjects[:_REASONS_PER_KIND]] + _rest(subjects)
+
+
+def _rest(faults: list[str]) -> list[str]:
+    return [f"and {len(faults) - _REASONS_PER_KIND} more of this kind"] if len(faults) > _REASONS_PER_KIND else []
+
+
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "PeftAdapter", "read_adapter"]

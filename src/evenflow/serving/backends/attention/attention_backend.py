@@ -1,0 +1,36 @@
+"""The seam between models and paged attention: plan() once per step, run() per layer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from evenflow.serving.backends.devices.batch import Batch
+
+
+class AttentionBackend(Protocol):
+    """Rotates q and k, writes K and V of the step's rows into the arena, and attends. Causal.
+
+    Implementations are made from (storage, cos_PE, sin_PE, sm_scale): the arena's tensor, the fp32 rope tables of P
+    positions and E = head_dim / 2 angles (scaling folded in), and the factor of the scores.
+    Legend: T rows, C = (num_heads + 2 num_kv_heads) head_dim, Q = num_heads head_dim.
+    """
+
+    def warm_up(self) -> None:
+        """Compile whatever compiles at first use. Call once, on the thread that will call ``run``, before serving."""
+        ...
+
+    def plan(self, batch: Batch) -> None:
+        """Prepare what is the same for all layers: page addresses, rope rows, work division.
+
+        What the device shall read goes through ``batch.staging``, which is uploaded before ``run``.
+        """
+        ...
+
+    def run(self, layer: int, qkv_TC: torch.Tensor) -> torch.Tensor:
+        """Attention output [T, Q] of this layer, in the model's dtype. ``qkv_TC`` (contiguous) is overwritten.
+
+        Columns: all query heads, all key heads, all value heads; before rope, after q/k norm.
+        """
+        ...

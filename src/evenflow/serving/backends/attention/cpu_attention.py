@@ -1,0 +1,201 @@
+"""Paged attention on the CPU: the numba row kernel for decode and chunks, torch's where that is faster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from evenflow.base.errors import ConfigError
+from evenflow.serving.backends.devices.batch import Batch
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.kernels.attention_cpu import attend, scratch_floats
+from evenflow.serving.kernels.rope_cpu import rotate_and_write
+from evenflow.serving.kernels.simd import element_of
+from evenflow.serving.memory.layout import BLOCK_TOKENS, K, V
+
+MAX_ROWS_BY_ROW = 256
+"""Chunks of up to this many rows go row by row: measured, 0.3 to 1.0 of the time of gather + torch in bf16 (fp32 up to 1.3)."""
+
+MAX_ROWS_BY_ROW_WITH_AMX = 8
+"""The same for bf16 where torch's products run on matrix units: those win from 16 rows on."""
+
+
+def max_rows_by_row(dtype: torch.dtype) -> int:
+    """Which of the two fits this machine's processor."""
+    has_amx = torch.cpu.get_capabilities().get("amx_bf16", False) if hasattr(torch.cpu, "get_capabilities") else False
+    return MAX_ROWS_BY_ROW_WITH_AMX if has_amx and dtype == torch.bfloat16 else MAX_ROWS_BY_ROW
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A sequence with many rows in this step."""
+
+    rows: slice
+    start: int
+    read_rows: torch.Tensor
+    """int64 [context]: arena rows of layer 0's K."""
+    mask_TS: torch.Tensor | None
+    """Additive causal mask; None for a first chunk, which is causal without one."""
+
+
+class CPUAttention:
+    """AttentionBackend for bf16 and fp32 on the CPU. Legend: see ``AttentionBackend``; P positions, E = head_dim / 2.
+
+    ``num_threads``: how many parts the row kernel's work is cut into; None: as many as torch and numba both use.
+    ``row_limit``: chunks of more rows go through torch; None: ``max_rows_by_row``.
+    Raises ConfigError for another dtype and for a head_dim that is not a multiple of 16.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        cos_PE: torch.Tensor,
+        sin_PE: torch.Tensor,
+        sm_scale: float,
+        num_threads: int | None = None,
+        row_limit: int | None = None,
+    ) -> None:
+        shape = storage.layout.shape
+        if storage.dtype not in (torch.bfloat16, torch.float32) or shape.head_dim % 16:
+            raise ConfigError(f"{storage.dtype} with head_dim {shape.head_dim}; allowed: bf16 or fp32 with a multiple of 16")
+        self._storage = storage
+        self._cos_PE = cos_PE.to(torch.float32).contiguous()
+        self._sin_PE = sin_PE.to(torch.float32).contiguous()
+        self._row_limit = max_rows_by_row(storage.dtype) if row_limit is None else row_limit
+        self._sm_scale = np.float32(sm_scale)
+        self._element = element_of(storage.layout.itemsize)
+        self._num_threads = num_threads or min(torch.get_num_threads(), numba.get_num_threads())
+        # A cache line more for each thread, so that threads never write to the same one.
+        self._scratch = np.empty((self._num_threads, scratch_floats(shape.num_heads, shape.head_dim) + 16), np.float32)
+        self._chunks: list[_Chunk] = []
+
+    def warm_up(self) -> None:
+        """Compile (or load) both kernels, by running them on no rows."""
+        none = np.zeros(0, np.int64)
+        shape = self._storage.layout.shape
+        self._positions, self._page_of_row, self._slot_of_row = none, none, none
+        self._divide(none, none, none)
+        qkv_TC = torch.empty((0, shape.q_width + 2 * shape.kv_width), dtype=self._storage.dtype)
+        self._rotate_and_write(0, qkv_TC)
+        self._attend(0, qkv_TC, torch.empty((0, shape.q_width), dtype=self._storage.dtype))
+
+    def plan(self, batch: Batch) -> None:
+        """Sort sequences into rows and chunks; cut the rows so that threads read equally many bytes."""
+        layout = self._storage.layout
+        assert batch.pages.max() < self._storage.num_pages
+        self._positions = batch.positions_T.numpy()
+        assert self._positions.max() < len(self._cos_PE), "positions beyond the rope table"
+        self._page_of_row, self._slot_of_row = batch.page_of_row, batch.page_slot_of_row
+        self._pages = np.ascontiguousarray(batch.pages)  # kept: the kernel reads it through its address
+        num_rows = np.diff(batch.row_starts)
+        sequence_of_row = np.repeat(np.arange(len(num_rows)), num_rows)
+        rows = np.flatnonzero(num_rows[sequence_of_row] <= self._row_limit)
+        self._divide(rows, self._pages.ctypes.data + self._pages.strides[0] * sequence_of_row[rows], self._positions[rows] + 1)
+        self._chunks = []
+        for s in np.flatnonzero(num_rows > self._row_limit):
+            context = int(batch.context_lens[s])
+            first, last = int(batch.row_starts[s]), int(batch.row_starts[s + 1])
+            start = context - (last - first)
+            tokens = np.arange(context)
+            read_rows = layout.kv_row(self._pages[s][tokens // layout.page_tokens], 0, K, tokens % layout.page_tokens)
+            mask_TS = None
+            if start:
+                mask_TS = torch.full((last - first, context), -torch.inf, dtype=self._storage.dtype).triu_(start + 1)
+            self._chunks.append(_Chunk(slice(first, last), start, torch.from_numpy(read_rows), mask_TS))
+
+    def _divide(self, rows: np.ndarray, page_tables: np.ndarray, contexts: np.ndarray) -> None:
+        """Cut the tasks into ``num_threads`` parts of equal bytes, at any task and key/value head."""
+        self._rows, self._page_tables, self._contexts = rows, page_tables, contexts
+        heads = self._storage.layout.shape.num_kv_heads
+        ends = np.cumsum(contexts)
+        targets = (ends[-1] if len(ends) else 0) * np.arange(self._num_threads + 1) / self._num_threads
+        tasks = np.minimum(np.searchsorted(ends, targets, side="right"), len(rows))
+        cut_heads = np.zeros(self._num_threads + 1, np.int64)
+        inside = tasks < len(rows)
+        cut = tasks[inside]
+        cut_heads[inside] = np.rint((targets[inside] - (ends[cut] - contexts[cut])) * heads / contexts[cut])
+        tasks[-1], cut_heads[-1] = len(rows), 0
+        self._cut_tasks, self._cut_heads = tasks, cut_heads
+
+    def run(self, layer: int, qkv_TC: torch.Tensor) -> torch.Tensor:
+        """See ``AttentionBackend.run``."""
+        assert qkv_TC.is_contiguous()
+        assert len(qkv_TC) == len(self._positions)
+        self._rotate_and_write(layer, qkv_TC)
+        out_TQ = torch.empty((len(qkv_TC), self._storage.layout.shape.q_width), dtype=qkv_TC.dtype)
+        if len(self._rows):
+            self._attend(layer, qkv_TC, out_TQ)
+        for chunk in self._chunks:
+            self._attend_chunk(layer, chunk, qkv_TC, out_TQ)
+        return out_TQ
+
+    def _rotate_and_write(self, layer: int, qkv_TC: torch.Tensor) -> None:
+        layout = self._storage.layout
+        rotate_and_write(
+            self._element,
+            self._num_threads,
+            self._storage.address,
+            layout.page_bytes,
+            layout.kv_offset(layer, K),
+            layout.kv_offset(layer, V),
+            qkv_TC.data_ptr(),
+            qkv_TC.shape[1] * layout.itemsize,
+            self._positions,
+            self._page_of_row,
+            self._slot_of_row,
+            self._cos_PE.data_ptr(),
+            self._sin_PE.data_ptr(),
+            layout.shape.num_heads,
+            layout.shape.num_kv_heads,
+            layout.shape.head_dim,
+        )
+
+    def _attend(self, layer: int, qkv_TC: torch.Tensor, out_TQ: torch.Tensor) -> None:
+        layout = self._storage.layout
+        attend(
+            self._element,
+            self._num_threads,
+            self._storage.address,
+            layout.page_bytes,
+            layout.page_tokens // BLOCK_TOKENS,
+            layout.kv_offset(layer, K),
+            layout.kv_offset(layer, V),
+            qkv_TC.data_ptr(),
+            qkv_TC.shape[1] * layout.itemsize,
+            out_TQ.data_ptr(),
+            out_TQ.shape[1] * layout.itemsize,
+            self._rows,
+            self._page_tables,
+            self._contexts,
+            self._cut_tasks,
+            self._cut_heads,
+            self._sm_scale,
+            layout.shape.num_kv_heads,
+            layout.shape.num_heads // layout.shape.num_kv_heads,
+            layout.shape.head_dim,
+            self._scratch.ctypes.data,
+            self._scratch.strides[0],
+        )
+
+    def _attend_chunk(self, layer: int, chunk: _Chunk, qkv_TC: torch.Tensor, out_TQ: torch.Tensor) -> None:
+        layout = self._storage.layout
+        shape = layout.shape
+        q, k, v = qkv_TC[chunk.rows].split([shape.q_width, shape.kv_width, shape.kv_width], dim=1)
+        if chunk.start:
+            kv_rows = self._storage.kv_rows
+            k = kv_rows[layout.kv_row(0, layer, K, 0) :].index_select(0, chunk.read_rows)
+            v = kv_rows[layout.kv_row(0, layer, V, 0) :].index_select(0, chunk.read_rows)
+        out_1NTD = scaled_dot_product_attention(
+            q.unflatten(1, (shape.num_heads, shape.head_dim)).transpose(0, 1)[None],
+            k.unflatten(1, (shape.num_kv_heads, shape.head_dim)).transpose(0, 1)[None],
+            v.unflatten(1, (shape.num_kv_heads, shape.head_dim)).transpose(0, 1)[None],
+            attn_mask=chunk.mask_TS,
+            is_causal=chunk.mask_TS is None,
+            scale=float(self._sm_scale),
+            enable_gqa=shape.num_heads != shape.num_kv_heads,
+        )
+        out_TQ[chunk.rows].unflatten(1, (shape.num_heads, shape.head_dim)).copy_(out_1NTD[0].transpose(0, 1))

@@ -1,0 +1,58 @@
+"""Paged attention through plain torch operations, sequence by sequence: right everywhere, fast nowhere."""
+
+from __future__ import annotations
+
+import torch
+
+from evenflow.serving.backends.devices.batch import Batch
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.kernels.attention_torch import attend, rotate
+from evenflow.serving.memory.layout import K, V
+
+
+class TorchAttention:
+    """AttentionBackend for any device and dtype. Legend: see ``AttentionBackend``; P positions, E = head_dim / 2."""
+
+    def __init__(self, storage: Storage, cos_PE: torch.Tensor, sin_PE: torch.Tensor, sm_scale: float) -> None:
+        self._storage = storage
+        self._cos_PE = cos_PE.to(storage.device, torch.float32)
+        self._sin_PE = sin_PE.to(storage.device, torch.float32)
+        self._sm_scale = sm_scale
+
+    def warm_up(self) -> None:
+        """Nothing to compile."""
+
+    def plan(self, batch: Batch) -> None:
+        """Look up the arena rows (of layer 0) that the step writes and reads."""
+        layout, device = self._storage.layout, self._storage.device
+        self._positions_T = batch.positions_T
+        self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
+        write = layout.kv_row(batch.page_of_row, 0, K, batch.page_slot_of_row)
+        self._write_rows = torch.as_tensor(write, device=device)
+        self._sequences: list[tuple[slice, int, torch.Tensor]] = []
+        for s in range(batch.num_sequences):
+            rows = slice(int(batch.row_starts[s]), int(batch.row_starts[s + 1]))
+            context = int(batch.context_lens[s])
+            tokens = torch.arange(context, device=device)
+            pages = torch.as_tensor(batch.pages[s], device=device)[tokens // layout.page_tokens]
+            read_rows = layout.kv_row(pages, 0, K, tokens % layout.page_tokens)
+            self._sequences.append((rows, context - (rows.stop - rows.start), read_rows))
+
+    def run(self, layer: int, qkv_TC: torch.Tensor) -> torch.Tensor:
+        """See ``AttentionBackend.run``."""
+        layout = self._storage.layout
+        shape, kv_rows = layout.shape, self._storage.kv_rows
+        q, k, v = qkv_TC.split([shape.q_width, shape.kv_width, shape.kv_width], dim=1)
+        if self._angles is None:  # in the step's first layer: the positions were not on the device before
+            self._angles = self._cos_PE[self._positions_T], self._sin_PE[self._positions_T]
+        q_TND = rotate(q.unflatten(1, (shape.num_heads, shape.head_dim)), *self._angles)
+        k_TKD = rotate(k.unflatten(1, (shape.num_kv_heads, shape.head_dim)), *self._angles)
+        to_k, to_v = layout.kv_row(0, layer, K, 0), layout.kv_row(0, layer, V, 0)
+        kv_rows.index_copy_(0, self._write_rows + to_k, k_TKD.flatten(1))
+        kv_rows.index_copy_(0, self._write_rows + to_v, v)
+        out_TND = torch.empty_like(q_TND)
+        for rows, start, read_rows in self._sequences:
+            k_SKD = kv_rows.index_select(0, read_rows + to_k).unflatten(1, k_TKD.shape[1:])
+            v_SKD = kv_rows.index_select(0, read_rows + to_v).unflatten(1, k_TKD.shape[1:])
+            out_TND[rows] = attend(q_TND[rows], k_SKD, v_SKD, start, self._sm_scale)
+        return out_TND.flatten(1)

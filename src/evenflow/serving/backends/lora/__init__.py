@@ -1,0 +1,1 @@
+"""LoRA deltas over arena rows: one protocol, and its implementations by device."""

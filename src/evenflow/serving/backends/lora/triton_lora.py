@@ -1,0 +1,249 @@
+"""LoRA on CUDA through Triton: each row's own adapter, read in place from arena rows, true ranks in one batch.
+
+On the CPU it runs under Triton's interpreter, for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evenflow.serving.backends.devices.batch import Batch
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.devices.triton_device import TritonDevice, next_power_of_2, triton_device
+from evenflow.serving.backends.lora.lora_lines import MOST_MODULES, line_tables
+from evenflow.serving.backends.lora.lora_segments import Segments, cut, rows_by_adapter
+from evenflow.serving.core.adapter import AdapterSignature
+from evenflow.serving.core.shape import SITES
+from evenflow.serving.kernels.lora_triton import SEGMENT_FIELDS, expand, shrink
+from evenflow.serving.memory.layout import LINE_BYTES
+
+_PROGRAMS_PER_PROCESSOR = 8
+"""Programs of a launch of fixed size."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoRABlocks:
+    """Sizes of one kind of segment: its rows, ranks per product, columns per step of shrink and per block of expand."""
+
+    rows: int
+    ranks: int
+    shrink_columns: int
+    expand_columns: int
+    split: int
+    """Shrink cuts the input width into ranges of so many columns, each a program's work."""
+    num_warps: int
+    num_stages: int
+
+
+def choose_blocks(device: TritonDevice, itemsize: int) -> tuple[LoRABlocks, LoRABlocks]:
+    """(for decode rows, for prompts)."""
+    if device.is_interpreted:
+        return LoRABlocks(16, 64, 512, 512, 512, 1, 1), LoRABlocks(256, 64, 512, 512, 512, 1, 1)
+    if itemsize == 4:
+        return LoRABlocks(16, 16, 128, 128, 1024, 4, 3), LoRABlocks(32, 16, 64, 128, 1024, 4, 2)
+    return LoRABlocks(16, 16, 256, 256, 1024, 4, 4), LoRABlocks(64, 32, 128, 128, 1024, 8, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    index: int
+    inputs: int
+    widths: tuple[int, int, int]
+    """Of the modules' outputs; 0 where the site has fewer than three."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One kind of segment at one site, as the kernels will read it."""
+
+    blocks: LoRABlocks
+    amounts: np.ndarray
+    fields: np.ndarray
+    num_shrink: int
+    """Programs that have something to do."""
+    num_expand: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """The same on the device, for the step at hand."""
+
+    blocks: LoRABlocks
+    amounts: torch.Tensor
+    segments: torch.Tensor
+    num_shrink: int
+    num_expand: int
+
+
+class TritonLoRA:
+    """LoRABackend for bf16 and fp32. Legend: see ``LoRABackend``.
+
+    ``decode``, ``prompt``: sizes of the two kinds of segment; None: what suits the device.
+    Raises ConfigError for another dtype or device.
+    """
+
+    def __init__(self, storage: Storage, decode: LoRABlocks | None = None, prompt: LoRABlocks | None = None) -> None:
+        self._device = triton_device(storage.device, storage.dtype, shrink)
+        self._storage = storage
+        chosen = choose_blocks(self._device, storage.layout.itemsize)
+        self._decode, self._prompt = decode or chosen[0], prompt or chosen[1]
+        self._sites: dict[str, _Site] = {}
+        for index, (name, modules) in enumerate(SITES.items()):
+            widths = [storage.layout.shape.module_widths(module)[1] for module in modules]
+            widths += [0] * (MOST_MODULES - len(widths))
+            inputs = storage.layout.shape.module_widths(modules[0])[0]
+            self._sites[name] = _Site(index, inputs, (widths[0], widths[1], widths[2]))
+        self._tables: dict[int, torch.Tensor] = {}
+        """By slot: the lines on the device, kept alive because kernels read them by address."""
+        self._addresses = np.zeros((0, len(SITES)), np.int64)
+        self._ranks = np.zeros((0, len(SITES), MOST_MODULES + 1), np.int64)
+        self._sums = torch.empty(0, dtype=torch.float32, device=storage.device)
+        self._rows_of_step: tuple[bytes, bytes] | None = None
+        """Slots and row starts that the work was written down for; None after a bind."""
+        self._grouped_rows = np.zeros(0, np.int64)
+        self._works: dict[str, list[_Work]] = {}
+        self._launches: dict[str, list[_Launch]] = {}
+        self._is_fixed = False
+
+    def warm_up(self) -> None:
+        """Compile for decode and for prompts, by running every site with no rows of any adapter."""
+        dtype, device = self._storage.dtype, self._storage.device
+        self._rows, self._is_fixed = torch.zeros(1, dtype=torch.int64, device=device), False
+        amounts = torch.zeros(2, dtype=torch.int64, device=device)
+        segments = torch.zeros(SEGMENT_FIELDS, dtype=torch.int64, device=device)
+        for name, site in self._sites.items():
+            self._launches = {name: [_Launch(b, amounts, segments, 1, 1) for b in (self._decode, self._prompt)]}
+            x_TI = torch.empty((1, site.inputs), dtype=dtype, device=device)
+            self.run(0, name, x_TI, torch.empty((1, sum(site.widths)), dtype=dtype, device=device))
+        self._launches = {}
+
+    def bind(self, slot: int, signature: AdapterSignature, pages: Sequence[int]) -> None:
+        """See ``LoRABackend.bind``."""
+        if slot >= len(self._addresses):
+            more = max(2 * len(self._addresses), slot + 1, 16) - len(self._addresses)
+            self._addresses = np.concatenate([self._addresses, np.zeros((more, *self._addresses.shape[1:]), np.int64)])
+            self._ranks = np.concatenate([self._ranks, np.zeros((more, *self._ranks.shape[1:]), np.int64)])
+        tables = line_tables(self._storage.layout, signature)
+        lines = torch.from_numpy(tables.lines(pages))
+        if self._storage.device.type == "cuda":
+            lines = lines.pin_memory().to(self._storage.device, non_blocking=True)
+        self._rows_of_step = None
+        self._tables[slot] = lines
+        self._addresses[slot] = lines.data_ptr() + 8 * tables.begins
+        self._ranks[slot] = tables.ranks
+
+    def plan(self, batch: Batch) -> None:
+        """Group the step's rows by adapter, and write down each site's segments; nothing new if all is as in the last step."""
+        rows_of_step = batch.adapter_slots.tobytes(), batch.row_starts.tobytes()
+        if self._rows_of_step != rows_of_step:
+            self._group(batch.adapter_slots, batch.row_starts)
+            self._rows_of_step = rows_of_step
+        add, most = batch.staging.add, batch.num_rows if batch.is_fixed else None
+        self._is_fixed = batch.is_fixed
+        self._rows = add(self._grouped_rows, most)
+        most = None if most is None else most * SEGMENT_FIELDS
+        self._launches = {
+            name: [_Launch(w.blocks, add(w.amounts), add(w.fields, most), w.num_shrink, w.num_expand) for w in works]
+            for name, works in self._works.items()
+        }
+
+    def _group(self, slots: np.ndarray, row_starts: np.ndarray) -> None:
+        decode = rows_by_adapter(slots, row_starts, decode=True)
+        prompt = rows_by_adapter(slots, row_starts, decode=False)
+        kinds = [(self._decode, cut(decode[1], 0, self._decode.rows))]
+        if len(prompt[0]):
+            kinds.append((self._prompt, cut(prompt[1], len(decode[0]), self._prompt.rows)))
+        self._grouped_rows = np.concatenate([decode[0], prompt[0]])
+        self._reserve_sums(kinds)
+        self._works = {name: [self._write_down(site, *kind) for kind in kinds] for name, site in self._sites.items()}
+
+    def _write_down(self, site: _Site, blocks: LoRABlocks, segments: Segments) -> _Work:
+        ranks = self._ranks[segments.slot, site.index]
+        used = ranks[:, -1] > 0
+        ranks, count = ranks[used], segments.count[used]
+        num_splits = -(-site.inputs // blocks.split)
+        sums = num_splits * count * ranks[:, -1]
+        fields = np.empty((len(count), SEGMENT_FIELDS), np.int64)
+        fields[:, 0], fields[:, 1] = segments.first[used], count
+        fields[:, 2] = self._addresses[segments.slot[used], site.index]
+        fields[:, 3] = self._sums.data_ptr() + 4 * (np.cumsum(sums) - sums)
+        fields[:, 4:] = ranks
+        num_blocks = -(-int(ranks[:, -1].max(initial=0)) // blocks.ranks)
+        columns = sum(-(-width // blocks.expand_columns) for width in site.widths)
+        return _Work(
+            blocks,
+            np.array([len(count), num_blocks], np.int64),
+            fields.reshape(-1),
+            num_shrink=len(count) * num_blocks * num_splits,
+            num_expand=len(count) * columns,
+        )
+
+    def _reserve_sums(self, kinds: list[tuple[LoRABlocks, Segments]]) -> None:
+        """Room for what any site leaves between shrink and expand. Sites take turns; read by address, so it may move."""
+        needed = 0
+        for blocks, segments in kinds:
+            for site in self._sites.values():
+                ranks = self._ranks[segments.slot, site.index, -1]
+                needed = max(needed, -(-site.inputs // blocks.split) * int((segments.count * ranks).sum()))
+        if needed > len(self._sums):
+            self._sums = torch.empty(next_power_of_2(needed), dtype=torch.float32, device=self._storage.device)
+
+    def run(self, layer: int, site: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
+        """See ``LoRABackend.run``."""
+        assert x_TI.stride(1) == 1
+        assert y_TO.stride(1) == 1
+        for launch in self._launches.get(site, ()):
+            if launch.num_shrink or self._is_fixed:
+                self._launch(layer, self._sites[site], launch, x_TI, y_TO)
+
+    def _launch(self, layer: int, site: _Site, launch: _Launch, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
+        blocks = launch.blocks
+        fixed = _PROGRAMS_PER_PROCESSOR * self._device.num_processors if self._is_fixed else None
+        unit = LINE_BYTES // self._storage.layout.itemsize
+        num_splits = -(-site.inputs // blocks.split)
+        shrink[(fixed or launch.num_shrink,)](
+            x_TI,
+            self._storage.elements,
+            launch.amounts,
+            launch.segments,
+            self._rows,
+            layer,
+            x_TI.stride(0),
+            WIDTH=site.inputs,
+            UNIT=unit,
+            SPLIT=blocks.split,
+            SPLITS=num_splits,
+            ROWS=blocks.rows,
+            RANKS=blocks.ranks,
+            COLUMNS=blocks.shrink_columns,
+            DOT=self._device.product,
+            num_warps=blocks.num_warps,
+            num_stages=blocks.num_stages,
+        )
+        expand[(fixed or launch.num_expand,)](
+            y_TO,
+            self._storage.elements,
+            launch.amounts,
+            launch.segments,
+            self._rows,
+            layer,
+            y_TO.stride(0),
+            WIDTH_0=site.widths[0],
+            WIDTH_1=site.widths[1],
+            WIDTH_2=site.widths[2],
+            UNIT=unit,
+            SPLITS=num_splits,
+            ROWS=blocks.rows,
+            RANKS=blocks.ranks,
+            COLUMNS=blocks.expand_columns,
+            DOT=self._device.product,
+            num_warps=blocks.num_warps,
+            num_stages=1,  # a loop of one round as a rule; pipelined, every partial sum would go through shared memory
+        )
+
+
+__all__ = ["LoRABlocks", "TritonLoRA", "choose_blocks"]

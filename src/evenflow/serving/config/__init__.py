@@ -1,0 +1,1 @@
+"""What an engine is told when it is made. No torch."""

@@ -1,1 +1,0 @@
-"""Reading PEFT adapters strictly, and keeping them on the host."""

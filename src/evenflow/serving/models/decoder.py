@@ -1,0 +1,107 @@
+"""The decoder of Llama, Mistral, Qwen2 and Qwen3: one class, the differences are flags of ModelConfig.
+
+It knows batches of rows; not requests, pages or adapters: attention and LoRA are the injected
+backends' business. Legend: T rows, L rows whose logits are wanted, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from evenflow.serving.backends.attention.attention_backend import AttentionBackend
+from evenflow.serving.backends.devices.batch import Batch
+from evenflow.serving.backends.lora.lora_backend import LoRABackend
+from evenflow.serving.core.shape import ModelShape
+from evenflow.serving.core.shard import Shard
+from evenflow.serving.models.layers import HeadNorm, RMSNorm, silu_and_multiply
+from evenflow.serving.models.model_config import ModelConfig
+from evenflow.serving.models.weights import LayerWeights, ModelWeights
+from evenflow.serving.parallel.group import Group, OneRank
+from evenflow.serving.parallel.linear import ColumnLinear, RowLinear
+from evenflow.serving.parallel.vocabulary import Embedding, OutputHead
+
+
+class DecoderLayer:
+    """Attention and gated MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, index: int, weights: LayerWeights, shape: ModelShape, eps: float, group: Group) -> None:
+        self.index = index
+        self._attention_norm = RMSNorm(weights.attention_norm, eps)
+        self._qkv = ColumnLinear(weights.qkv, weights.qkv_bias, index, "qkv")
+        self._head_norm: HeadNorm | None = None
+        if weights.q_norm is not None and weights.k_norm is not None:
+            self._head_norm = HeadNorm(weights.q_norm, weights.k_norm, shape.num_heads, shape.num_kv_heads, eps)
+        self._o = RowLinear(weights.o, weights.o_bias, index, "o", group)
+        self._mlp_norm = RMSNorm(weights.mlp_norm, eps)
+        self._gate_up = ColumnLinear(weights.gate_up, weights.gate_up_bias, index, "gate_up")
+        self._down = RowLinear(weights.down, weights.down_bias, index, "down", group)
+
+    def run(
+        self, hidden_TH: torch.Tensor, delta_TH: torch.Tensor | None, attention: AttentionBackend, lora: LoRABackend | None
+    ) -> torch.Tensor:
+        """Advance the residual stream ``hidden_TH``, in place, by one layer but for its last addition.
+
+        ``delta_TH``: what the layer before left to be added. Returns what this layer leaves: [T, H].
+        """
+        qkv_TC = self._qkv(self._attention_norm(hidden_TH, delta_TH), lora)
+        if self._head_norm is not None:
+            self._head_norm(qkv_TC)
+        delta_TH = self._o(attention.run(self.index, qkv_TC), lora)
+        gate_up_T2I = self._gate_up(self._mlp_norm(hidden_TH, delta_TH), lora)
+        return self._down(silu_and_multiply(gate_up_T2I), lora)
+
+
+class LlamaForCausalLM:
+    """A decoder ready to run once ``bind`` has given it its backends. Takes over (and drops) ``weights``.
+
+    With a ``shard`` of the config's shape it is one rank's part, and ``group`` is the ranks it works with.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: ModelWeights, group: Group | None = None, shard: Shard | None = None
+    ) -> None:
+        group = group or OneRank()
+        shape, vocab_size = config.shape if shard is None else shard.shape, config.shape.vocab_size
+        assert group.world_size == (1 if shard is None else shard.world_size)
+        self.config = config
+        self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
+        self._embedding = Embedding(weights.embedding, 0 if shard is None else shard.vocabulary().start, group)
+        self._layers: list[DecoderLayer] = []
+        while weights.layers:
+            self._layers.append(DecoderLayer(len(self._layers), weights.layers.popleft(), shape, config.rms_norm_eps, group))
+        self._norm = RMSNorm(weights.norm, config.rms_norm_eps)
+        self._head = OutputHead(weights.head, vocab_size, group)
+        self._attention: AttentionBackend | None = None
+        self._lora: LoRABackend | None = None
+
+    def bind(self, attention: AttentionBackend, lora: LoRABackend | None = None) -> None:
+        """Use these backends from now on. Without a LoRA backend the base model alone is served."""
+        self._attention, self._lora = attention, lora
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Run the step's rows through all layers: hidden states [L, H] of ``batch.logits_rows``, after the last norm.
+
+        The backends' ``plan(batch)`` must have been called. Writes K and V of the rows into the arena.
+        """
+        attention, lora = self._attention, self._lora
+        assert attention is not None, "bind() comes before forward()"
+        hidden_TH = self._embedding(batch.token_ids_T)
+        delta_TH: torch.Tensor | None = None
+        for layer in self._layers:
+            delta_TH = layer.run(hidden_TH, delta_TH, attention, lora)
+        assert delta_TH is not None
+        rows_L = batch.logits_rows
+        return self._norm(hidden_TH.index_select(0, rows_L), delta_TH.index_select(0, rows_L))
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Logits [L, V] of ``batch.logits_rows``."""
+        return self.logits(self.forward(batch))
+
+    @torch.inference_mode()
+    def logits(self, hidden_LH: torch.Tensor) -> torch.Tensor:
+        """[L, V] in the model's dtype."""
+        return self._head(hidden_LH)
+
+
+__all__ = ["DecoderLayer", "LlamaForCausalLM"]

@@ -1,0 +1,1 @@
+"""Random models, adapters and tokenizers in ordinary folders, for tests and benchmarks."""

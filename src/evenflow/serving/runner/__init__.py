@@ -1,0 +1,1 @@
+"""Tensors of one rank: it runs plans and decides nothing."""

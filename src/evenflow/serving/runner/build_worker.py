@@ -1,0 +1,111 @@
+"""The tensors of one rank, put together and warm: what rank 0 and the other ranks build alike, in step."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from evenflow.base.errors import ConfigError
+from evenflow.base.memory_size import format_size, free_memory_bytes
+from evenflow.serving.adapters.row_store import RowStore
+from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames
+from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.lora_backend import LoRABackend
+from evenflow.serving.config.engine_config import EngineConfig
+from evenflow.serving.memory.layout import ArenaLayout
+from evenflow.serving.models.load import load_model
+from evenflow.serving.models.model_config import ModelConfig
+from evenflow.serving.models.rope_table import rope_table
+from evenflow.serving.parallel.sharded_lora import ExchangedLoRA
+from evenflow.serving.runner.forward import EagerForward, Forward, GraphedForward, graph_sizes
+from evenflow.serving.runner.membership import Membership, backend_names
+from evenflow.serving.runner.sampler import Sampler
+from evenflow.serving.runner.worker import HostSide, Worker
+
+log = logging.getLogger("evenflow.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltWorker:
+    """A warm worker, and what the floors above need to know of it. Page numbers and sizes are equal on all ranks."""
+
+    worker: Worker
+    layout: ArenaLayout
+    num_pages: int
+    max_model_len: int
+    names: BackendNames
+
+
+def build_worker(
+    config: EngineConfig, model_config: ModelConfig, membership: Membership, sampler: Sampler | None, host_rows: HostSide
+) -> BuiltWorker:
+    """Load the rank's weights, lay out its arena, compile the kernels. ``sampler``: None on ranks that sample nothing.
+
+    All ranks of the group call it, with the same config. Raises ModelError or ConfigError.
+    """
+    device, dtype, shard, group = membership.device, membership.dtype, membership.shard, membership.group
+    model = load_model(config.model, model_config, dtype, device, group, shard)
+    if shard is None:
+        layout = ArenaLayout(model_config.shape, dtype.itemsize, config.page_tokens)
+    else:
+        layout = ArenaLayout.of_shard(shard, dtype.itemsize, config.page_tokens)
+    membership.least(0)  # all have loaded: what is free now is what stays free
+    num_pages = membership.least(arena_pages(config, layout, device))
+    max_model_len = context_length(config, model_config, layout, num_pages)
+    storage = Storage(layout, num_pages, dtype, device)
+    cos_PD, sin_PD = rope_table(model_config.rope, layout.shape.head_dim, max_model_len)
+    names = backend_names(config, device, dtype, layout.shape)
+    attention = ATTENTION_BACKENDS.load(names.attention)(storage, cos_PD, sin_PD, layout.shape.head_dim**-0.5)
+    lora: LoRABackend = LORA_BACKENDS.load(names.lora)(storage)
+    if shard is not None and shard.exchanged:
+        lora = ExchangedLoRA(lora, shard, group)
+    eager = EagerForward(model, storage, attention, lora)
+    is_graphed = device.type == "cuda" and shard is None and names == BackendNames("triton", "triton")
+    forward: Forward = GraphedForward(eager, graph_sizes(config.max_num_seqs)) if is_graphed else eager
+    worker = Worker(model, storage, attention, lora, sampler, host_rows, forward=forward)
+    worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs)
+    return BuiltWorker(worker, layout, num_pages, max_model_len, names)
+
+
+def row_store(config: EngineConfig, layout: ArenaLayout) -> RowStore | None:
+    """The rank's store of adapters' rows on disk; None: they are kept in memory."""
+    cache = config.adapter_cache
+    return None if cache is None else RowStore(cache, layout, capacity_bytes=config.adapter_cache_bytes)
+
+
+def arena_pages(config: EngineConfig, layout: ArenaLayout, device: torch.device) -> int:
+    """Pages of the arena: ``memory_bytes``, or half of what is free now that the weights are loaded.
+
+    Ranks share ``memory_bytes`` equally, and on the CPU what is free too.
+    """
+    num_ranks = 1 if layout.shard is None else layout.shard.world_size
+    free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes() // num_ranks
+    size_bytes = config.memory_bytes // num_ranks if config.memory_bytes else free_bytes // 2
+    each = "" if num_ranks == 1 else f" for each of {num_ranks} ranks"
+    if size_bytes > free_bytes:
+        raise ConfigError(f"memory is {format_size(size_bytes)}{each}; only {format_size(free_bytes)} are free")
+    num_pages = size_bytes // layout.page_bytes
+    if num_pages < 2:
+        raise ConfigError(
+            f"memory is {format_size(size_bytes)}{each}; two pages of {format_size(layout.page_bytes)} are the least"
+        )
+    return num_pages
+
+
+def context_length(config: EngineConfig, model: ModelConfig, layout: ArenaLayout, num_pages: int) -> int:
+    """Longest sequence: what the model supports, or less if the arena is smaller. Raises ConfigError if asked for more."""
+    supported = model.context_length(config.max_model_len)
+    held = (num_pages - 1) * layout.page_tokens
+    if config.max_model_len is not None and supported > held:
+        raise ConfigError(
+            f"max_model_len is {supported}; the arena of {num_pages} pages holds one sequence of {held} tokens: "
+            "give it more memory, or ask for less"
+        )
+    if supported > held:
+        log.warning("the arena holds one sequence of %d tokens; the context is cut from %d to that", held, supported)
+    return min(supported, held)
+
+
+__all__ = ["BuiltWorker", "arena_pages", "build_worker", "context_length", "row_store"]

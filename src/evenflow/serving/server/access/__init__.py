@@ -1,0 +1,1 @@
+"""Who asks, for which model, and whether they may now."""

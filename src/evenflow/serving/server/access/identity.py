@@ -1,0 +1,194 @@
+"""Who is asking: from a key, or from what an open server is told, to a client with its weight and limits.
+
+    [admin]
+    api_keys = ["sha256:..."]            # may load and unload adapters
+    [tiers.gold]
+    weight = 4.0
+    [clients.alice]
+    tier = "gold"                        # her share is weight x the tier's weight; under `hierarchy` tiers share first
+    weight = 1.0
+    api_keys = ["sha256:..."]            # made by `evenflow keys new alice`
+    requests_per_minute = 600
+    tokens_per_minute = 200000
+    max_queued_requests = 64
+    adapters = ["alice-*", "common"]     # the base model is always allowed
+
+Once any client has a key, a key is needed and it alone says who the client is: no header and no body
+field can move a request to another client. Without keys everyone may enter, and says who they are.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from evenflow.base.errors import ConfigError, InvalidKey, InvalidRequest, NotAllowed
+from evenflow.serving.server.access.keys import hash_key, is_hash
+
+ANONYMOUS = "anonymous"
+ADMIN = "admin"
+CLIENT_HEADERS = ("x-evenflow-client", "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+"""Headers that name the client of an open server, the first one given wins."""
+LONGEST_NAME = 256
+
+Weight = Annotated[float, Meta(gt=0, le=1e6)]
+Limit = Annotated[int, Meta(ge=1)]
+
+
+class _Admin(msgspec.Struct, forbid_unknown_fields=True):
+    api_keys: list[str] = []
+
+
+class _Tier(msgspec.Struct, forbid_unknown_fields=True):
+    weight: Weight = 1.0
+
+
+class _Client(msgspec.Struct, forbid_unknown_fields=True):
+    weight: Weight = 1.0
+    tier: str | None = None
+    api_keys: list[str] = []
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    max_queued_requests: Limit | None = None
+    adapters: list[str] | None = None
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    admin: _Admin = msgspec.field(default_factory=_Admin)
+    tiers: dict[str, _Tier] = {}
+    clients: dict[str, _Client] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who pays for a request, their share and their hard limits (None: no limit)."""
+
+    name: str
+    weight: float = 1.0
+    """Its own times its tier's."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Prompt and output tokens."""
+    max_queued_requests: int | None = None
+    adapters: tuple[str, ...] | None = None
+    """Names or patterns (``*``, ``?``) of the adapters it may use; None: all."""
+    is_admin: bool = False
+
+    def may_use(self, adapter: str) -> bool:
+        """True if the client may use the adapter of that name."""
+        return self.adapters is None or any(fnmatch.fnmatchcase(adapter, pattern) for pattern in self.adapters)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """Everything clients.toml says, at one moment."""
+
+    clients: Mapping[str, Client] = field(default_factory=dict)
+    client_by_hash: Mapping[str, Client] = field(default_factory=dict)
+    """Administrators too."""
+    needs_key: bool = False
+    """True once any client has a key."""
+    weight_by_client: Mapping[str, float] = field(default_factory=dict)
+    """Own weights, without the tier's, of the clients that differ from 1."""
+    tier_by_client: Mapping[str, str] = field(default_factory=dict)
+    weight_by_tier: Mapping[str, float] = field(default_factory=dict)
+
+    def holder(self, headers: Mapping[str, str]) -> Client | None:
+        """The client whose key the request carries; None on an open server without a known key. Raises InvalidKey."""
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        key = key.strip()
+        is_bearer = scheme.lower() == "bearer" and bool(key)
+        client = self.client_by_hash.get(hash_key(key)) if is_bearer else None
+        if client is None and self.needs_key:
+            if not is_bearer:
+                raise InvalidKey("no API key was given; send it as `Authorization: Bearer KEY`")
+            raise InvalidKey("this API key is not known to the server")
+        return client
+
+    def client(self, holder: Client | None, headers: Mapping[str, str], body_name: tuple[str, str] | None) -> Client:
+        """Who pays. ``holder`` is what ``holder()`` said; ``body_name`` is (field, value) of the body's own user, if any.
+
+        Raises InvalidRequest for a name that is no name.
+        """
+        if holder is not None and (self.needs_key or not holder.is_admin):
+            return holder
+        name, where = ANONYMOUS, ""
+        for header in CLIENT_HEADERS:
+            if headers.get(header):
+                name, where = headers[header], header
+                break
+        else:
+            if body_name is not None and body_name[1]:
+                where, name = body_name
+        if len(name) > LONGEST_NAME or not name.isprintable() or not name.strip():
+            raise InvalidRequest(
+                f"{where} is not the name of a client; allowed: 1 to {LONGEST_NAME} printable characters", where
+            )
+        return self.clients.get(name) or Client(name)
+
+    def require_admin(self, holder: Client | None) -> None:
+        """Raise NotAllowed unless the caller may change what the server serves. Open if no key is configured at all."""
+        if (holder is not None and holder.is_admin) or not self.client_by_hash:
+            return
+        if not any(client.is_admin for client in self.client_by_hash.values()):
+            raise NotAllowed("no administrator's key is configured: add one to [admin] api_keys")
+        if holder is None:
+            raise InvalidKey("this needs an administrator's API key; send it as `Authorization: Bearer KEY`")
+        raise NotAllowed(f"client {holder.name!r} may not do this: it needs an administrator's API key")
+
+
+def read_directory(path: Path | None) -> Directory:
+    """Read clients.toml; None: an open server. Raises ConfigError, naming the file and what is wrong."""
+    if path is None:
+        return Directory()
+    try:
+        content = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _File)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {str(error).replace('`', '')}") from None
+    clients: dict[str, Client] = {}
+    client_by_hash: dict[str, Client] = {}
+
+    def add_keys(client: Client, hashes: list[str], where: str) -> None:
+        for number, text in enumerate(hashes):
+            if not is_hash(text):  # the text is not shown: it may be a key that somebody pasted
+                raise ConfigError(
+                    f"{path}: {where}.api_keys[{number}] is not a hash (sha256: and 64 hex digits); use evenflow keys"
+                )
+            if text in client_by_hash:
+                raise ConfigError(f"{path}: {where}.api_keys[{number}] is also a key of {client_by_hash[text].name}")
+            client_by_hash[text] = client
+
+    for name, entry in content.clients.items():
+        if len(name) > LONGEST_NAME or not name.isprintable() or not name.strip() or name == ADMIN:
+            raise ConfigError(
+                f"{path}: clients.{name[:40]!r}: allowed: 1 to {LONGEST_NAME} printable characters, not {ADMIN!r}"
+            )
+        if entry.tier is not None and entry.tier not in content.tiers:
+            known = ", ".join(sorted(content.tiers)) or "none"
+            raise ConfigError(f"{path}: clients.{name}.tier is {entry.tier!r}; known tiers: {known}")
+        clients[name] = Client(
+            name,
+            entry.weight * (content.tiers[entry.tier].weight if entry.tier is not None else 1.0),
+            entry.requests_per_minute,
+            entry.tokens_per_minute,
+            entry.max_queued_requests,
+            None if entry.adapters is None else tuple(entry.adapters),
+        )
+        add_keys(clients[name], entry.api_keys, f"clients.{name}")
+    needs_key = bool(client_by_hash)
+    add_keys(Client(ADMIN, is_admin=True), content.admin.api_keys, "admin")
+    return Directory(
+        clients,
+        client_by_hash,
+        needs_key,
+        {name: entry.weight for name, entry in content.clients.items() if entry.weight != 1.0},
+        {name: entry.tier for name, entry in content.clients.items() if entry.tier is not None},
+        {name: tier.weight for name, tier in content.tiers.items()},
+    )

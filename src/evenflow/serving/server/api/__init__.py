@@ -1,0 +1,1 @@
+"""The endpoints, and what a running server holds for them."""

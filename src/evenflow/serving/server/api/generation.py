@@ -1,0 +1,213 @@
+"""One HTTP request as the engine requests behind it: let in, tokenised, submitted, merged, accounted, aborted.
+
+Everything that must be given back (the place in the queue, the engine requests) lives inside ``outputs``,
+so that closing that iterator at any moment, or never starting it, leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from evenflow.base.errors import AdapterNotFound, InvalidRequest, Rejected
+from evenflow.serving.client.messages import RequestOutput, Submit, Usage
+from evenflow.serving.core.sampling import SamplingParams
+from evenflow.serving.server.access.identity import Client
+from evenflow.serving.server.access.limits import Ticket
+from evenflow.serving.server.api.prompts import Prompt
+from evenflow.serving.server.api.responses import PromptTokensDetails, Timings, UsageBody
+from evenflow.serving.server.api.schema import MAX_INT64
+from evenflow.serving.server.api.state import ServerState
+from evenflow.serving.server.http.error_answers import error_of
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What all completions of one HTTP request share."""
+
+    response_id: str
+    client: Client
+    adapter: str | None
+    model: str
+    """The name that was asked for."""
+    sampling: SamplingParams
+    n: int
+    """Completions per prompt."""
+    num_prompts: int
+    prompt_param: str
+    """Field that holds the prompt, for error messages."""
+    read_prompts: Callable[[], Awaitable[list[Prompt]]]
+    """Tokenises; called once the request has been let in."""
+    arrival_s: float
+    """time.monotonic()."""
+    cache_salt: str = ""
+    slo_ttft_s: float | None = None
+    """Within which the first token is wanted."""
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def num_completions(self) -> int:
+        """Engine requests."""
+        return self.num_prompts * self.n
+
+
+class Generation:
+    """The completions of one call. Iterate ``outputs`` once; then ``usage`` is complete."""
+
+    def __init__(self, state: ServerState, call: Call) -> None:
+        if call.num_completions > state.config.max_choices:
+            raise InvalidRequest(
+                f"{call.num_prompts} prompts with n={call.n} are {call.num_completions} completions; "
+                f"allowed in one request: {state.config.max_choices}",
+                call.prompt_param,
+            )
+        self.call = call
+        self.prompts: list[Prompt] = []
+        self._state = state
+        self._usages: dict[int, Usage] = {}
+        self._last_output_s: dict[int, float] = {}
+        """By completion that has had a token: when it had its last one."""
+
+    async def outputs(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """(completion index, what it gained). Completion i belongs to prompt i // n.
+
+        Raises ClientOverLimit, ServerFull, InvalidRequest and whatever ends a completion in the engine.
+        """
+        state, call = self._state, self.call
+        state.num_in_flight += 1
+        outcome, num_submitted = "abort", 0
+        try:
+            with state.limits.admit(call.client, call.num_completions) as ticket:
+                self.prompts = await call.read_prompts()
+                for prompt in self.prompts:
+                    state.reader.check_fits(len(prompt.token_ids), call.sampling.max_tokens, call.prompt_param)
+                ticket.charge_prompt(sum(len(prompt.token_ids) for prompt in self.prompts))
+                num_submitted = call.num_completions
+                merged = _merge([state.engine.submit(submit) for submit in self._submits()])
+                try:
+                    async for index, output in merged:
+                        self._account(index, output, ticket)
+                        yield index, output
+                finally:
+                    await merged.aclose()
+        except Rejected as error:
+            state.metrics.rejected(call.client.name, error)
+            raise
+        except Exception as error:
+            outcome = "error"
+            if isinstance(error, AdapterNotFound) and call.adapter is not None:
+                state.names.forget(call.adapter)
+            raise
+        finally:
+            state.num_in_flight -= 1
+            state.metrics.cut_short(outcome, num_submitted - len(self._usages) if num_submitted else 0)
+
+    def usage(self) -> UsageBody:
+        """Tokens and time so far."""
+        usages = self._usages.values()
+        prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
+        completion_tokens = sum(usage.completion_tokens for usage in usages)
+        cached = sum(usage.cached_tokens for index, usage in self._usages.items() if index % self.call.n == 0)
+        return UsageBody(
+            prompt_tokens,
+            completion_tokens,
+            prompt_tokens + completion_tokens,
+            PromptTokensDetails(cached),
+            Timings(*(max((getattr(u, name) for u in usages), default=0.0) for name in ("queue_s", "prefill_s", "decode_s"))),
+        )
+
+    def _submits(self) -> list[Submit]:
+        call = self.call
+        submits = []
+        for index in range(call.num_completions):
+            sampling = call.sampling
+            if sampling.seed is not None and index % call.n:
+                sampling = replace(sampling, seed=(sampling.seed + index % call.n) & MAX_INT64)
+            submits.append(
+                Submit(
+                    request_id=f"{call.response_id}-{index}",
+                    client_id=call.client.name,
+                    prompt_token_ids=self.prompts[index // call.n].token_ids,
+                    sampling=sampling,
+                    adapter=call.adapter,
+                    arrival_s=call.arrival_s,
+                    cache_salt=call.cache_salt,
+                    slo_ttft_s=call.slo_ttft_s,
+                )
+            )
+        return submits
+
+    def _account(self, index: int, output: RequestOutput, ticket: Ticket) -> None:
+        if output.error_type is not None:
+            raise error_of(output)
+        metrics, now_s = self._state.metrics, self._state.clock()
+        if output.token_ids:
+            ticket.charge_output(len(output.token_ids))
+            if index in self._last_output_s:
+                metrics.token_gap((now_s - self._last_output_s[index]) / len(output.token_ids))
+            else:
+                ticket.started()
+                metrics.first_token(self.call.client.name, self.call.adapter, now_s - self.call.arrival_s)
+            self._last_output_s[index] = now_s
+        if output.finish_reason is not None:
+            if index not in self._last_output_s:
+                ticket.started()
+                self._last_output_s[index] = now_s
+            usage = output.usage if output.usage is not None else Usage(0, 0)
+            self._usages[index] = usage
+            self._state.limits.completed(usage.completion_tokens)
+            metrics.finished(
+                usage, output.finish_reason, now_s - self.call.arrival_s, self.call.sampling.max_tokens, self.call.n
+            )
+
+
+def new_response_id(prefix: str) -> str:
+    """A fresh id for a response, e.g. chatcmpl-...; also the stem of its engine requests' ids."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+async def _merge(iterators: Sequence[AsyncIterator[RequestOutput]]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """Outputs of all iterators as they come. Closing it closes, and so aborts, all of them; one error ends all."""
+    if len(iterators) == 1:
+        try:
+            async for output in iterators[0]:
+                yield 0, output
+        finally:
+            await _close(iterators[0])
+        return
+    queue: asyncio.Queue[tuple[int, RequestOutput | Exception | None]] = asyncio.Queue()
+
+    async def pump(index: int, iterator: AsyncIterator[RequestOutput]) -> None:
+        try:
+            async for output in iterator:
+                queue.put_nowait((index, output))
+            queue.put_nowait((index, None))
+        except Exception as error:
+            queue.put_nowait((index, error))
+        finally:
+            await _close(iterator)
+
+    tasks = [asyncio.create_task(pump(index, iterator)) for index, iterator in enumerate(iterators)]
+    try:
+        num_running = len(tasks)
+        while num_running:
+            index, item = await queue.get()
+            if item is None:
+                num_running -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _close(iterator: AsyncIterator[RequestOutput]) -> None:
+    aclose = getattr(iterator, "aclose", None)
+    if aclose is not None:
+        await aclose()

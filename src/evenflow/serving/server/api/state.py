@@ -1,0 +1,115 @@
+"""What one running server holds, and the order in which it opens and closes its doors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from evenflow import __version__
+from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerFull
+from evenflow.serving.server.access.identity import read_directory
+from evenflow.serving.server.access.limits import Limits
+from evenflow.serving.server.access.model_names import ModelNames
+from evenflow.serving.server.api.prompts import PromptReader
+from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
+from evenflow.serving.server.metrics.metrics_page import Metrics
+from evenflow.serving.server.server_config import ServerConfig
+
+log = logging.getLogger("evenflow.server")
+
+
+class ServerState:
+    """Owned by one app in one event loop. Raises ConfigError for a broken clients.toml."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None,
+        config: ServerConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        unix_time: Callable[[], float] = time.time,
+    ) -> None:
+        self.engine = engine
+        self.config = config
+        self.clock = clock
+        """time.monotonic, or a test's."""
+        self.directory = read_directory(config.clients_file)
+        self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
+        self.names = ModelNames(engine, config.served_model_names, config.adapter_dir, clock, unix_time, config.model_names)
+        self.metrics = Metrics(engine, config.served_model_names[0], __version__, config.metrics_top_k, unix_time)
+        self.started_s = int(unix_time())
+        self.num_in_flight = 0
+        """HTTP requests that are being answered by the engine."""
+        self.is_draining = False
+        self.failure: BaseException | None = None
+        """Why the server could not open."""
+        self.has_failed = asyncio.Event()
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+        self._reader: PromptReader | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """True while new requests are taken."""
+        return self._reader is not None and self.engine.is_ready and not self.is_draining
+
+    @property
+    def reader(self) -> PromptReader:
+        """Tokenises; only once the engine is warm."""
+        assert self._reader is not None, "the engine is not warm yet"
+        return self._reader
+
+    async def open_or_fail(self, adapters: Mapping[str, Path]) -> None:
+        """``open``; what that raises is kept in ``failure``."""
+        try:
+            await self.open(adapters)
+        except Exception as error:
+            log.error("the server cannot open: %s", error)
+            self.failure = error
+            self.has_failed.set()
+
+    async def open(self, adapters: Mapping[str, Path]) -> None:
+        """Wait for the engine, register ``adapters``, then take requests. Raises what the engine or an adapter fails of."""
+        info = await self.engine.wait_until_ready()
+        await self._tell_weights()
+        # All at once: the engine reads one after the other, and nobody waits for an answer in between.
+        await asyncio.gather(*(self.names.load(name, str(path)) for name, path in adapters.items()))
+        await self.names.refresh()
+        self._reader = PromptReader(self._tokenizer, self._chat_template, info.max_model_len, info.vocab_size)
+        log.info("ready: %s and %d adapters", self.config.served_model_names[0], len(self.names.adapters))
+
+    def check_open(self) -> None:
+        """Raise unless new requests are taken."""
+        if self.is_draining:
+            raise ServerFull("the server is shutting down")
+        if not self.engine.is_alive:
+            raise EngineDead("the engine process has ended; no request can be served")
+        if not self.is_open:
+            raise ServerFull("the engine is still warming up")
+
+    def log_stream_error(self, error: Exception) -> None:
+        """A stream that had begun ended in ``error``; its client has been told."""
+        if isinstance(error, EvenFlowError):
+            log.warning("a stream ended early: %s", error)
+        else:
+            log.error("a stream failed", exc_info=error)
+
+    async def reload_clients(self) -> None:
+        """Read clients.toml again. A broken file changes nothing and is logged."""
+        try:
+            directory = read_directory(self.config.clients_file)
+        except ConfigError as error:
+            log.error("clients are as before, because the file is broken: %s", error)
+            return
+        self.directory = directory
+        await self._tell_weights()
+        log.info("read %s: %d clients", self.config.clients_file, len(directory.clients))
+
+    async def _tell_weights(self) -> None:
+        told = self.directory
+        await self.engine.set_weights(told.weight_by_client, told.tier_by_client, told.weight_by_tier)

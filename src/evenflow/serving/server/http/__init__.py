@@ -1,0 +1,1 @@
+"""What HTTP asks for: bodies, event streams, error answers, the OpenAPI document."""

@@ -1,0 +1,107 @@
+"""From an exception to an HTTP status and OpenAI's error body: the only place where codes are chosen."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from evenflow.base import errors
+from evenflow.base.errors import EvenFlowError
+from evenflow.serving.client.messages import RequestOutput
+
+LONGEST_MESSAGE = 2000
+"""Characters. A message may quote what the caller sent; what they sent may be megabytes."""
+
+_STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
+    errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
+    errors.InvalidRequest: (400, "invalid_request_error", None),
+    errors.AdapterCacheFull: (503, "server_error", "adapter_cache_full"),
+    errors.AdapterDamaged: (503, "server_error", "adapter_damaged"),
+    errors.AdapterRejected: (400, "invalid_request_error", "adapter_rejected"),
+    errors.AdapterError: (400, "invalid_request_error", "adapter_error"),
+    errors.AdapterExists: (400, "invalid_request_error", "adapter_exists"),
+    errors.AdapterNotFound: (404, "invalid_request_error", "model_not_found"),
+    errors.InvalidKey: (401, "authentication_error", "invalid_api_key"),
+    errors.NotAllowed: (403, "permission_error", "not_allowed"),
+    errors.ClientOverLimit: (429, "rate_limit_error", "rate_limit_exceeded"),
+    errors.SLOUnreachable: (503, "server_error", "slo_unreachable"),
+    errors.ServerFull: (503, "server_error", "server_is_overloaded"),
+    errors.EngineDead: (503, "server_error", "engine_dead"),
+}
+_INTERNAL = (500, "server_error", None)
+
+
+class ErrorDetail(msgspec.Struct):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    predicted_ttft_s: float | msgspec.UnsetType = msgspec.UNSET
+    """With the code slo_unreachable: the predicted time from the request's arrival to its first token."""
+
+
+class ErrorResponse(msgspec.Struct):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+def status_of(error: BaseException) -> int:
+    """HTTP status of ``error``."""
+    return _describe(error)[0]
+
+
+def body_of(error: BaseException) -> ErrorResponse:
+    """OpenAI's error body. What is not our own exception is not shown to callers."""
+    _, kind, code = _describe(error)
+    if not isinstance(error, EvenFlowError):
+        return ErrorResponse(ErrorDetail("the server failed to answer this request; its log says why", kind))
+    detail = ErrorDetail(clean(str(error)), kind, getattr(error, "param", None), code)
+    if isinstance(error, errors.SLOUnreachable):
+        detail.predicted_ttft_s = round(error.predicted_ttft_s, 3)
+    return ErrorResponse(detail)
+
+
+def headers_of(error: BaseException) -> dict[str, str]:
+    """When to come back, and whether to: what the openai client reads before it retries."""
+    if isinstance(error, errors.InvalidKey):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, (errors.AdapterDamaged, errors.AdapterCacheFull)):  # it is being made again; others end
+        return {"retry-after": "1", "retry-after-ms": "1000"}
+    if not isinstance(error, errors.Rejected):
+        return {}
+    if not math.isfinite(error.retry_after_s):
+        return {"x-should-retry": "false"}
+    wait_s = max(error.retry_after_s, 0.001)
+    return {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+
+
+def error_of(output: RequestOutput) -> EvenFlowError:
+    """The exception that an engine's output with ``error_type`` stands for."""
+    kind = getattr(errors, output.error_type or "", EvenFlowError)
+    if issubclass(kind, errors.InvalidRequest):
+        return kind(output.error, output.param)
+    if issubclass(kind, errors.SLOUnreachable):
+        return kind(output.error, output.retry_after_s, output.predicted_ttft_s)
+    if issubclass(kind, errors.Rejected):
+        return kind(output.error, output.retry_after_s)
+    if issubclass(kind, errors.AdapterRejected):
+        return errors.AdapterError(output.error)
+    return kind(output.error)
+
+
+def clean(text: str) -> str:
+    """``text`` as it may be sent: of bounded length, without lone surrogates."""
+    if len(text) > LONGEST_MESSAGE:
+        text = text[:LONGEST_MESSAGE] + " ..."
+    return text.encode("utf-8", "replace").decode()
+
+
+def _describe(error: BaseException) -> tuple[int, str, str | None]:
+    for kind in type(error).__mro__:
+        if kind in _STATUS:
+            return _STATUS[kind]
+    return _INTERNAL

@@ -1,0 +1,170 @@
+"""Text to token ids and back, through ``tokenizer.json``, as transformers does it. No torch.
+
+Which special tokens a text gets is said by the post-processor of ``tokenizer.json`` alone; transformers 5
+reads add_bos_token and add_eos_token of ``tokenizer_config.json`` no more than this file does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from evenflow.base.errors import InvalidRequest, ModelError
+from evenflow.serving.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Tokenizer:
+    """One model's vocabulary. Safe to use from several threads."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str] | None = None) -> None:
+        self._backend = backend
+        self.special_tokens = dict(special_tokens or {})
+        """Text of the named special tokens: bos_token, eos_token, ..."""
+        self._special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+        self._byte_of_char = _BYTE_OF_CHAR if _is_byte_level(backend) else None
+        self._bytes_by_id: dict[int, bytes] = {}
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> Tokenizer:
+        """Load ``tokenizer.json`` of a model folder. Raises ModelError if it cannot be used."""
+        folder = Path(path)
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            others = [name for name in ("tokenizer.model", "vocab.json") if (folder / name).is_file()]
+            hint = f" ({others[0]} alone is not supported; save the tokenizer with transformers to get one)" if others else ""
+            raise ModelError(f"{folder} holds no tokenizer.json{hint}")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ModelError(f"{file} cannot be read: {error}") from None
+        backend.no_truncation()
+        backend.no_padding()
+        config = read_tokenizer_config(folder)
+        _add_missing_tokens(backend, config, file)
+        return cls(backend, special_tokens_of(config))
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest token id, added tokens included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def token_id(self, text: str) -> int | None:
+        """Id of the token written ``text``, or None."""
+        return self._backend.token_to_id(text)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``. Raises InvalidRequest for a text that is not valid Unicode."""
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except (UnicodeEncodeError, TypeError):
+            raise InvalidRequest("the text holds half of a surrogate pair; allowed: valid Unicode", "prompt") from None
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of a text that already has its special tokens, as a chat template renders it."""
+        return self.encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ``token_ids``; ids that no token has are skipped."""
+        try:
+            return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        except (OverflowError, TypeError):
+            raise InvalidRequest("a token id is outside the vocabulary", "tokens") from None
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text, with its leading space; bytes that are no text of their own become U+FFFD."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token stands for; none if no token has the id."""
+        known = self._bytes_by_id.get(token_id)
+        if known is None:
+            known = self._bytes_by_id[token_id] = self._bytes_of(self._backend.id_to_token(token_id) or "")
+        return known
+
+    def detokenizer(self, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> Detokenizer:
+        """Turns output tokens into text one by one, after this prompt."""
+        skip = self._special_ids if skip_special_tokens else frozenset[int]()
+        if self._byte_of_char is not None:
+            return ByteDetokenizer(self.token_bytes, skip)
+        return WindowDetokenizer(lambda ids: self.decode(ids, skip_special_tokens=skip_special_tokens), prompt_token_ids)
+
+    def _bytes_of(self, token: str) -> bytes:
+        if self._byte_of_char is not None:
+            try:
+                return bytes(self._byte_of_char[c] for c in token)
+            except KeyError:
+                return token.encode("utf-8", "replace")
+        match = _BYTE_TOKEN.fullmatch(token)
+        if match:
+            return bytes([int(match[1], 16)])
+        return token.replace("▁", " ").encode("utf-8", "replace")
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """``tokenizer_config.json`` over ``special_tokens_map.json``; {} if there is neither. Raises ModelError."""
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file} cannot be read: {error}") from None
+        if not isinstance(value, dict):
+            raise ModelError(f"{file} holds no JSON object")
+        config |= value
+    return config
+
+
+def special_tokens_of(config: dict[str, Any]) -> dict[str, str]:
+    """Text of the named special tokens of a tokenizer config, those that it has."""
+    found: dict[str, str] = {}
+    for name in _SPECIAL_NAMES:
+        value = config.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            found[name] = text
+    return found
+
+
+def _add_missing_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any], file: Path) -> None:
+    """Add tokens that tokenizer_config.json declares and tokenizer.json lacks, in the order of their ids."""
+    declared = config.get("added_tokens_decoder") or {}
+    for key in sorted(declared, key=int):
+        entry = declared[key]
+        if backend.token_to_id(entry["content"]) is not None:
+            continue
+        flags = {name: bool(entry.get(name, False)) for name in ("lstrip", "rstrip", "normalized", "single_word", "special")}
+        backend.add_tokens([tokenizers.AddedToken(entry["content"], **flags)])
+        if backend.token_to_id(entry["content"]) != int(key):
+            raise ModelError(f"{file} has no token {key}, which tokenizer_config.json declares as {entry['content']!r}")
+
+
+def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
+    if backend.decoder is None:
+        return False
+    decoder = json.loads(backend.decoder.__getstate__())
+    if decoder["type"] == "Sequence":
+        return [part["type"] for part in decoder["decoders"]] == ["ByteLevel"]
+    return bool(decoder["type"] == "ByteLevel")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes: printable Latin-1 is itself, the rest follow from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}
+
+
+_BYTE_OF_CHAR = _byte_alphabet()
+
+__all__ = ["Tokenizer", "read_tokenizer_config", "special_tokens_of"]
