@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from evenflow.base.version import __version__
 
 _EXPORTS = {
     "LLM": "evenflow.serving.client.llm",

@@ -9,7 +9,7 @@ import torch
 
 from evenflow.base.errors import ConfigError, NonFiniteInput, RegistryError, WireError
 from evenflow.comm import Algebra, Context, GradientRule, get_compressor, wire
-from evenflow.comm.compressor import COMPRESSORS
+from evenflow.comm.catalogue import COMPRESSORS
 from evenflow.comm.compressors.floats import E2M1_VALUES
 from evenflow.comm.compressors.quantise import GroupInt
 from evenflow.comm.compressors.rotate import hadamard, transform

@@ -14,8 +14,8 @@ from PIL import Image
 
 from evenflow.base.errors import ConfigError, ModelError
 from evenflow.mcbench.tasks.file_tasks import GLUE
+from evenflow.mcbench.tasks.load import load_task
 from evenflow.mcbench.tasks.scores import scores
-from evenflow.mcbench.tasks.task import load_task
 
 TRAIN, DEV = 5, 3
 

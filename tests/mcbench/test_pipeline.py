@@ -24,7 +24,7 @@ from evenflow.mcbench.split.boundary import Boundary, Kept, boundary_rule
 from evenflow.mcbench.split.parity import first_tensor
 from evenflow.mcbench.split.pipeline import StageModule, refuse_learned
 from evenflow.mcbench.split.rules import Policy, parse_gradients
-from evenflow.mcbench.tasks.task import load_task
+from evenflow.mcbench.tasks.load import load_task
 
 FAMILIES = {
     "vit-tiny": "digits",

@@ -15,7 +15,7 @@ from evenflow.mcbench.runs.benchmark_models import make_model
 from evenflow.mcbench.split.attach import compression_of, emulate_model
 from evenflow.mcbench.split.boundary import emulate_boundaries
 from evenflow.mcbench.split.parity import first_tensor
-from evenflow.mcbench.tasks.task import load_task
+from evenflow.mcbench.tasks.load import load_task
 
 
 def test_3_each_site_has_the_rank_that_was_asked_for_there() -> None:

@@ -25,7 +25,7 @@ from evenflow.mcbench.suites.report_page import accuracy_rows, results_page
 from evenflow.mcbench.suites.study_sections import judged_by, prediction_errors
 from evenflow.mcbench.suites.suite import read_results, run_suite, suite
 from evenflow.mcbench.tasks.file_tasks import GLUE
-from evenflow.mcbench.tasks.task import load_task
+from evenflow.mcbench.tasks.load import load_task
 
 SMALL = {"emulate": True, "seeds": 2, "steps": 3, "batch": 8, "hidden": 32, "num_layers": 2}
 

@@ -12,8 +12,9 @@ from evenflow.base.errors import ConfigError, ModelError, RegistryError
 from evenflow.mcbench.runs.benchmark_models import load_model, make_model
 from evenflow.mcbench.runs.trainer import Schedule, batches, evaluate, train
 from evenflow.mcbench.suites.studies import activation_rank, energy_rank, logit_errors
+from evenflow.mcbench.tasks.load import load_task
+from evenflow.mcbench.tasks.pins import check_pin
 from evenflow.mcbench.tasks.scores import f1, matthews, mean_and_interval, pearson, spearman
-from evenflow.mcbench.tasks.task import check_pin, load_task
 
 
 def test_digits_are_pinned_and_split() -> None:

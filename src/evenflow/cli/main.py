@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from evenflow import __version__
 from evenflow.base.errors import EvenFlowError
+from evenflow.base.logs import configure_logging
+from evenflow.base.version import __version__
 
-LOG_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 COMMANDS = ("demo", "serve", "generate", "keys", "replay", "profile", "bench", "mcbench")
 """Modules of this package, each with ``add_parser(subparsers)`` and ``run(args) -> exit status``."""
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 good, 1 failed, 2 wrong use, 130 interrupted)."""
     args = build_parser().parse_args(argv)
     args.log_level = args.log_level or ("info" if args.command == "serve" else "warning")
-    logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT, datefmt="%H:%M:%S")
+    configure_logging(args.log_level)
     try:
         return importlib.import_module(f"evenflow.cli.{args.command}").run(args)
     except EvenFlowError as error:

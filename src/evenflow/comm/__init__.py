@@ -22,15 +22,16 @@ _EXPORTS = {
     "Transport": "transport",
     "VirtualExchange": "exchange",
     "WirePlan": "compressor",
-    "get_compressor": "compressor",
+    "get_compressor": "factory",
     "get_transport": "transport",
 }
 
 if TYPE_CHECKING:
     from evenflow.comm.catalogue import DEFAULT_SPECS
     from evenflow.comm.collectives.collective import Collective, LocalCollective, SilentCollective, TorchCollective
-    from evenflow.comm.compressor import Algebra, Compressor, Context, GradientRule, WirePlan, get_compressor
+    from evenflow.comm.compressor import Algebra, Compressor, Context, GradientRule, WirePlan
     from evenflow.comm.exchange import Exchange, VirtualExchange
+    from evenflow.comm.factory import get_compressor
     from evenflow.comm.ledger import Ledger
     from evenflow.comm.transport import Transport, get_transport
 

@@ -1,4 +1,4 @@
-"""What a compressor promises, and how one is made from its name.
+"""What a compressor promises. ``factory`` makes one from its name.
 
 A compressor turns a tensor into one contiguous message and back. It is plain tensor code: it knows neither groups nor
 links (``transport``), and neither models nor sites (``evenflow.mcbench``). Everything in it is defined for one rank alone.
@@ -12,7 +12,6 @@ Two algebras decide which collectives can carry a message:
 from __future__ import annotations
 
 import enum
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from evenflow.base.errors import ConfigError, NonFiniteInput, WireError
-from evenflow.comm.catalogue import COMPRESSORS
 
 Shape = Sequence[int]
 
@@ -90,6 +88,8 @@ class Compressor(ABC):
     """Whether its parameters are trained with the model."""
     spec: str = ""
     """The text that ``get_compressor`` made it from."""
+    fresh: Callable[[], Compressor] | None = None
+    """Makes another one from the same text; set by ``get_compressor``."""
 
     def __init__(self) -> None:
         self.synchronise: Callable[[Tensor], Tensor] = _identity
@@ -148,7 +148,8 @@ class Compressor(ABC):
 
     def replica(self) -> Compressor:
         """Return the same compressor for another rank: shared parameters, a memory of its own."""
-        return get_compressor(self.spec)
+        assert self.fresh is not None, "only compressors that the factory made can be made again"
+        return self.fresh()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters; empty before ``prepare`` and for most compressors."""
@@ -197,63 +198,3 @@ def check_finite(statistic: Tensor, who: str) -> None:
 def refuse_non_finite(who: str) -> None:
     """Raise NonFiniteInput."""
     raise NonFiniteInput(f"{who}: the tensor to be sent holds NaN, infinity or a value beyond the wire format's range")
-
-
-_WRAPPED = re.compile(r"ef\((.*)\)", re.DOTALL)
-
-
-def get_compressor(spec: str) -> Compressor:
-    """Make a compressor from ``name``, ``name:argument``, ``ef(spec)`` or ``paper:SETTING``.
-
-    Raises RegistryError for an unknown name (listing the known ones) and ConfigError for arguments that cannot work.
-    """
-    text = spec.strip()
-    if wrapped := _WRAPPED.fullmatch(text):
-        from evenflow.comm.compressors.feedback import ErrorFeedback
-
-        compressor: Compressor = ErrorFeedback(get_compressor(wrapped.group(1)))
-    elif text.startswith("paper:"):
-        from evenflow.comm.presets import paper_preset
-
-        compressor = paper_preset(text.removeprefix("paper:"))
-    else:
-        name, *arguments = text.split(":")
-        compressor = COMPRESSORS.load(name)(*arguments_of(name, arguments))
-    compressor.spec = text
-    return compressor
-
-
-def arguments_of(name: str, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments after a name. Raises ConfigError for an empty one, as in ``ae:``."""
-    cleaned = [argument.strip() for argument in arguments]
-    if not all(cleaned):
-        raise ConfigError(f"{name}: an argument after ':' is empty")
-    return cleaned
-
-
-def no_arguments(name: str, arguments: Sequence[str]) -> None:
-    """Raise ConfigError if a compressor without arguments was given some."""
-    if arguments:
-        raise ConfigError(f"{name} takes no arguments; given: {':'.join(arguments)}")
-
-
-def positive_int(name: str, text: str) -> int:
-    """Return ``text`` as an integer of at least 1. Raises ConfigError."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise ConfigError(f"{name}:{text}: allowed: an integer of 1 or more")
-    return value
-
-
-def fraction(name: str, text: str) -> float:
-    """Return ``text`` as a share above 0 and at most 1. Raises ConfigError."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value <= 1.0:
-        raise ConfigError(f"{name}:{text}: allowed: a share above 0 and at most 1")
-    return value

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm.collectives.collective import Collective
-from evenflow.comm.compressor import Compressor, Context, GradientRule, get_compressor
+from evenflow.comm.compressor import Compressor, Context, GradientRule
+from evenflow.comm.factory import get_compressor
 from evenflow.comm.ledger import Kind, Ledger
 from evenflow.comm.transport import (
     ALL_REDUCE,

@@ -16,11 +16,12 @@ import torch
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.comm.catalogue import PAPER_SETTINGS
-from evenflow.comm.compressor import Compressor, Shape, fraction, num_elements, rows_and_width
+from evenflow.comm.compressor import Compressor, Shape, num_elements, rows_and_width
 from evenflow.comm.compressors.autoencoder import AutoEncoder
 from evenflow.comm.compressors.channels import ChannelInt
 from evenflow.comm.compressors.lowrank import PowerSGD
 from evenflow.comm.compressors.sparsify import CountRule, RandomK, TopK
+from evenflow.comm.spec_arguments import fraction
 
 WIDTHS = {"1": 50, "2": 100}
 

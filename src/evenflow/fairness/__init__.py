@@ -4,8 +4,9 @@ from evenflow.fairness.books.cost import CostFunction, Service, WeightedTokens
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.books.weights import Weights
 from evenflow.fairness.defaults import PolicyDefaults
-from evenflow.fairness.policy import ACCEPT, Policy, Schedulable, Verdict
+from evenflow.fairness.policy import ACCEPT, Policy, Verdict
 from evenflow.fairness.registry import PolicySettings, check_policy, create_policy, modifier_registry, policy_registry
+from evenflow.fairness.schedulable import Schedulable
 
 __all__ = [
     "ACCEPT",

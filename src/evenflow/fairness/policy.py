@@ -23,39 +23,12 @@ At any time: policy.shares_changed()              the owner of weights and tiers
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from evenflow.fairness.books.cost import Service
-
-
-class Schedulable(Protocol):
-    """What a policy may read of a request. Never written to."""
-
-    @property
-    def request_id(self) -> Hashable: ...
-    @property
-    def client_id(self) -> str: ...
-    @property
-    def adapter(self) -> str | None: ...
-    @property
-    def arrival_s(self) -> float: ...
-    @property
-    def num_prompt_tokens(self) -> int: ...
-    @property
-    def num_output_tokens(self) -> int: ...
-    @property
-    def max_output_tokens(self) -> int: ...
-    @property
-    def known_output_tokens(self) -> int | None:
-        """The true output length; only an oracle may look."""
-        ...
-
-    @property
-    def is_complete(self) -> bool:
-        """It has ended by itself, not by abort or error: its output length is the one it was meant to have."""
-        ...
+from evenflow.fairness.schedulable import Schedulable
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from evenflow.fairness.books.cost import CostFunction, Service, WeightedTokens
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.measures.runlog import RequestRecord, RunLog, ServiceLog
-from evenflow.fairness.policy import Policy, Schedulable, Verdict
+from evenflow.fairness.policy import Policy, Verdict
+from evenflow.fairness.schedulable import Schedulable
 
 
 @dataclass(slots=True, eq=False)

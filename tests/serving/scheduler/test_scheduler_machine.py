@@ -19,8 +19,9 @@ from evenflow.bench.lora.baselines.partition import PartitionedArena
 from evenflow.fairness.books.cost import Service
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.policies.vtc import VTC
-from evenflow.fairness.policy import Policy, Schedulable
+from evenflow.fairness.policy import Policy
 from evenflow.fairness.registry import create_policy, policy_registry
+from evenflow.fairness.schedulable import Schedulable
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId, RequestState
 from evenflow.serving.core.sampling import GREEDY

@@ -17,16 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from evenflow.comm import wire
-from evenflow.comm.compressor import (
-    NO_CONTEXT,
-    Compressor,
-    Context,
-    Shape,
-    WirePlan,
-    check_finite,
-    no_arguments,
-    rows_and_width,
-)
+from evenflow.comm.compressor import NO_CONTEXT, Compressor, Context, Shape, WirePlan, check_finite, rows_and_width
+from evenflow.comm.spec_arguments import no_arguments
 
 TINY_SCALE = 2.0**-120
 """Channels whose scale is not above this are sent as zero: its inverse might not be a float."""

@@ -17,17 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from evenflow.base.errors import ConfigError
-from evenflow.comm.compressor import (
-    NO_CONTEXT,
-    Algebra,
-    Compressor,
-    Context,
-    Shape,
-    WirePlan,
-    no_arguments,
-    positive_int,
-)
+from evenflow.comm.compressor import NO_CONTEXT, Algebra, Compressor, Context, Shape, WirePlan
 from evenflow.comm.compressors.quantise import GroupInt
+from evenflow.comm.spec_arguments import no_arguments, positive_int
 
 
 def _slot(context: Context, shape: Shape) -> Hashable:

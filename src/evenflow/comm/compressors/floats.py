@@ -14,16 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from evenflow.comm import wire
-from evenflow.comm.compressor import (
-    NO_CONTEXT,
-    Compressor,
-    Context,
-    Shape,
-    WirePlan,
-    check_finite,
-    no_arguments,
-    num_elements,
-)
+from evenflow.comm.compressor import NO_CONTEXT, Compressor, Context, Shape, WirePlan, check_finite, num_elements
+from evenflow.comm.spec_arguments import no_arguments
 
 E4M3_MAX = 448.0
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

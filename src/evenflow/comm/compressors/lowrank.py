@@ -26,10 +26,9 @@ from evenflow.comm.compressor import (
     Shape,
     WirePlan,
     check_finite,
-    no_arguments,
-    positive_int,
     rows_and_width,
 )
+from evenflow.comm.spec_arguments import no_arguments, positive_int
 
 _WIRE_DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -22,12 +22,11 @@ from evenflow.comm.compressor import (
     Shape,
     WirePlan,
     check_finite,
-    fraction,
-    no_arguments,
     num_elements,
     rows_and_width,
 )
 from evenflow.comm.compressors.quantise import GroupInt
+from evenflow.comm.spec_arguments import fraction, no_arguments
 
 
 class SpikeInt(Compressor):

@@ -23,12 +23,12 @@ from evenflow.comm.compressor import (
     Shape,
     WirePlan,
     check_finite,
-    no_arguments,
     num_elements,
     refuse_non_finite,
 )
 from evenflow.comm.kernels import quantise_cpu
 from evenflow.comm.kernels.quantise_ir import TINY_SCALE
+from evenflow.comm.spec_arguments import no_arguments
 
 
 class GroupInt(Compressor):

@@ -24,14 +24,13 @@ from evenflow.comm.compressor import (
     GradientRule,
     Shape,
     WirePlan,
-    fraction,
-    no_arguments,
     num_elements,
     rows_and_width,
 )
 from evenflow.comm.compressors.floats import BlockFloat
 from evenflow.comm.compressors.quantise import GroupInt
 from evenflow.comm.compressors.sparsify import seed_of
+from evenflow.comm.spec_arguments import fraction, no_arguments
 
 
 def hadamard(size: int, dtype: torch.dtype = torch.float32) -> Tensor:

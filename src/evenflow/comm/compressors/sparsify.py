@@ -26,12 +26,10 @@ from evenflow.comm.compressor import (
     Shape,
     WirePlan,
     check_finite,
-    fraction,
-    no_arguments,
     num_elements,
-    positive_int,
 )
 from evenflow.comm.kernels import sparsify_cpu
+from evenflow.comm.spec_arguments import fraction, no_arguments, positive_int
 
 CountRule = Callable[[Shape], int]
 """How many entries of a tensor of some shape are sent."""

@@ -13,18 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from evenflow.base.errors import ConfigError
-from evenflow.comm.compressor import (
-    NO_CONTEXT,
-    Algebra,
-    Compressor,
-    Context,
-    GradientRule,
-    Shape,
-    WirePlan,
-    no_arguments,
-    positive_int,
-    rows_and_width,
-)
+from evenflow.comm.compressor import NO_CONTEXT, Algebra, Compressor, Context, GradientRule, Shape, WirePlan, rows_and_width
+from evenflow.comm.spec_arguments import no_arguments, positive_int
 
 
 class Subspace(Compressor):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator
 
-from evenflow.fairness.policy import Schedulable
+from evenflow.fairness.schedulable import Schedulable
 
 
 class AdaptersInUse:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import islice
 
-from evenflow.fairness.policy import Schedulable
+from evenflow.fairness.schedulable import Schedulable
 
 
 class ClientQueues:

@@ -21,8 +21,9 @@ from evenflow.fairness.books.weights import Weights, weight_lookup
 from evenflow.fairness.policies.hierarchy import Path, Tree
 from evenflow.fairness.policies.prediction import LengthPredictor, PredictedVTC, parse_predictor
 from evenflow.fairness.policies.vtc import Account
-from evenflow.fairness.policy import ACCEPT, Schedulable, Verdict
+from evenflow.fairness.policy import ACCEPT, Verdict
 from evenflow.fairness.registry import PolicySettings
+from evenflow.fairness.schedulable import Schedulable
 
 MIB = float(2**20)
 

@@ -13,8 +13,9 @@ from evenflow.fairness.books.level import HalfLiftedLevel, RoundLevel, UnliftedL
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.defaults import PolicyDefaults
 from evenflow.fairness.policies.vtc import VTC
-from evenflow.fairness.policy import ACCEPT, Schedulable, Verdict
+from evenflow.fairness.policy import ACCEPT, Verdict
 from evenflow.fairness.registry import PolicySettings, refuse_argument
+from evenflow.fairness.schedulable import Schedulable
 
 
 class FCFS(PolicyDefaults):

@@ -20,7 +20,8 @@ from evenflow.base.errors import RegistryError
 from evenflow.fairness.books.cost import Service
 from evenflow.fairness.books.in_use import AdaptersInUse
 from evenflow.fairness.policies.passthrough import PassThrough
-from evenflow.fairness.policy import Policy, Schedulable, Verdict
+from evenflow.fairness.policy import Policy, Verdict
+from evenflow.fairness.schedulable import Schedulable
 
 DEFAULT_AGE_S = 2.0
 DEFAULT_DEFICIT = 4000.0

@@ -15,8 +15,8 @@ from evenflow.fairness.books.level import Level
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.books.weights import Weights, check_tiers, weight_lookup
 from evenflow.fairness.policies.prediction import LengthPredictor, PredictedVTC, parse_predictor
-from evenflow.fairness.policy import Schedulable
 from evenflow.fairness.registry import PolicySettings
+from evenflow.fairness.schedulable import Schedulable
 
 Path = tuple[str, ...]
 

@@ -11,8 +11,9 @@ from collections.abc import Collection, Hashable, Iterator, Sequence
 from itertools import chain, islice
 
 from evenflow.fairness.defaults import PolicyDefaults
-from evenflow.fairness.policy import ACCEPT, Schedulable, Verdict
+from evenflow.fairness.policy import ACCEPT, Verdict
 from evenflow.fairness.registry import PolicySettings, refuse_argument
+from evenflow.fairness.schedulable import Schedulable
 
 
 class LCFS(PolicyDefaults):

@@ -9,8 +9,8 @@ import random
 
 from evenflow.base.errors import RegistryError
 from evenflow.fairness.policies.prediction import PredictedVTC
-from evenflow.fairness.policy import Schedulable
 from evenflow.fairness.registry import PolicySettings
+from evenflow.fairness.schedulable import Schedulable
 
 
 class Oracle:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from evenflow.fairness.books.cost import Service
-from evenflow.fairness.policy import Policy, Schedulable, Verdict
+from evenflow.fairness.policy import Policy, Verdict
+from evenflow.fairness.schedulable import Schedulable
 
 
 class PassThrough:

@@ -20,8 +20,8 @@ from evenflow.fairness.books.level import Level
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.books.weights import Weights
 from evenflow.fairness.policies.vtc import VTC, Account
-from evenflow.fairness.policy import Schedulable
 from evenflow.fairness.registry import PolicySettings
+from evenflow.fairness.schedulable import Schedulable
 
 State = TypeVar("State")
 

@@ -14,8 +14,8 @@ from evenflow.fairness.books.cost import CostFunction
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.books.weights import Weights
 from evenflow.fairness.policies.prediction import LengthPredictor, PredictedVTC
-from evenflow.fairness.policy import Schedulable
 from evenflow.fairness.registry import PolicySettings
+from evenflow.fairness.schedulable import Schedulable
 
 
 class PreemptingVTC(PredictedVTC):

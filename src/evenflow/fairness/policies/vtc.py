@@ -20,8 +20,8 @@ from evenflow.fairness.books.level import Level
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.books.weights import Weights, weight_lookup
 from evenflow.fairness.defaults import PolicyDefaults
-from evenflow.fairness.policy import Schedulable
 from evenflow.fairness.registry import PolicySettings, refuse_argument
+from evenflow.fairness.schedulable import Schedulable
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from evenflow.base.errors import ModelError, RegistryError
 from evenflow.mcbench.names import MODELS
+from evenflow.mcbench.tasks.model_folder import model_folder
 
 
 def make_model(name: str, seed: int, **sizes: int) -> nn.Module:
@@ -42,33 +43,6 @@ def load_model(folder: str | Path, kind: str, num_labels: int) -> nn.Module:
         return auto.from_pretrained(path, local_files_only=True, **options)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """Return the tokenizer of a local folder. Raises ModelError."""
-    from transformers import AutoTokenizer
-
-    path = Path(folder)
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        model_folder(path)
-        # transformers would make one without a word in it, and every text would be unknown.
-        raise ModelError(f"{path} has no tokenizer; save the model's own there (one of {', '.join(_TOKENIZER_FILES)})")
-    try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path} has no tokenizer that can be loaded: {first}") from error
-
-
-def model_folder(folder: str | Path) -> Path:
-    """Return the folder as a path. Raises ModelError if there is no model in it."""
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path} is no model folder: it has no config.json")
-    return path
 
 
 def _spread(hidden: int) -> float:

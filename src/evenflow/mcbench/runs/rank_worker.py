@@ -28,7 +28,7 @@ from evenflow.mcbench.runs.measure import measure
 from evenflow.mcbench.runs.pretrain import Backbones, pretraining_of, start_from
 from evenflow.mcbench.runs.run_config import RunConfig
 from evenflow.mcbench.runs.trainer import Schedule, batches, evaluate, train
-from evenflow.mcbench.split.attach import GroupWiring, VirtualWiring, attach, compression_of
+from evenflow.mcbench.split.attach import attach, compression_of
 from evenflow.mcbench.split.boundary import emulate_boundaries, width_of
 from evenflow.mcbench.split.coders import Coders
 from evenflow.mcbench.split.parity import TOLERANCE, check_parity, first_tensor, gathered
@@ -40,8 +40,10 @@ from evenflow.mcbench.split.pipeline import (
     tied_parameters,
 )
 from evenflow.mcbench.split.rules import Policy
+from evenflow.mcbench.split.wiring import GroupWiring, VirtualWiring
+from evenflow.mcbench.tasks.load import load_task
 from evenflow.mcbench.tasks.scores import loss_of, scores
-from evenflow.mcbench.tasks.task import Task, load_task
+from evenflow.mcbench.tasks.task import Task
 
 Emit = Callable[[str, Any], None]
 """Takes partial results: what it is, and its value."""

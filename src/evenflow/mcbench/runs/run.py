@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from evenflow import __version__
 from evenflow.base.errors import WireError
+from evenflow.base.version import __version__
 from evenflow.comm.collectives.links import Link
 from evenflow.mcbench.runs.launch import launch
 from evenflow.mcbench.runs.pretrain import Backbones

@@ -9,67 +9,20 @@ Build the optimiser afterwards: learned compressors add parameters, and cut weig
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.functional import linear as linear_product
 
 from evenflow.base.errors import ConfigError
-from evenflow.comm import Collective, Compressor, Exchange, Ledger, TorchCollective, VirtualExchange
-from evenflow.comm.collectives.links import Link, shaped
-from evenflow.comm.collectives.stopwatch import Stopwatch, TimedCollective, TimedCompressor
-from evenflow.mcbench.split.roles import Roles, check_divisible, layer_of, roles_of
+from evenflow.comm import Collective, Ledger, TorchCollective
+from evenflow.comm.collectives.links import Link
+from evenflow.comm.collectives.stopwatch import Stopwatch
+from evenflow.mcbench.split.roles import check_divisible, layer_of, roles_of
 from evenflow.mcbench.split.rules import Policy, select_layers
 from evenflow.mcbench.split.sequence import attach_sequence
-
-
-class AnyExchange(Protocol):
-    """What the switchboard needs of an exchange or boundary, real or virtual."""
-
-    compressor: Compressor
-    is_active: bool
-    batch: Hashable
-
-
-class Compression:
-    """The exchanges of one model: their books and their switch. Mutated by the model's own forward calls."""
-
-    def __init__(self, policy: Policy, ledger: Ledger, stopwatch: Stopwatch | None) -> None:
-        self.policy = policy
-        self.ledger = ledger
-        self.stopwatch = stopwatch
-        self.exchanges: list[AnyExchange] = []
-        self.parameters = nn.ParameterList()
-        self.num_steps = 0
-        self.is_on = True
-        self.is_forced: bool | None = None
-        """True or False: on or off at evaluation, whatever the policy says."""
-
-    def add(self, exchange: AnyExchange, width: int, seed: int, like: Tensor) -> None:
-        """Register an exchange and make its trainable parameters."""
-        exchange.compressor.prepare(width, seed, dtype=like.dtype, device=like.device)
-        self.exchanges.append(exchange)
-        self.parameters.extend(exchange.compressor.parameters())
-
-    def advance(self) -> None:
-        """Count one optimiser step (for the warm-up)."""
-        self.num_steps += 1
-
-    def name_batch(self, batch: Hashable) -> None:
-        """Name the samples that come, for memories that belong to them."""
-        for exchange in self.exchanges:
-            exchange.batch = batch
-
-    def switch(self, is_training: bool) -> None:
-        """Turn compression on or off for the forward (and backward) that follows."""
-        is_warm = self.num_steps >= self.policy.warmup_steps
-        at_eval = self.policy.active_at_eval if self.is_forced is None else self.is_forced
-        self.is_on = is_on = is_warm and (is_training or at_eval)
-        for exchange in self.exchanges:
-            exchange.is_active = is_on
+from evenflow.mcbench.split.wiring import Compression, GroupWiring, VirtualWiring, Wiring
 
 
 def compression_of(model: nn.Module) -> Compression:
@@ -163,154 +116,3 @@ def _finish(model: nn.Module, compression: Compression) -> nn.Module:
     model.add_module("_compression_parameters", compression.parameters)
     object.__setattr__(model, "_evenflow_compression", compression)
     return model
-
-
-class Wiring(Protocol):
-    """How the operators f and g are put into modules: over a group, or virtually."""
-
-    world_size: int
-
-    def exchange(self, site: str, policy: Policy, is_chosen: bool, compression: Compression) -> Any: ...
-
-    def row(self, module: nn.Module, exchange: Any) -> None: ...
-
-    def owner(self, module: nn.Module, columns: list[nn.Module], exchange: Any) -> None: ...
-
-    def lone_column(self, module: nn.Module, exchange: Any) -> None: ...
-
-    def cut_heads(self, modules: dict[str, nn.Module], roles: Roles) -> None: ...
-
-
-def _on_hidden_states(operator: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """Return a forward pre-hook that applies ``operator`` to the hidden states, named or first."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if "hidden_states" in kwargs:
-            return args, {**kwargs, "hidden_states": operator(kwargs["hidden_states"])}
-        return (operator(args[0]), *args[1:]), kwargs
-
-    return hook
-
-
-def _slice(parameter: Tensor, dim: int, rank: int, world_size: int) -> nn.Parameter:
-    part = parameter.detach().chunk(world_size, dim)[rank].clone(memory_format=torch.contiguous_format)
-    return nn.Parameter(part, requires_grad=parameter.requires_grad)
-
-
-class GroupWiring:
-    """Real ranks: weights are cut, operators talk to the group."""
-
-    def __init__(self, collective: Collective, link: Link | None = None, stopwatch: Stopwatch | None = None) -> None:
-        if link is not None:
-            collective = shaped(collective, link)
-        self.collective = TimedCollective(collective, stopwatch, "tp communication") if stopwatch else collective
-        self.stopwatch = stopwatch
-        self.rank, self.world_size = collective.rank, collective.world_size
-
-    def exchange(self, site: str, policy: Policy, is_chosen: bool, compression: Compression) -> Exchange:
-        compressor, transport = policy.rule(site, is_chosen).make()
-        rule = policy.gradients.get(site) if is_chosen else None
-        if self.stopwatch is not None:
-            compressor = TimedCompressor(compressor, self.stopwatch)
-        return Exchange(site, compressor, self.collective, transport=transport, rule=rule, ledger=compression.ledger)
-
-    def row(self, module: nn.Module, exchange: Exchange) -> None:
-        assert isinstance(module, nn.Linear)
-        self.cut_row(module)
-
-        def forward(x: Tensor) -> Tensor:
-            total = exchange.reduce(linear_product(x, module.weight))
-            return total if module.bias is None else total + module.bias
-
-        module.forward = forward  # type: ignore[method-assign,assignment]
-
-    def cut_row(self, module: nn.Linear) -> None:
-        """Keep the own input features."""
-        module.weight = _slice(module.weight, 1, self.rank, self.world_size)
-        module.in_features //= self.world_size
-
-    def before(self, module: nn.Module, operator: Callable[[Tensor], Tensor]) -> None:
-        """Apply ``operator`` to the hidden states that go into a module."""
-        module.register_forward_pre_hook(_on_hidden_states(operator), with_kwargs=True)
-
-    def cut_column(self, module: nn.Module) -> None:
-        """Keep the own output features."""
-        assert isinstance(module, nn.Linear)
-        module.weight = _slice(module.weight, 0, self.rank, self.world_size)
-        if module.bias is not None:
-            module.bias = _slice(module.bias, 0, self.rank, self.world_size)
-        module.out_features //= self.world_size
-
-    def owner(self, module: nn.Module, columns: list[nn.Module], exchange: Exchange) -> None:
-        for column in columns:
-            self.cut_column(column)
-        module.register_forward_pre_hook(_on_hidden_states(exchange.copy), with_kwargs=True)
-
-    def lone_column(self, module: nn.Module, exchange: Exchange) -> None:
-        self.cut_column(module)
-        module.register_forward_pre_hook(_on_hidden_states(exchange.copy), with_kwargs=True)
-
-    def cut_heads(self, modules: dict[str, nn.Module], roles: Roles) -> None:
-        for name, attribute in roles.head_counts:
-            setattr(modules[name], attribute, getattr(modules[name], attribute) // self.world_size)
-        for name in roles.head_tables:
-            table = modules[name]
-            assert isinstance(table, nn.Embedding)
-            table.weight = _slice(table.weight, 1, self.rank, self.world_size)
-            table.embedding_dim //= self.world_size
-
-
-class VirtualWiring:
-    """Virtual ranks: weights stay whole and are cut on the fly; all ranks' products are taken in this process."""
-
-    def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
-
-    def exchange(self, site: str, policy: Policy, is_chosen: bool, compression: Compression) -> VirtualExchange:
-        rule = policy.rule(site, is_chosen)
-        if rule.spec.startswith("caat"):
-            raise ConfigError(
-                "caat keeps different channels on each rank and cannot be emulated in one model; start real ranks"
-            )
-        compressor, transport = rule.make()
-        gradient = policy.gradients.get(site) if is_chosen else None
-        return VirtualExchange(site, compressor, self.world_size, transport=transport, rule=gradient, ledger=compression.ledger)
-
-    def row(self, module: nn.Module, exchange: VirtualExchange) -> None:
-        assert isinstance(module, nn.Linear)
-        W = self.world_size
-
-        def forward(x: Tensor) -> Tensor:
-            parts = zip(x.chunk(W, -1), module.weight.chunk(W, 1))
-            total = exchange.reduce([linear_product(part.contiguous(), weight.contiguous()) for part, weight in parts])
-            return total if module.bias is None else total + module.bias
-
-        module.forward = forward  # type: ignore[method-assign,assignment]
-
-    def _column(self, module: nn.Module, copies: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
-        assert isinstance(module, nn.Linear)
-        W = self.world_size
-
-        def forward(x: Tensor) -> Tensor:
-            biases = module.bias.chunk(W) if module.bias is not None else [None] * W
-            weights = module.weight.chunk(W, 0)
-            return torch.cat([linear_product(c, w, b) for c, w, b in zip(copies(x), weights, biases)], dim=-1)
-
-        module.forward = forward  # type: ignore[method-assign,assignment]
-
-    def owner(self, module: nn.Module, columns: list[nn.Module], exchange: VirtualExchange) -> None:
-        current: list[tuple[Tensor, ...]] = []
-
-        def remember(x: Tensor) -> Tensor:
-            current[:] = [exchange.copy(x)]
-            return x
-
-        module.register_forward_pre_hook(_on_hidden_states(remember), with_kwargs=True)
-        for column in columns:
-            self._column(column, lambda x: current[0])
-
-    def lone_column(self, module: nn.Module, exchange: VirtualExchange) -> None:
-        self._column(module, exchange.copy)
-
-    def cut_heads(self, modules: dict[str, nn.Module], roles: Roles) -> None:
-        return None

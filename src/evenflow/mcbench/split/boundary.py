@@ -20,9 +20,9 @@ from evenflow.base.errors import ConfigError
 from evenflow.comm import Algebra, Compressor, Context, GradientRule, Ledger, WirePlan, get_compressor
 from evenflow.comm.compressor import NO_CONTEXT, Shape
 from evenflow.comm.ledger import Kind
-from evenflow.mcbench.split.attach import Compression
 from evenflow.mcbench.split.roles import roles_of
 from evenflow.mcbench.split.rules import Policy, stage_layers
+from evenflow.mcbench.split.wiring import Compression
 
 
 def boundary_rule(policy: Policy) -> GradientRule:

@@ -24,12 +24,12 @@ from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.comm import Collective, Compressor, Context, GradientRule, Ledger, get_compressor
 from evenflow.comm.exchange import empty_message
 from evenflow.comm.ledger import Kind
-from evenflow.mcbench.split.attach import Compression
 from evenflow.mcbench.split.boundary import Kept, backward_spec, boundary_rule
 from evenflow.mcbench.split.coders import Coders
 from evenflow.mcbench.split.parity import first_tensor
 from evenflow.mcbench.split.roles import Roles, roles_of
 from evenflow.mcbench.split.rules import Policy, stage_layers
+from evenflow.mcbench.split.wiring import Compression
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,7 @@ from evenflow.base.errors import ConfigError
 from evenflow.comm import Exchange
 from evenflow.mcbench.split.roles import Roles, layer_of
 from evenflow.mcbench.split.rules import Policy
-
-if TYPE_CHECKING:
-    from evenflow.mcbench.split.attach import Compression, GroupWiring
+from evenflow.mcbench.split.wiring import Compression, GroupWiring
 
 
 class Sequence:

@@ -14,8 +14,8 @@ from evenflow.mcbench.runs.trainer import Schedule, train
 from evenflow.mcbench.split.attach import emulate_model
 from evenflow.mcbench.split.parity import first_tensor
 from evenflow.mcbench.split.roles import roles_of
+from evenflow.mcbench.tasks.load import load_task
 from evenflow.mcbench.tasks.scores import loss_of
-from evenflow.mcbench.tasks.task import load_task
 
 SERVING_SPECS = tuple(spec for spec in DEFAULT_SPECS if not spec.startswith(("caat", "ae", "subspace-learned", "aqsgd")))
 """What a server can use without training or memory of its samples."""

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from evenflow.base.errors import ConfigError
-from evenflow.mcbench.runs.benchmark_models import load_tokenizer
 from evenflow.mcbench.tasks.cifar import load_cifar
 from evenflow.mcbench.tasks.local_files import parquet_rows, table_rows, verify
+from evenflow.mcbench.tasks.model_folder import load_tokenizer
 from evenflow.mcbench.tasks.reference import (
     CHAR_VOCABULARY,
     LENGTH,

@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from evenflow.mcbench.tasks.task import IGNORED, Split, Task, check_pin
+from evenflow.mcbench.tasks.pins import check_pin
+from evenflow.mcbench.tasks.task import IGNORED, Split, Task
 
 
 def topics_text() -> tuple[dict[str, str], str, bool]:

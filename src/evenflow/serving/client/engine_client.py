@@ -13,7 +13,9 @@ from collections.abc import AsyncIterator, Mapping
 import zmq
 import zmq.asyncio
 
+from evenflow.base.children import error_from_name
 from evenflow.base.errors import EngineDead, EvenFlowError
+from evenflow.serving.client.codec import encoder, from_engine_decoder
 from evenflow.serving.client.messages import (
     Abort,
     AdapterInfo,
@@ -32,7 +34,7 @@ from evenflow.serving.client.messages import (
     ToEngine,
     UnloadAdapter,
 )
-from evenflow.serving.client.process import EngineProcess, encoder, error_from_name, from_engine_decoder
+from evenflow.serving.client.process import EngineProcess
 from evenflow.serving.config.engine_config import EngineConfig
 
 

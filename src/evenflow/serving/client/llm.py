@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
+from evenflow.base.children import error_from_name
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, InvalidRequest
 from evenflow.base.memory_size import parse_size
 from evenflow.serving.client.messages import (
@@ -33,7 +34,7 @@ from evenflow.serving.client.messages import (
     UnloadAdapter,
     Usage,
 )
-from evenflow.serving.client.process import EngineConnection, error_from_name
+from evenflow.serving.client.process import EngineConnection
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.models.model_config import load_config

@@ -17,6 +17,7 @@ import zmq
 
 from evenflow.base.errors import AdapterError, AdapterRejected, EvenFlowError
 from evenflow.serving.adapters.catalog import PreparedAdapter
+from evenflow.serving.client.codec import encoder, to_engine_decoder
 from evenflow.serving.client.messages import (
     Abort,
     Answer,
@@ -32,7 +33,6 @@ from evenflow.serving.client.messages import (
     Submit,
     UnloadAdapter,
 )
-from evenflow.serving.client.process import encoder, to_engine_decoder
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.engine.build import build_engine

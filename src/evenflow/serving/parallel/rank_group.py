@@ -11,8 +11,9 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm.collectives.collective import Collective
-from evenflow.comm.compressor import Algebra, Compressor, get_compressor
+from evenflow.comm.compressor import Algebra, Compressor
 from evenflow.comm.exchange import Exchange
+from evenflow.comm.factory import get_compressor
 from evenflow.comm.ledger import Kind, Ledger, sent_bytes
 from evenflow.comm.transport import Transport, get_transport
 

@@ -6,7 +6,6 @@ and answers nobody but rank 0's collectives. Adapters are read on a thread besid
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -16,9 +15,11 @@ from pathlib import Path
 
 import zmq
 
-from evenflow.base.errors import EvenFlowError
+from evenflow.base.children import die_with_parent, write_obituary
+from evenflow.base.errors import EngineDead, EvenFlowError
+from evenflow.base.logs import configure_logging
 from evenflow.base.openmp import share_openmp
-from evenflow.serving.client.process import LOG_FORMAT, die_with_parent, read_config
+from evenflow.serving.client.codec import read_config
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.ranks.rank_messages import Forget, Loaded, RunStep, encoder, plan_of, step_decoder
 
@@ -32,16 +33,14 @@ def main(folder: Path, rank: int) -> int:
     share_openmp()
     try:
         config = read_config(folder)
-        text = LOG_FORMAT.replace("%(message)s", f"rank {rank}: %(message)s")
-        logging.basicConfig(level=config.log_level.upper(), format=text, datefmt="%H:%M:%S")
+        configure_logging(config.log_level, who=f"rank {rank}: ")
         _serve(config, folder, rank, parent)
     except Exception as error:
-        name = type(error).__name__ if isinstance(error, EvenFlowError) else "EngineDead"
-        text = str(error) if isinstance(error, EvenFlowError) else f"{type(error).__name__}: {error}"
         if not isinstance(error, EvenFlowError):
             logging.getLogger("evenflow").exception("the rank ends")
+            error = EngineDead(f"{type(error).__name__}: {error}")
         if folder.exists():
-            (folder / f"failed{rank}.json").write_text(json.dumps({"error_type": name, "error": text}))
+            write_obituary(folder / f"failed{rank}.json", error)
         return 1
     return 0
 

@@ -9,25 +9,24 @@ watching thread gives it two seconds to come out by itself and ends the process 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import zmq
 
+from evenflow.base.children import error_from_name, exit_in_words, read_obituary, write_obituary
 from evenflow.base.errors import AdapterError, EngineDead, EvenFlowError, WireError
+from evenflow.serving.client.codec import write_config
 from evenflow.serving.client.environment import engine_environment
-from evenflow.serving.client.process import error_from_name, write_death
+from evenflow.serving.client.process import OBITUARY
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.adapter import AdapterRecord
 from evenflow.serving.core.plan import StepPlan
@@ -55,13 +54,13 @@ class RankProcesses:
     """Ranks 1 to N - 1. Plans and ``close`` on the engine's thread; ``prepare`` on any.
 
     ``folder``: of an engine process. If a rank dies and the engine's thread does not notice, what became of it is
-    written there (``write_death``) and the process ends. None: an engine inside the caller's process; it is left alone.
+    written there (its obituary) and the process ends. None: an engine inside the caller's process; it is left alone.
     """
 
     def __init__(self, config: EngineConfig, folder: Path | None = None) -> None:
         self._engine_folder = folder
         self.folder = Path(tempfile.mkdtemp(prefix="evenflow-ranks-" if folder is None else "ranks-", dir=folder))
-        (self.folder / "config.json").write_text(json.dumps(asdict(config), default=str))
+        write_config(self.folder, config)
         self._context = zmq.Context()
         self._plans: list[zmq.Socket] = []
         self._adapters: list[zmq.Socket] = []
@@ -112,8 +111,7 @@ class RankProcesses:
             answers = [answer_decoder.decode(self._receive(socket)) for socket in self._adapters]
         for rank, answer in enumerate(answers, 1):
             if isinstance(answer, Refused):
-                error = error_from_name(answer.error_type, answer.error, answer.reasons)
-                raise error
+                raise error_from_name(answer.error_type, answer.error, answer.reasons)
             if answer.digest != record.digest:
                 raise AdapterError(
                     f"the adapter at {path} changed while it was read: rank {rank} found other weights; load it again"
@@ -193,7 +191,7 @@ class RankProcesses:
                 self._is_dead.set()
                 log.error("%s", self._death)
                 if not self._is_noticed.wait(_GRACE_S) and not self._is_closing and self._engine_folder is not None:
-                    write_death(self._engine_folder, self._death)
+                    write_obituary(self._engine_folder / OBITUARY, self._death)
                     os._exit(1)
                 return
             time.sleep(0.1)
@@ -207,13 +205,11 @@ class RankProcesses:
             if code is None:
                 continue
             who = f"tensor-parallel rank {rank} of {world_size} (process {process.pid})"
-            report = self.folder / f"failed{rank}.json"
-            if report.exists():
-                said = json.loads(report.read_text())
-                error = error_from_name(said["error_type"], f"rank {rank} of {world_size}: {said['error']}")
+            error = read_obituary(self.folder / f"failed{rank}.json", f"rank {rank} of {world_size}: ")
+            if error is not None:
                 found.append((2 if isinstance(error, WireError) else 1, error))
             else:
-                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+                how = exit_in_words(code)
                 found.append((0, EngineDead(f"{who} ended with {how}; no request can be served any more")))
         return min(found, key=lambda entry: entry[0])[1]
 

@@ -6,7 +6,8 @@ Pages are found in this order: free ones, idle ones (adapters, cached prefixes),
 from __future__ import annotations
 
 from evenflow.base.errors import AdapterError
-from evenflow.fairness.policy import Policy, Schedulable
+from evenflow.fairness.policy import Policy
+from evenflow.fairness.schedulable import Schedulable
 from evenflow.serving.core.plan import PlannedSequence
 from evenflow.serving.core.request import FinishReason, Request, RequestId
 from evenflow.serving.memory.residency import Residency

@@ -23,8 +23,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from evenflow import __version__
 from evenflow.base.errors import EvenFlowError
+from evenflow.base.version import __version__
 from evenflow.serving.server.api import responses, schema
 from evenflow.serving.server.api.adapter_routes import add_adapter_routes
 from evenflow.serving.server.api.endpoint import error_reply, json_reply

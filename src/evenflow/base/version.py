@@ -1,0 +1,5 @@
+"""The version of this distribution. Kept here, so that reading it imports no other room."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
