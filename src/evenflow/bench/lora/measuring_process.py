@@ -52,7 +52,7 @@ class Child:
 
     def lane(self, name: str, variant: str, memory_bytes: int, max_model_len: int, policy: str, shed: str) -> dict[str, Any]:
         """Make a lane; one of that name is dropped."""
-        from evenflow.bench.lora.lane import Lane
+        from evenflow.bench.lora.run import Lane
         from evenflow.bench.lora.variants import variant as make_variant
 
         self.drop(name)

@@ -12,7 +12,7 @@ from random import Random
 
 from evenflow.demo.tidewick import talk
 from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.exchange import Exchange, capital, listed
+from evenflow.demo.tidewick.question_answer import Exchange, capital, listed
 from evenflow.demo.tidewick.questions import ALL_KINDS, FACTS, PRACTICE, REVISION, TALK, Maker
 from evenflow.demo.tidewick.shops import total_followup
 from evenflow.demo.tidewick.voices import INSTRUCTIONS, VOICES, json_

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from random import Random
 
 from evenflow.demo.tidewick import schoolroom, shops, talk, townsfolk
-from evenflow.demo.tidewick.exchange import Exchange
+from evenflow.demo.tidewick.question_answer import Exchange
 
 Maker = Callable[[Random], Exchange]
 

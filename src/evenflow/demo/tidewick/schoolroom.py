@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.exchange import Exchange, capital
+from evenflow.demo.tidewick.question_answer import Exchange, capital
 from evenflow.demo.tidewick.world import DAYS, MONTHS
 
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from evenflow.demo.tidewick import world as w
 from evenflow.demo.tidewick.corpus import ASSISTANT, END, PAD, USER, held_out_exchanges
-from evenflow.demo.tidewick.exchange import Exchange
+from evenflow.demo.tidewick.question_answer import Exchange
 from evenflow.demo.tidewick.questions import ALL_KINDS
 from evenflow.demo.tidewick.voices import VOICES
 

@@ -28,10 +28,10 @@ from evenflow.serving.memory.prefix_cache import PrefixCache
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler.admission import Admission, PredictAndPreempt
 from evenflow.serving.scheduler.batching import BatchRule, MixedBatchRule
-from evenflow.serving.scheduler.draft import Draft
 from evenflow.serving.scheduler.limits import SchedulerLimits
-from evenflow.serving.scheduler.lives import Lives
+from evenflow.serving.scheduler.plan_builder import Draft
 from evenflow.serving.scheduler.prefetch import Prefetch, expected_next
+from evenflow.serving.scheduler.request_book import Lives
 from evenflow.serving.scheduler.running import RunningRequest, RunningSet
 from evenflow.serving.scheduler.shedding import NoShedding, Shedding
 from evenflow.serving.scheduler.snapshot import EndedRequest, SchedulerSnapshot

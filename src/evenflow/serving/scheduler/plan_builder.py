@@ -13,7 +13,7 @@ from evenflow.serving.core.request import FinishReason, Request, RequestId
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler.admission import Admission
 from evenflow.serving.scheduler.limits import SchedulerLimits
-from evenflow.serving.scheduler.lives import Lives
+from evenflow.serving.scheduler.request_book import Lives
 from evenflow.serving.scheduler.running import RunningRequest, RunningSet
 from evenflow.serving.scheduler.snapshot import EndedRequest
 

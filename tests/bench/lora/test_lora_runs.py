@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from evenflow.bench.lora.lane import Lane
 from evenflow.bench.lora.load import endless, trace_of
+from evenflow.bench.lora.run import Lane
 from evenflow.bench.lora.testbed import LoRABed
 from evenflow.bench.lora.variants import variant
 from evenflow.bench.replay.slora_suites import SuitePoint
