@@ -39,7 +39,7 @@ from evenflow.serving.core.request import RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.core.shape import MODULES, SITES, ModelShape
 from evenflow.serving.memory.layout import ArenaLayout, place
-from evenflow.serving.models.decoder import LlamaForCausalLM
+from evenflow.serving.models.decoder import Decoder
 from evenflow.serving.models.model_config import load_config
 from evenflow.serving.models.rope_table import rope_table
 from evenflow.serving.models.weights import LayerWeights, ModelWeights
@@ -111,7 +111,7 @@ class Timer:
         return found
 
 
-def random_model(shape: ModelShape, dtype: torch.dtype, device: torch.device, context: int) -> LlamaForCausalLM:
+def random_model(shape: ModelShape, dtype: torch.dtype, device: torch.device, context: int) -> Decoder:
     raw = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": shape.hidden_size,
         "intermediate_size": shape.intermediate_size, "num_hidden_layers": shape.num_layers, "vocab_size": shape.vocab_size,
@@ -139,7 +139,7 @@ def random_model(shape: ModelShape, dtype: torch.dtype, device: torch.device, co
         for _ in range(shape.num_layers)
     )  # fmt: skip
     weights = ModelWeights(noise(shape.vocab_size, hidden), layers, ones(), noise(shape.vocab_size, hidden))
-    return LlamaForCausalLM(config, weights)
+    return Decoder(config, weights)
 
 
 class Bench:

@@ -10,10 +10,10 @@ from random import Random
 import httpx
 import pytest
 
-from evenflow.demo.clients import Account, ClientPlan, quantile, run_client
+from evenflow.demo.clients import ClientPlan, ClientRecord, quantile, run_client
 from evenflow.demo.contest import compete, register
 from evenflow.demo.run import client_plans
-from evenflow.demo.stream import Reply, RequestFailed, stream
+from evenflow.demo.stream import RequestFailed, StreamedReply, stream
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 7, 4
 
@@ -73,7 +73,7 @@ class _Server:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_a_stream_is_read_whatever_way_it_is_cut(path):
-    server, reply, counted = _Server(), Reply(sent_s=0.0), []
+    server, reply, counted = _Server(), StreamedReply(sent_s=0.0), []
 
     async def main():
         async with server.client() as http:
@@ -90,7 +90,7 @@ def test_a_stream_is_read_whatever_way_it_is_cut(path):
 def test_an_error_of_the_server_is_told_with_its_text():
     async def main():
         async with _Server(fail_after=0).client() as http:
-            await stream(http, "/v1/completions", {}, "anna", lambda: None, Reply(sent_s=0.0))
+            await stream(http, "/v1/completions", {}, "anna", lambda: None, StreamedReply(sent_s=0.0))
 
     with pytest.raises(RequestFailed, match=r"503.*full"):
         asyncio.run(main())
@@ -149,7 +149,7 @@ def test_all_adapters_are_registered_and_a_refusal_is_told(tmp_path):
 
 
 def test_a_request_that_waits_at_the_end_counts_with_its_wait():
-    account = Account(replies=[Reply(sent_s=1.0, first_token_s=1.5, finished_s=2.0), Reply(sent_s=2.0)])
+    account = ClientRecord(replies=[StreamedReply(sent_s=1.0, first_token_s=1.5, finished_s=2.0), StreamedReply(sent_s=2.0)])
     assert account.waits_s(end_s=10.0) == [0.5, 8.0]
     assert len(account.finished) == 1
     account.is_streaming = False
@@ -172,7 +172,7 @@ def test_a_plan_draws_the_same_requests_from_the_same_seed():
 
 def test_a_client_waits_for_its_start():
     plan = ClientPlan(name="late", habit="", concurrency=1, pause_s=0.0, starts_s=5.0, adapters=("a",))
-    account = Account()
+    account = ClientRecord()
 
     async def main():
         async with _Server().client() as http:

@@ -49,7 +49,7 @@ def _run_lora(args: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from evenflow.base.errors import ConfigError
-    from evenflow.bench.lora.suite_run import LoRAOptions, LoRARun, plan_samples
+    from evenflow.bench.lora.suite_run import LoRAOptions, SuiteRun, plan_samples
     from evenflow.bench.lora.suites import suite
     from evenflow.bench.lora.tables import suite_table
     from evenflow.report.tables import table_terminal
@@ -73,11 +73,11 @@ def _run_lora(args: argparse.Namespace) -> int:
     for file in (path, args.html):
         if file is not None and not file.parent.is_dir():
             raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
-    run_of_lora = LoRARun(path, options, args.cache_dir or default_cache_dir())
+    run_of_lora = SuiteRun(path, options, args.cache_dir or default_cache_dir())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=args.quiet) as progress:
         task = progress.add_task("preparing", total=len(planned))
-        outcome = run_of_lora.run(
+        counts = run_of_lora.run(
             planned,
             budget_s,
             lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
@@ -92,8 +92,8 @@ def _run_lora(args: argparse.Namespace) -> int:
             if name in run_of_lora.document["results"]:
                 headers, rows = suite_table(run_of_lora.document["results"][name])
                 console.print(table_terminal(headers, rows, title=name))
-        left = f", {outcome.left} left: the same command continues" if outcome.left else ""
-        console.print(f"{outcome.measured} samples measured, {outcome.kept} were there{left}", highlight=False, markup=False)
+        left = f", {counts.left} left: the same command continues" if counts.left else ""
+        console.print(f"{counts.measured} samples measured, {counts.kept} were there{left}", highlight=False, markup=False)
         for file in (path, args.html):
             if file is not None and file.exists():
                 console.print(f"wrote {file}", highlight=False, markup=False)

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from evenflow.demo.stream import Reply, stream, whole
+from evenflow.demo.stream import StreamedReply, stream, whole
 from evenflow.demo.tidewick.corpus import trained_exchange
 
 PROMPT_WEIGHT = 1.0
@@ -55,12 +55,12 @@ class ClientPlan:
 
 
 @dataclass(slots=True)
-class Account:
+class ClientRecord:
     """What one client has sent and received. Owned by ``run_client``."""
 
     is_streaming: bool = True
 
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[StreamedReply] = field(default_factory=list)
     """Of every request that was sent, also those that were cut off at the end."""
     num_streamed: int = 0
     """Output tokens so far, as they arrived."""
@@ -68,7 +68,7 @@ class Account:
     """(seconds since the start, service so far), sampled."""
 
     @property
-    def finished(self) -> list[Reply]:
+    def finished(self) -> list[StreamedReply]:
         """Replies that came to their end."""
         return [reply for reply in self.replies if reply.finished_s is not None]
 
@@ -93,7 +93,7 @@ def quantile(values: list[float], share: float) -> float:
     return values[max(0, math.ceil(share * len(values)) - 1)]
 
 
-async def run_client(plan: ClientPlan, http: httpx.AsyncClient, account: Account, seed: int) -> None:
+async def run_client(plan: ClientPlan, http: httpx.AsyncClient, account: ClientRecord, seed: int) -> None:
     """Send requests as ``plan`` says until cancelled."""
     await asyncio.sleep(plan.starts_s)
     async with asyncio.TaskGroup() as group:
@@ -101,7 +101,7 @@ async def run_client(plan: ClientPlan, http: httpx.AsyncClient, account: Account
             group.create_task(_lane(plan, http, account, Random(f"{seed} {plan.name} {lane}")))
 
 
-async def _lane(plan: ClientPlan, http: httpx.AsyncClient, account: Account, rng: Random) -> None:
+async def _lane(plan: ClientPlan, http: httpx.AsyncClient, account: ClientRecord, rng: Random) -> None:
     counted = 0
 
     def count() -> None:
@@ -111,7 +111,7 @@ async def _lane(plan: ClientPlan, http: httpx.AsyncClient, account: Account, rng
 
     while True:
         path, body = plan.body(rng)
-        reply = Reply(sent_s=time.monotonic())
+        reply = StreamedReply(sent_s=time.monotonic())
         account.replies.append(reply)
         counted = 0
         if plan.page_tokens:
@@ -123,7 +123,7 @@ async def _lane(plan: ClientPlan, http: httpx.AsyncClient, account: Account, rng
             await asyncio.sleep(rng.expovariate(1.0 / plan.pause_s))
 
 
-async def sample(accounts: dict[str, Account], every_s: float, clock: Callable[[], float]) -> None:
+async def sample(accounts: dict[str, ClientRecord], every_s: float, clock: Callable[[], float]) -> None:
     """Write every account's service into its timeline until cancelled; ``clock`` counts from the start."""
     while True:
         now = clock()

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from evenflow.demo.clients import Account, ClientPlan, quantile, run_client, sample
+from evenflow.demo.clients import ClientPlan, ClientRecord, quantile, run_client, sample
 from evenflow.demo.server_process import ServerProcess
 from evenflow.demo.stream import RequestFailed
 
@@ -106,7 +106,7 @@ async def _adapters(http: httpx.AsyncClient) -> list[dict[str, Any]]:
 
 async def compete(http: httpx.AsyncClient, plans: Sequence[ClientPlan], seconds: float, say: Say) -> list[ClientResult]:
     """Let all clients run for ``seconds``; return what each got. Raises RequestFailed."""
-    accounts = {plan.name: Account(is_streaming=not plan.page_tokens) for plan in plans}
+    accounts = {plan.name: ClientRecord(is_streaming=not plan.page_tokens) for plan in plans}
     began = time.monotonic()
 
     def clock() -> float:

@@ -20,7 +20,7 @@ _DATA = b"data: "
 
 
 @dataclass(slots=True)
-class Reply:
+class StreamedReply:
     """What one request brought. Times are of time.monotonic()."""
 
     sent_s: float
@@ -36,7 +36,7 @@ class RequestFailed(EvenFlowError):
 
 
 async def stream(
-    http: httpx.AsyncClient, path: str, body: dict[str, Any], client: str, on_token: Callable[[], None], reply: Reply
+    http: httpx.AsyncClient, path: str, body: dict[str, Any], client: str, on_token: Callable[[], None], reply: StreamedReply
 ) -> None:
     """POST ``body`` as a stream for ``client`` and fill ``reply`` as tokens arrive; ``on_token`` is called for each.
 
@@ -52,7 +52,7 @@ async def stream(
     reply.finished_s = time.monotonic()
 
 
-async def whole(http: httpx.AsyncClient, path: str, body: dict[str, Any], client: str, reply: Reply) -> None:
+async def whole(http: httpx.AsyncClient, path: str, body: dict[str, Any], client: str, reply: StreamedReply) -> None:
     """POST ``body`` for ``client`` and fill ``reply`` from the whole answer. Raises RequestFailed.
 
     The first token's time is the server's own word for it (``usage.evenflow``): queue and prefill after sending.
@@ -81,7 +81,7 @@ async def _lines(response: httpx.Response) -> Any:
                 yield line
 
 
-async def _read(response: httpx.Response, path: str, on_token: Callable[[], None], reply: Reply) -> None:
+async def _read(response: httpx.Response, path: str, on_token: Callable[[], None], reply: StreamedReply) -> None:
     if response.status_code != 200:
         detail = (await response.aread()).decode(errors="replace")[:300]
         raise RequestFailed(f"POST {path} answered {response.status_code}: {detail}")

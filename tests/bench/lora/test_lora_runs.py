@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from evenflow.bench.lora.load import endless, trace_of
-from evenflow.bench.lora.run import Lane
-from evenflow.bench.lora.testbed import LoRABed
+from evenflow.bench.lora.run import Run
+from evenflow.bench.lora.testbed import RandomTestbed
 from evenflow.bench.lora.variants import variant
 from evenflow.bench.replay.slora_suites import SuitePoint
 from evenflow.bench.replay.trace import TraceRow
@@ -20,12 +20,12 @@ ROWS = [TraceRow(0.0, "c", 5 + 7 * i % 40, 3 + i % 9, None if i % 5 == 4 else st
 
 
 @pytest.fixture(scope="module")
-def bed(tmp_path_factory):
+def testbed(tmp_path_factory):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield LoRABed(
+    yield RandomTestbed(
         "tiny",
-        tmp_path_factory.mktemp("bed"),
+        tmp_path_factory.mktemp("testbed"),
         num_adapters=9,
         dtype="float32",
         ranks=(8, 3, 1, 6),
@@ -36,67 +36,67 @@ def bed(tmp_path_factory):
     torch.set_num_threads(before)
 
 
-def outputs(bed, name, memory_pages=60):
-    lane = Lane(bed, variant(name), memory_pages * bed.layout.page_bytes, 128)
-    lane.keep_outputs = True
-    counts = lane.drain(ROWS)
-    lane.scheduler.check_integrity()
+def outputs(testbed, name, memory_pages=60):
+    run = Run(testbed, variant(name), memory_pages * testbed.layout.page_bytes, 128)
+    run.keep_outputs = True
+    counts = run.drain(ROWS)
+    run.scheduler.check_integrity()
     assert counts.finished == len(ROWS)
-    return lane.outputs, counts, lane
+    return run.outputs, counts, run
 
 
 @pytest.fixture(scope="module")
-def expected(bed):
-    return outputs(bed, "loop")[0]
+def expected(testbed):
+    return outputs(testbed, "loop")[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_are_equal(bed, expected, name):
-    got, counts, _ = outputs(bed, name)
+def test_tokens_are_equal(testbed, expected, name):
+    got, counts, _ = outputs(testbed, name)
     assert got == expected
     assert counts.output_tokens == sum(row.output_len for row in ROWS)
     assert counts.rows >= sum(row.input_len + row.output_len - 1 for row in ROWS)
 
 
-def test_adapters_matter_here(bed, expected):
+def test_adapters_matter_here(testbed, expected):
     """Otherwise equality says nothing."""
-    assert outputs(bed, "none")[0] != expected
+    assert outputs(testbed, "none")[0] != expected
 
 
-def test_tokens_are_equal_when_memory_is_short(bed, expected):
+def test_tokens_are_equal_when_memory_is_short(testbed, expected):
     """Adapters are evicted and loaded again, and requests preempted, on both sides of every comparison."""
     for name in ("unified", "partitioned:0.5", "padded"):
-        got, counts, lane = outputs(bed, name, memory_pages=13)
+        got, counts, run = outputs(testbed, name, memory_pages=13)
         assert got == expected
         assert counts.loads > 7
-        assert lane.residency.num_evictions > 0
+        assert run.residency.num_evictions > 0
 
 
-def test_slots_take_the_room_of_the_largest_rank(bed):
-    _, counts, lane = outputs(bed, "slots:6")
-    own = {bed.adapters.record(str(i)).size_bytes for i in range(7)}
-    padded = lane._adapters.record("1")
+def test_slots_take_the_room_of_the_largest_rank(testbed):
+    _, counts, run = outputs(testbed, "slots:6")
+    own = {testbed.adapters.record(str(i)).size_bytes for i in range(7)}
+    padded = run._adapters.record("1")
     assert padded.size_bytes == max(own)
-    assert padded.num_pages == place(bed.layout, bed.adapters.record("0").signature).num_pages
-    assert lane.arena.num_pages_for("adapter") == 6 * padded.num_pages
+    assert padded.num_pages == place(testbed.layout, testbed.adapters.record("0").signature).num_pages
+    assert run.arena.num_pages_for("adapter") == 6 * padded.num_pages
     assert counts.loaded_bytes == counts.loads * max(own)
 
 
-def test_traffic_is_counted_by_distinct_adapter_and_step(bed):
-    lane = Lane(bed, variant("unified"), 60 * bed.layout.page_bytes, 128)
-    size = [bed.adapters.record(str(i)).size_bytes for i in range(4)]
+def test_traffic_is_counted_by_distinct_adapter_and_step(testbed):
+    run = Run(testbed, variant("unified"), 60 * testbed.layout.page_bytes, 128)
+    size = [testbed.adapters.record(str(i)).size_bytes for i in range(4)]
     rows = [TraceRow(0.0, "c", 4, 3, adapter) for adapter in ("0", "0", "1", None)]
-    counts = lane.drain(rows)
+    counts = run.drain(rows)
     assert counts.steps == 3
     assert counts.distinct == 3 * 2
     assert counts.adapter_bytes == 3 * (size[0] + size[1])
     assert (counts.loads, counts.loaded_bytes) == (2, size[0] + size[1])
 
 
-def test_by_the_clock_every_request_is_answered_in_its_time(bed):
-    lane = Lane(bed, variant("unified"), 60 * bed.layout.page_bytes, 128)
+def test_by_the_clock_every_request_is_answered_in_its_time(testbed):
+    run = Run(testbed, variant("unified"), 60 * testbed.layout.page_bytes, 128)
     point = SuitePoint(9, rate=60.0, duration_s=0.4, input_range=(4, 12), output_range=(2, 5))
-    records, counts = lane.serve(trace_of(point, 0))
+    records, counts = run.serve(trace_of(point, 0))
     assert len(records) == 24
     assert counts.finished == 24
     for record in records:

@@ -12,7 +12,7 @@ import pytest
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.bench.lora.lora_page import lora_page
-from evenflow.bench.lora.suite_run import LoRAOptions, LoRARun, plan_samples
+from evenflow.bench.lora.suite_run import LoRAOptions, SuiteRun, plan_samples
 from evenflow.bench.lora.suites import SUITES, suite
 from evenflow.bench.lora.tables import explained_ratio, paired, suite_table, total_ratio
 from evenflow.cli.main import main
@@ -67,11 +67,11 @@ def document(tmp_path_factory):
         small("ranks", rounds=1),
         replace(small("operators"), cases=(SUITES["operators"].cases[1],)),
     ]
-    run = LoRARun(folder / "lora.json", OPTIONS, folder / "cache")
+    run = SuiteRun(folder / "lora.json", OPTIONS, folder / "cache")
     planned = plan_samples(suites, [], None)
-    outcome = run.run(planned)
-    assert (outcome.measured, outcome.kept, outcome.left) == (len(planned), 0, 0)
-    again = LoRARun(folder / "lora.json", OPTIONS, folder / "cache").run(planned)
+    counts = run.run(planned)
+    assert (counts.measured, counts.kept, counts.left) == (len(planned), 0, 0)
+    again = SuiteRun(folder / "lora.json", OPTIONS, folder / "cache").run(planned)
     assert (again.measured, again.kept) == (0, len(planned))
     return json.loads((folder / "lora.json").read_text())
 
@@ -117,16 +117,16 @@ def test_another_setting_needs_another_file(document, tmp_path):
     path = tmp_path / "lora.json"
     path.write_text(json.dumps(document))
     with pytest.raises(ConfigError, match="name another file"):
-        LoRARun(path, replace(OPTIONS, max_num_seqs=5), tmp_path)
+        SuiteRun(path, replace(OPTIONS, max_num_seqs=5), tmp_path)
     path.write_text("{}")
     with pytest.raises(ConfigError, match="no result of this benchmark"):
-        LoRARun(path, OPTIONS, tmp_path)
+        SuiteRun(path, OPTIONS, tmp_path)
 
 
 def test_the_budget_leaves_samples_for_later(tmp_path):
     planned = plan_samples([small("adapters", rounds=1)], [], None)
-    outcome = LoRARun(tmp_path / "lora.json", OPTIONS, tmp_path).run(planned, budget_s=-1.0)
-    assert (outcome.measured, outcome.left) == (0, len(planned))
+    counts = SuiteRun(tmp_path / "lora.json", OPTIONS, tmp_path).run(planned, budget_s=-1.0)
+    assert (counts.measured, counts.left) == (0, len(planned))
 
 
 @pytest.mark.parametrize(

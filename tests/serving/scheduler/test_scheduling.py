@@ -411,7 +411,7 @@ def test_a_recomputed_output_cut_to_one_token_a_step_is_not_sampled_from() -> No
         server.step()
     entry = server.scheduler._running.get(request.request_id)
     assert entry is not None
-    server.scheduler._lives.preempt(entry)
+    server.scheduler._book.preempt(entry)
     for name in ("a", "b", "c"):
         server.add(name, 1, 30)
     rows = [server.step() for _ in range(4)]

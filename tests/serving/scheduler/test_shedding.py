@@ -215,8 +215,8 @@ def test_what_has_run_is_never_given_up():
     scheduler.add(request, request.arrival_s)
     plan = scheduler.plan(request.arrival_s)
     assert plan is not None
-    scheduler._lives.preempt(scheduler._running.get(request.request_id))
-    assert scheduler._lives.shed(request.arrival_s + 100.0) == []
+    scheduler._book.preempt(scheduler._running.get(request.request_id))
+    assert scheduler._book.shed(request.arrival_s + 100.0) == []
     scheduler.check_integrity()
 
 

@@ -50,7 +50,7 @@ def lora_page(document: Mapping[str, Any]) -> Page:
     for name, result in document["results"].items():
         if result["cases"]:
             page.section(name, result["text"])
-            _FIGURES[result["way"]](page, name, result)
+            _FIGURES[result["method"]](page, name, result)
             page.table(*suite_table(result))
             _notes(page, result)
     used = {variant for result in document["results"].values() for variant in variants_of(result)}
@@ -68,7 +68,7 @@ def _notes(page: Page, result: Result) -> None:
         f"{opened['adapter_bytes'] / 1e9:.2f} GB on the host in {opened['dtype']}, an arena page "
         f"{opened['page_bytes'] / 1024:.0f} KiB."
     )
-    if result["way"] == "saturated":
+    if result["method"] == "saturated":
         text += (
             " `traffic explains`: the ratio to the first case if the additional bytes, read and copied at that speed, were all "
             "that differs. `of first case` and `of unified` compare the sums over all rounds: "

@@ -1,6 +1,6 @@
 """The process that measures: ``python -m evenflow.bench.lora.measuring_process`` answers one JSON line per JSON line.
 
-It has the engine's thread settings, owns the model and the lanes, and decides nothing: ``{"do": NAME, ...}`` calls the
+It has the engine's thread settings, owns the model and the runs, and decides nothing: ``{"do": NAME, ...}`` calls the
 method of that name. An error answers ``{"error": text, "kind": name}`` and the process goes on.
 """
 
@@ -19,26 +19,26 @@ from evenflow.base.openmp import share_openmp
 
 
 class Child:
-    """One bed and its lanes by name."""
+    """One testbed and its runs by name."""
 
     def __init__(self) -> None:
-        self._bed: Any = None
-        self._lanes: dict[str, Any] = {}
+        self._testbed: Any = None
+        self._runs: dict[str, Any] = {}
 
     def open(self, setting: str, cache_dir: str, num_adapters: int, **options: Any) -> dict[str, Any]:
-        """Make (or find) model and adapters; drops all lanes."""
-        from evenflow.bench.lora.testbed import LoRABed
+        """Make (or find) model and adapters; drops all runs."""
+        from evenflow.bench.lora.testbed import RandomTestbed
 
-        for name in list(self._lanes):
+        for name in list(self._runs):
             self.drop(name)
         if options.get("ranks"):
             options["ranks"] = tuple(options["ranks"])
-        self._bed = LoRABed(setting, Path(cache_dir), num_adapters=num_adapters, **options)
-        self._bed.adapters.touch()
-        layout = self._bed.layout
+        self._testbed = RandomTestbed(setting, Path(cache_dir), num_adapters=num_adapters, **options)
+        self._testbed.adapters.touch()
+        layout = self._testbed.layout
         return {
-            "adapter_bytes": self._bed.adapters.size_bytes,
-            "dtype": str(self._bed.dtype).removeprefix("torch."),
+            "adapter_bytes": self._testbed.adapters.size_bytes,
+            "dtype": str(self._testbed.dtype).removeprefix("torch."),
             "page_bytes": layout.page_bytes,
             "page_tokens": layout.page_tokens,
             "anonymous_bytes": anonymous_bytes(),
@@ -50,54 +50,56 @@ class Child:
 
         return bandwidth()
 
-    def lane(self, name: str, variant: str, memory_bytes: int, max_model_len: int, policy: str, shed: str) -> dict[str, Any]:
-        """Make a lane; one of that name is dropped."""
-        from evenflow.bench.lora.run import Lane
+    def make_run(
+        self, name: str, variant: str, memory_bytes: int, max_model_len: int, policy: str, shed: str
+    ) -> dict[str, Any]:
+        """Make a run; one of that name is dropped."""
+        from evenflow.bench.lora.run import Run
         from evenflow.bench.lora.variants import variant as make_variant
 
         self.drop(name)
-        self._lanes[name] = Lane(self._bed, make_variant(variant), memory_bytes, max_model_len, policy, shed)
+        self._runs[name] = Run(self._testbed, make_variant(variant), memory_bytes, max_model_len, policy, shed)
         return {}
 
     def drop(self, name: str) -> dict[str, Any]:
-        """Forget a lane and its arena."""
-        lane = self._lanes.pop(name, None)
-        if lane is not None:
-            lane.close()
+        """Forget a run and its arena."""
+        run = self._runs.pop(name, None)
+        if run is not None:
+            run.close()
         return {}
 
     def fill(self, name: str, num_adapters: int) -> dict[str, Any]:
         """Make adapters resident before anything is measured."""
-        self._lanes[name].fill(num_adapters)
+        self._runs[name].fill(num_adapters)
         return {}
 
     def saturate(self, name: str, point: dict[str, Any], seed: int = 0, adapter: str | None = None) -> dict[str, Any]:
-        """Give the lane requests without end, drawn as the point says; ``adapter``: all of them to this one."""
+        """Give the run requests without end, drawn as the point says; ``adapter``: all of them to this one."""
         from evenflow.bench.lora.load import endless, point_of
 
         rows = endless(point_of(point), seed)
-        self._lanes[name].saturate(rows if adapter is None else (replace(row, adapter=adapter) for row in rows))
+        self._runs[name].saturate(rows if adapter is None else (replace(row, adapter=adapter) for row in rows))
         return {}
 
     def hold(self, name: str, adapters: list[str], output_len: int) -> dict[str, Any]:
         """Start one long request for each of these adapters: a batch that stays what it is."""
         from evenflow.bench.replay.trace import TraceRow
 
-        self._lanes[name].saturate(iter([TraceRow(0.0, adapter, 8, output_len, adapter) for adapter in adapters]))
+        self._runs[name].saturate(iter([TraceRow(0.0, adapter, 8, output_len, adapter) for adapter in adapters]))
         return {}
 
     def advance(self, name: str, num_steps: int) -> dict[str, Any]:
-        """Compute steps of a saturated lane."""
-        return asdict(self._lanes[name].advance(num_steps))
+        """Compute steps of a saturated run."""
+        return asdict(self._runs[name].advance(num_steps))
 
     def drain(self, name: str, rows: list[list[Any]], keep_outputs: bool = False) -> dict[str, Any]:
         """Serve a fixed set of requests: [input tokens, output tokens, adapter or null] each."""
         from evenflow.bench.replay.trace import TraceRow
 
-        lane = self._lanes[name]
-        lane.keep_outputs = keep_outputs
-        counts = lane.drain([TraceRow(0.0, adapter or "base", inputs, outputs, adapter) for inputs, outputs, adapter in rows])
-        return {**asdict(counts), "outputs": lane.outputs if keep_outputs else {}}
+        run = self._runs[name]
+        run.keep_outputs = keep_outputs
+        counts = run.drain([TraceRow(0.0, adapter or "base", inputs, outputs, adapter) for inputs, outputs, adapter in rows])
+        return {**asdict(counts), "outputs": run.outputs if keep_outputs else {}}
 
     def serve(self, name: str, point: dict[str, Any], seed: int = 0) -> dict[str, Any]:
         """Serve the point's requests by the clock."""
@@ -106,23 +108,23 @@ class Child:
 
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         chosen = point_of(point)
-        records, counts = self._lanes[name].serve(trace_of(chosen, seed))
+        records, counts = self._runs[name].serve(trace_of(chosen, seed))
         disk_reads = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults
         quality = measure_quality(records, counts.seconds, rate=chosen.rate)
         return {**asdict(quality), **asdict(counts), "disk_reads": disk_reads}
 
     def memory(self, name: str) -> dict[str, Any]:
-        """What the lane's arena and this process hold."""
-        lane = self._lanes[name]
-        snapshot = lane.scheduler.snapshot()
-        resident = [lane.residency.record(digest) for digest in lane.residency.residents()]
+        """What the run's arena and this process hold."""
+        run = self._runs[name]
+        snapshot = run.scheduler.snapshot()
+        resident = [run.residency.record(digest) for digest in run.residency.residents()]
         return {
             "num_pages": snapshot.num_pages,
             "num_kv_pages": snapshot.num_kv_pages,
             "num_adapter_pages": snapshot.num_adapter_pages,
             "num_resident": len(resident),
             "row_bytes": sum(record.size_bytes for record in resident),
-            "page_bytes": self._bed.layout.page_bytes,
+            "page_bytes": self._testbed.layout.page_bytes,
             "anonymous_bytes": anonymous_bytes(),
         }
 
@@ -134,7 +136,7 @@ class Child:
         """Time every LoRA backend at one site."""
         from evenflow.bench.lora.operators import measure
 
-        return measure(self._bed, case, repeats)
+        return measure(self._testbed, case, repeats)
 
 
 def anonymous_bytes() -> int:

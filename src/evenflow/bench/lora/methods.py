@@ -1,6 +1,6 @@
 """How a case is measured: saturated, by the clock, on a fixed set of requests, by what memory holds, or per operator.
 
-A way makes what it needs in the measuring process and returns one sample: a flat mapping of names to numbers.
+A method makes what it needs in the measuring process and returns one sample: a flat mapping of names to numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Measuring:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._process = JsonProcess("evenflow.bench.lora.measuring_process", environment=environment)
         self.threads = self._process.ready["threads"]
-        self.lanes: set[str] = set()
+        self.runs: set[str] = set()
 
     def __call__(self, method: str, /, **arguments: Any) -> dict[str, Any]:
         """Call one of the process's methods. Raises ConfigError with its error."""
@@ -44,8 +44,8 @@ class Measuring:
         self._process.close()
 
 
-class Way(Protocol):
-    """One way of measuring."""
+class Method(Protocol):
+    """One method of measuring, by which every case of a suite is measured."""
 
     can_use_peers: bool
 
@@ -58,25 +58,25 @@ class Way(Protocol):
         ...
 
 
-def make_lane(measuring: Measuring, case: Case, variant: str) -> str:
-    """A lane for the case, its arena holding as many of its adapters as fit."""
+def make_run(measuring: Measuring, case: Case, variant: str) -> str:
+    """A run for the case, its arena holding as many of its adapters as fit."""
     name = f"{case.label}|{variant}"
     arena = {"memory_bytes": parse_size(case.memory), "max_model_len": MAX_MODEL_LEN}
-    measuring("lane", name=name, variant=variant, policy=case.policy, shed=case.shed, **arena)
+    measuring("make_run", name=name, variant=variant, policy=case.policy, shed=case.shed, **arena)
     measuring("fill", name=name, num_adapters=case.point.num_adapters)
     return name
 
 
 class Saturated:
-    """Requests without end: every sample is the next steps of a lane that keeps running."""
+    """Requests without end: every sample is the next steps of a run that keeps running."""
 
     can_use_peers = False
 
     def sample(self, measuring: Measuring, case: Case, variant: str, round_number: int) -> Sample | None:
-        """See Way."""
+        """See Method."""
         name = f"{case.label}|{variant}"
-        if name not in measuring.lanes:
-            make_lane(measuring, case, variant)
+        if name not in measuring.runs:
+            make_run(measuring, case, variant)
             if "batch" in case.settings:
                 adapters = [str(number) for number in case.settings["batch"]]
                 measuring("hold", name=name, adapters=adapters, output_len=MAX_MODEL_LEN - 16)
@@ -84,7 +84,7 @@ class Saturated:
                 only = case.settings.get("adapter")
                 measuring("saturate", name=name, point=asdict(case.point), seed=round_number, adapter=only)
             measuring("advance", name=name, num_steps=WARM_STEPS)
-            measuring.lanes.add(name)
+            measuring.runs.add(name)
         return measuring("advance", name=name, num_steps=STEPS_PER_SAMPLE)
 
     def close(self) -> None:
@@ -92,13 +92,13 @@ class Saturated:
 
 
 class ByTheClock:
-    """The case's requests at their times, to the last token, by a lane of its own. Another round is another seed."""
+    """The case's requests at their times, to the last token, by a run of its own. Another round is another seed."""
 
     can_use_peers = False
 
     def sample(self, measuring: Measuring, case: Case, variant: str, round_number: int) -> Sample | None:
-        """See Way."""
-        name = make_lane(measuring, case, variant)
+        """See Method."""
+        name = make_run(measuring, case, variant)
         try:
             return measuring("serve", name=name, point=asdict(case.point), seed=round_number)
         finally:
@@ -122,17 +122,17 @@ class FixedSet:
         self._num_peer_adapters = 0
 
     def sample(self, measuring: Measuring, case: Case, variant: str, round_number: int) -> Sample | None:
-        """See Way."""
+        """See Method."""
         count = case.point.num_adapters
         names = [str(i % count) for i in range(FIXED_REQUESTS)]
         if variant in ("peft", "peft-names"):
             return self._ask_peer(names, is_mixed=variant == "peft-names")
         name = f"{case.label}|{variant}"
         rows = [(FIXED_INPUT, FIXED_OUTPUT, adapter) for adapter in names]
-        if name not in measuring.lanes:
-            make_lane(measuring, case, variant)
+        if name not in measuring.runs:
+            make_run(measuring, case, variant)
             measuring("drain", name=name, rows=rows)
-            measuring.lanes.add(name)
+            measuring.runs.add(name)
         return measuring("drain", name=name, rows=rows)
 
     def close(self) -> None:
@@ -184,9 +184,9 @@ class Footprint:
     can_use_peers = False
 
     def sample(self, measuring: Measuring, case: Case, variant: str, round_number: int) -> Sample | None:
-        """See Way."""
+        """See Method."""
         before = measuring("process")["anonymous_bytes"]
-        name = make_lane(measuring, case, variant)
+        name = make_run(measuring, case, variant)
         rows = [(FIXED_INPUT, 4, str(i)) for i in range(case.point.num_adapters)]
         measuring("drain", name=name, rows=rows)
         held = measuring("memory", name=name)
@@ -206,7 +206,7 @@ class Operators:
         self._measured: dict[str, dict[str, Any]] = {}
 
     def sample(self, measuring: Measuring, case: Case, variant: str, round_number: int) -> Sample | None:
-        """See Way."""
+        """See Method."""
         if case.label not in self._measured:
             settings = {**case.settings, "adapters": case.point.num_adapters}
             self._measured[case.label] = measuring("operators", case=settings, repeats=20)
@@ -217,4 +217,4 @@ class Operators:
         """Nothing is kept."""
 
 
-__all__ = ["ByTheClock", "FixedSet", "Footprint", "Measuring", "Operators", "Sample", "Saturated", "Way"]
+__all__ = ["ByTheClock", "FixedSet", "Footprint", "Measuring", "Method", "Operators", "Sample", "Saturated"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from evenflow.bench.lora.baselines.padding import PaddedAdapters
-from evenflow.bench.lora.variants import Bed
+from evenflow.bench.lora.variants import Testbed
 from evenflow.serving.adapters.row_file import MemoryRows, RowFile
 from evenflow.serving.backends.choose import LORA_BACKENDS
 from evenflow.serving.backends.devices.batch import Batch, build_batch
@@ -24,7 +24,7 @@ BACKENDS = {"unified": "cpu", "padded": "padded", "gather": "gather", "loop": "t
 """Variant: LoRA backend. ``slots`` is the shipped one on padded adapters."""
 
 
-def measure(bed: Bed, case: Mapping[str, Any], repeats: int) -> dict[str, Any]:
+def measure(testbed: Testbed, case: Mapping[str, Any], repeats: int) -> dict[str, Any]:
     """Seconds per layer of one site, a list for each variant; one pass through all layers is one sample.
 
     ``case``: site, rows (one sequence each), adapters (row i has adapter i mod adapters; 0 based). All layers' weights lie
@@ -32,20 +32,20 @@ def measure(bed: Bed, case: Mapping[str, Any], repeats: int) -> dict[str, Any]:
     """
     site, rows, num_adapters = str(case["site"]), int(case["rows"]), int(case["adapters"])
     digests = [AdapterDigest(str(i)) for i in range(num_adapters)]
-    padded = PaddedAdapters(bed.layout, bed.max_rank, bed.adapters.record, bed.adapters.host_rows)
-    own_pages = sum(bed.adapters.record(digest).num_pages for digest in digests)
+    padded = PaddedAdapters(testbed.layout, testbed.max_rank, testbed.adapters.record, testbed.adapters.host_rows)
+    own_pages = sum(testbed.adapters.record(digest).num_pages for digest in digests)
     padded_pages = sum(padded.record(digest).num_pages for digest in digests)
-    plain = Storage(bed.layout, own_pages, bed.dtype, bed.device)
-    slots = Storage(bed.layout, padded_pages, bed.dtype, bed.device)
+    plain = Storage(testbed.layout, own_pages, testbed.dtype, testbed.device)
+    slots = Storage(testbed.layout, padded_pages, testbed.dtype, testbed.device)
     backends: dict[str, LoRABackend] = {variant: LORA_BACKENDS.load(name)(plain) for variant, name in BACKENDS.items()}
     backends["slots"] = LORA_BACKENDS.load("cpu")(slots)
-    _load(plain, [b for name, b in backends.items() if name != "slots"], map(bed.adapters.host_rows, digests))
+    _load(plain, [b for name, b in backends.items() if name != "slots"], map(testbed.adapters.host_rows, digests))
     _load(slots, [backends["slots"]], map(padded.host_rows, digests))
-    batch = _batch(bed, rows, num_adapters)
-    shape, modules = bed.config.shape, SITES[site]
+    batch = _batch(testbed, rows, num_adapters)
+    shape, modules = testbed.config.shape, SITES[site]
     generator = torch.Generator().manual_seed(0)
-    x_TI = torch.randn(rows, shape.module_widths(modules[0])[0], generator=generator).to(bed.dtype)
-    y_TO = torch.zeros(rows, sum(shape.module_widths(module)[1] for module in modules), dtype=bed.dtype)
+    x_TI = torch.randn(rows, shape.module_widths(modules[0])[0], generator=generator).to(testbed.dtype)
+    y_TO = torch.zeros(rows, sum(shape.module_widths(module)[1] for module in modules), dtype=testbed.dtype)
     outputs = {}
     for name, backend in backends.items():
         backend.warm_up()
@@ -63,7 +63,7 @@ def measure(bed: Bed, case: Mapping[str, Any], repeats: int) -> dict[str, Any]:
                 backend.run(layer, site, x_TI, y_TO)
             if repeat:
                 seconds[name].append((time.perf_counter() - started_s) / shape.num_layers)
-    return {"seconds": seconds, "bytes": _site_bytes(bed, digests, site)}
+    return {"seconds": seconds, "bytes": _site_bytes(testbed, digests, site)}
 
 
 def _load(
@@ -79,16 +79,18 @@ def _load(
             backend.bind(slot, signature, pages)
 
 
-def _batch(bed: Bed, rows: int, num_adapters: int) -> Batch:
+def _batch(testbed: Testbed, rows: int, num_adapters: int) -> Batch:
     sequences = tuple(PlannedSequence(RequestId(str(i)), (1,), 1, (0,), i % num_adapters, None) for i in range(rows))
-    return build_batch(StepPlan(0, sequences), bed.layout.page_tokens, bed.device)
+    return build_batch(StepPlan(0, sequences), testbed.layout.page_tokens, testbed.device)
 
 
-def _site_bytes(bed: Bed, digests: list[AdapterDigest], site: str) -> int:
+def _site_bytes(testbed: Testbed, digests: list[AdapterDigest], site: str) -> int:
     """Bytes of the adapters' rows at one layer of the site."""
     total = 0
     for digest in digests:
-        ranks = bed.adapters.record(digest).signature.ranks[0]
+        ranks = testbed.adapters.record(digest).signature.ranks[0]
         for module in SITES[site]:
-            total += ranks[MODULES.index(module)] * sum(map(bed.layout.row_bytes, bed.config.shape.module_widths(module)))
+            total += ranks[MODULES.index(module)] * sum(
+                map(testbed.layout.row_bytes, testbed.config.shape.module_widths(module))
+            )
     return total

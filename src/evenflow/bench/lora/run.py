@@ -13,7 +13,7 @@ from itertools import islice
 
 import torch
 
-from evenflow.bench.lora.variants import Bed, Unified
+from evenflow.bench.lora.variants import Testbed, Unified
 from evenflow.bench.replay.trace import Trace, TraceRow
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.measures.runlog import RequestRecord
@@ -58,37 +58,43 @@ class Counts:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
-class Lane:
-    """``memory_bytes``: size of the arena. ``policy`` and ``shed``: as for a server. One lane computes at a time."""
+class Run:
+    """``memory_bytes``: size of the arena. ``policy`` and ``shed``: as for a server. One run computes at a time."""
 
     def __init__(
-        self, bed: Bed, variant: Unified, memory_bytes: int, max_model_len: int, policy: str = "fcfs", shed: str = "none"
+        self,
+        testbed: Testbed,
+        variant: Unified,
+        memory_bytes: int,
+        max_model_len: int,
+        policy: str = "fcfs",
+        shed: str = "none",
     ) -> None:
-        layout, config = bed.layout, bed.config
+        layout, config = testbed.layout, testbed.config
         num_pages = memory_bytes // layout.page_bytes
-        self._bed = bed
-        self.storage = Storage(layout, num_pages, bed.dtype, bed.device)
+        self._testbed = testbed
+        self.storage = Storage(layout, num_pages, testbed.dtype, testbed.device)
         cos_PE, sin_PE = rope_table(config.rope, config.shape.head_dim, max_model_len)
-        names = choose(bed.device, bed.dtype, config.shape)
+        names = choose(testbed.device, testbed.dtype, config.shape)
         sm_scale = config.shape.head_dim**-0.5
         self._attention = ATTENTION_BACKENDS.load(names.attention)(self.storage, cos_PE, sin_PE, sm_scale)
         self._lora = variant.lora(self.storage)
-        self.arena = variant.arena(bed, num_pages)
-        self._adapters = variant.adapters(bed)
-        self.residency = Residency(self.arena, self._adapters.record, num_slots=variant.num_slots(bed))
+        self.arena = variant.arena(testbed, num_pages)
+        self._adapters = variant.adapters(testbed)
+        self.residency = Residency(self.arena, self._adapters.record, num_slots=variant.num_slots(testbed))
         with torch.inference_mode():
-            self._executor = variant.executor(bed, self.storage, self._attention, self._lora, self._adapters)
+            self._executor = variant.executor(testbed, self.storage, self._attention, self._lora, self._adapters)
         queues = ClientQueues()
         self.scheduler = Scheduler(
             policy=create_policy(policy, queues=queues),
             queues=queues,
             arena=self.arena,
             residency=self.residency,
-            prefetch=variant.prefetch(bed, num_pages),
+            prefetch=variant.prefetch(testbed, num_pages),
             shedding=create_shedding(shed, PAPER_SLO_S if shed != "none" else None),
             limits=SchedulerLimits(
-                max_num_seqs=bed.max_num_seqs,
-                max_batch_tokens=bed.max_batch_tokens,
+                max_num_seqs=testbed.max_num_seqs,
+                max_batch_tokens=testbed.max_batch_tokens,
                 max_model_len=max_model_len,
                 page_tokens=layout.page_tokens,
             ),
@@ -101,7 +107,7 @@ class Lane:
         self.keep_outputs = False
 
     def fill(self, num_adapters: int) -> None:
-        """Make the first adapters resident, as many as fit beside an idle cache: where a lane that runs for long has got to."""
+        """Make the first adapters resident, as many as fit beside an idle cache: where a run that runs for long has got to."""
         for number in range(num_adapters):
             digest = AdapterDigest(str(number))
             if self.residency.record(digest).num_pages > self.arena.num_free_for("adapter"):
@@ -119,11 +125,11 @@ class Lane:
         self._source = rows
 
     def advance(self, num_steps: int) -> Counts:
-        """Compute so many steps of the saturated lane."""
+        """Compute so many steps of the saturated run."""
         self._activate()
         counts = Counts()
         for _ in range(num_steps):
-            missing = self._bed.max_num_seqs - self.scheduler.num_waiting
+            missing = self._testbed.max_num_seqs - self.scheduler.num_waiting
             for row in islice(self._source, missing):
                 self.add(row, 0.0)
             counts.add(self.step(0.0))
@@ -182,8 +188,8 @@ class Lane:
         """A request of random tokens and known length."""
         number, self._next_id = self._next_id, self._next_id + 1
         if row.adapter is not None:  # as the catalog does when a request arrives
-            self._bed.adapters.host_rows(AdapterDigest(row.adapter))[1].read_ahead()
-        vocab = self._bed.config.shape.vocab_size
+            self._testbed.adapters.host_rows(AdapterDigest(row.adapter))[1].read_ahead()
+        vocab = self._testbed.config.shape.vocab_size
         return Request(
             RequestId(str(number)),
             ClientId(row.client),
@@ -242,8 +248,8 @@ class Lane:
         counts.adapter_bytes = sum(self._bytes_by_slot[slot] for slot in slots)
 
     def _activate(self) -> None:
-        """The lanes share the model; its backends are those of the lane that computes."""
-        self._bed.model.bind(self._attention, self._lora)
+        """The runs share the model; its backends are those of the run that computes."""
+        self._testbed.model.bind(self._attention, self._lora)
 
 
-__all__ = ["Counts", "Lane"]
+__all__ = ["Counts", "Run"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from evenflow.base.errors import ConfigError
 from evenflow.bench.harness import result_document
-from evenflow.bench.lora.methods import ByTheClock, FixedSet, Footprint, Measuring, Operators, Saturated, Way
+from evenflow.bench.lora.methods import ByTheClock, FixedSet, Footprint, Measuring, Method, Operators, Saturated
 from evenflow.bench.lora.settings import setting
 from evenflow.bench.lora.suites import Case, LoRASuite
 from evenflow.bench.lora.variant_names import PEERS, check_variant
@@ -45,7 +45,7 @@ class LoRAOptions:
 
 
 @dataclass(slots=True)
-class Outcome:
+class SampleCounts:
     """How far a run got."""
 
     measured: int = 0
@@ -81,7 +81,7 @@ def plan_samples(suites: Sequence[LoRASuite], variants: Sequence[str], rounds: i
             for case in suite.cases:
                 for name in variants or case.variants or suite.variants:
                     check_variant(name)
-                    if name in PEERS and suite.way != "fixed":
+                    if name in PEERS and suite.method != "fixed":
                         raise ConfigError(
                             f"variant {name!r} serves fixed sets of requests only (suite merge), not {suite.name!r}"
                         )
@@ -89,7 +89,7 @@ def plan_samples(suites: Sequence[LoRASuite], variants: Sequence[str], rounds: i
     return planned
 
 
-class LoRARun:
+class SuiteRun:
     """Takes samples and keeps the document at ``path``."""
 
     def __init__(self, path: Path, options: LoRAOptions, cache_dir: Path) -> None:
@@ -101,49 +101,49 @@ class LoRARun:
         self._ranks: tuple[int, ...] = ()
         self._num_adapters = -1
 
-    def run(self, planned: Sequence[Planned], budget_s: float | None = None, progress: Progress | None = None) -> Outcome:
+    def run(self, planned: Sequence[Planned], budget_s: float | None = None, progress: Progress | None = None) -> SampleCounts:
         """Take what the document lacks; writes it after every sample, and stops before a sample beyond the budget."""
-        outcome, started_s = Outcome(), time.monotonic()
+        counts, started_s = SampleCounts(), time.monotonic()
         suite: LoRASuite | None = None
-        way: Way | None = None
+        method: Method | None = None
         try:
             for done, sample in enumerate(planned):
                 if self._has(sample):
-                    outcome.kept += 1
+                    counts.kept += 1
                     continue
                 if budget_s is not None and time.monotonic() - started_s > budget_s:
-                    outcome.left += 1
+                    counts.left += 1
                     continue
                 if progress is not None:
                     progress(f"{sample.suite.name} {sample.case.label} {sample.variant}", done, len(planned))
-                if sample.suite is not suite or way is None:
-                    if way is not None:
-                        way.close()
-                    suite, way = sample.suite, self._way(sample.suite.way)
+                if sample.suite is not suite or method is None:
+                    if method is not None:
+                        method.close()
+                    suite, method = sample.suite, self._method(sample.suite.method)
                     self._ranks, self._num_adapters = (), -1
                 self._open(sample)
                 assert self._measuring is not None
-                taken = way.sample(self._measuring, sample.case, sample.variant, sample.round_number)
+                taken = method.sample(self._measuring, sample.case, sample.variant, sample.round_number)
                 if taken is not None:
                     self._keep(sample, taken)
-                    outcome.measured += 1
+                    counts.measured += 1
         finally:
-            if way is not None:
-                way.close()
+            if method is not None:
+                method.close()
             if self._measuring is not None:
                 self._measuring.close()
                 self._measuring = None
-        return outcome
+        return counts
 
-    def _way(self, name: str) -> Way:
-        ways: Mapping[str, Callable[[], Way]] = {
+    def _method(self, name: str) -> Method:
+        methods: Mapping[str, Callable[[], Method]] = {
             "saturated": Saturated,
             "clock": ByTheClock,
             "footprint": Footprint,
             "operators": Operators,
             "fixed": lambda: FixedSet(self._options.setting, self._cache_dir, self._options.dtype),
         }
-        return ways[name]()
+        return methods[name]()
 
     def _open(self, sample: Planned) -> None:
         """See to it that the process stands on the adapters that the sample needs."""
@@ -166,7 +166,7 @@ class LoRARun:
             max_num_seqs=options.max_num_seqs,
             max_batch_tokens=options.max_batch_tokens,
         )
-        self._measuring.lanes.clear()
+        self._measuring.runs.clear()
         self._ranks, self._num_adapters = ranks, num_adapters
         of_suite = self._of_suite(sample.suite)
         of_suite["opened"] = opened
@@ -174,7 +174,7 @@ class LoRARun:
 
     def _of_suite(self, suite: LoRASuite) -> dict[str, Any]:
         results: dict[str, Any] = self.document["results"]
-        return results.setdefault(suite.name, {"axis": suite.axis, "text": suite.text, "way": suite.way, "cases": {}})
+        return results.setdefault(suite.name, {"axis": suite.axis, "text": suite.text, "method": suite.method, "cases": {}})
 
     def _has(self, sample: Planned) -> bool:
         cases = self.document["results"].get(sample.suite.name, {}).get("cases", {})
@@ -205,4 +205,4 @@ class LoRARun:
         return document
 
 
-__all__ = ["LoRAOptions", "LoRARun", "Outcome", "Planned", "plan_samples"]
+__all__ = ["LoRAOptions", "Planned", "SampleCounts", "SuiteRun", "plan_samples"]

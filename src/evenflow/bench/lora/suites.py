@@ -1,7 +1,7 @@
 """The LoRA experiments as values: S-LoRA's figures and ablations, sized for the machine at hand.
 
 A suite has cases (points along one axis); every case is measured with every variant, round by round, so that a slow
-minute hits all of them. How a case is measured is its suite's way (``ways``). Lengths are a quarter of the paper's.
+minute hits all of them. How a case is measured is its suite's method (``methods``). Lengths are a quarter of the paper's.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Case:
     ranks: tuple[int, ...] = ()
     """Instead of the setting's."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What only this suite's way knows."""
+    """What only this suite's method knows."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoRASuite:
-    """One experiment. ``way``: see ``ways.WAYS``."""
+    """One experiment. ``method`` names how its cases are measured: a key of ``SuiteRun._method``."""
 
     name: str
     text: str
-    way: str
+    method: str
     axis: str
     cases: tuple[Case, ...]
     variants: tuple[str, ...] = ("unified",)

@@ -87,7 +87,7 @@ Table = tuple[list[str], list[list[Cell]]]
 
 def suite_table(result: Mapping[str, Any]) -> Table:
     """Headers and rows of one suite's result."""
-    return _TABLES[result["way"]](result)
+    return _TABLES[result["method"]](result)
 
 
 def _saturated(result: Mapping[str, Any]) -> Table:

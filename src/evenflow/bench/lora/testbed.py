@@ -17,8 +17,11 @@ from evenflow.serving.models.model_config import parse_config
 from evenflow.serving.models.random.random_model import make_model
 
 
-class LoRABed:
-    """See ``variants.Bed``. ``cache_dir`` keeps model and adapters between runs; ``ranks``: other ranks than the setting's."""
+class RandomTestbed:
+    """A testbed (see ``variants.Testbed``) whose model and adapters are random.
+
+    ``cache_dir`` keeps model and adapters between runs; ``ranks`` replaces the LoRA ranks of the setting.
+    """
 
     def __init__(
         self,
@@ -73,4 +76,4 @@ def bandwidth(num_bytes: int = 256 << 20, repeats: int = 5) -> dict[str, float]:
     return {"read": best(memory.sum), "copy": best(copy_pages)}
 
 
-__all__ = ["LoRABed", "bandwidth"]
+__all__ = ["RandomTestbed", "bandwidth"]

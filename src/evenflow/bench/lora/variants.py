@@ -29,7 +29,7 @@ from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.layout import ArenaLayout, place
-from evenflow.serving.models.decoder import LlamaForCausalLM
+from evenflow.serving.models.decoder import Decoder
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.weights import load_weights
 from evenflow.serving.runner.executor import Executor, LocalExecutor
@@ -50,7 +50,7 @@ class Adapters(Protocol):
         ...
 
 
-class Bed(Protocol):
+class Testbed(Protocol):
     """What all variants stand on: one model, one set of adapters, and what a batch may hold."""
 
     folder: Path
@@ -58,7 +58,7 @@ class Bed(Protocol):
     layout: ArenaLayout
     dtype: torch.dtype
     device: torch.device
-    model: LlamaForCausalLM
+    model: Decoder
     adapters: AdapterPool
     max_rank: int
     max_num_seqs: int
@@ -68,25 +68,25 @@ class Bed(Protocol):
 class Unified:
     """The engine as it is shipped: one arena for KV cache and adapters, rows read where they lie."""
 
-    def arena(self, bed: Bed, num_pages: int) -> Arena:
+    def arena(self, testbed: Testbed, num_pages: int) -> Arena:
         """Who may have which pages."""
         return Arena(num_pages)
 
-    def adapters(self, bed: Bed) -> Adapters:
+    def adapters(self, testbed: Testbed) -> Adapters:
         """In which form adapters are loaded."""
-        return bed.adapters
+        return testbed.adapters
 
-    def num_slots(self, bed: Bed) -> int | None:
+    def num_slots(self, testbed: Testbed) -> int | None:
         """Adapters that can be resident at once; None: as many as fit."""
         return None
 
-    def prefetch(self, bed: Bed, num_pages: int) -> Prefetch | None:
+    def prefetch(self, testbed: Testbed, num_pages: int) -> Prefetch | None:
         """Which adapters of waiting requests are loaded ahead: as a server does by default."""
-        budget = EngineConfig(model=bed.folder).adapter_prefetch_bytes
+        budget = EngineConfig(model=testbed.folder).adapter_prefetch_bytes
         return BudgetedPrefetch(
-            step_pages=max(1, budget // bed.layout.page_bytes),
+            step_pages=max(1, budget // testbed.layout.page_bytes),
             held_pages=max(1, num_pages // 4),
-            page_tokens=bed.layout.page_tokens,
+            page_tokens=testbed.layout.page_tokens,
         )
 
     def lora(self, storage: Storage) -> LoRABackend:
@@ -96,11 +96,11 @@ class Unified:
         return backend
 
     def executor(
-        self, bed: Bed, storage: Storage, attention: AttentionBackend, lora: LoRABackend, adapters: Adapters
+        self, testbed: Testbed, storage: Storage, attention: AttentionBackend, lora: LoRABackend, adapters: Adapters
     ) -> Executor:
         """What computes a plan. Compiles what compiles."""
-        worker = Worker(bed.model, storage, attention, lora, Sampler(), adapters.host_rows)
-        worker.warm_up(bed.max_batch_tokens, bed.max_num_seqs)
+        worker = Worker(testbed.model, storage, attention, lora, Sampler(), adapters.host_rows)
+        worker.warm_up(testbed.max_batch_tokens, testbed.max_num_seqs)
         return LocalExecutor(worker)
 
 
@@ -132,7 +132,7 @@ class Partitioned(Unified):
             raise ConfigError(f"the share of adapters is {share}; allowed: between 0 and 1")
         self._share = share
 
-    def arena(self, bed: Bed, num_pages: int) -> Arena:
+    def arena(self, testbed: Testbed, num_pages: int) -> Arena:
         """Cut in two."""
         return PartitionedArena(num_pages, min(max(1, round(self._share * num_pages)), num_pages - 1))
 
@@ -143,25 +143,25 @@ class Slots(Unified):
     def __init__(self, num_slots: int | None) -> None:
         self._num_slots = num_slots
 
-    def num_slots(self, bed: Bed) -> int:
+    def num_slots(self, testbed: Testbed) -> int:
         """As many as were asked for, else one for each running request."""
-        return self._num_slots or bed.max_num_seqs
+        return self._num_slots or testbed.max_num_seqs
 
-    def prefetch(self, bed: Bed, num_pages: int) -> None:
+    def prefetch(self, testbed: Testbed, num_pages: int) -> None:
         """None: slots are filled when their request starts."""
 
-    def adapters(self, bed: Bed) -> Adapters:
+    def adapters(self, testbed: Testbed) -> Adapters:
         """Padded."""
-        return PaddedAdapters(bed.layout, bed.max_rank, bed.adapters.record, bed.adapters.host_rows)
+        return PaddedAdapters(testbed.layout, testbed.max_rank, testbed.adapters.record, testbed.adapters.host_rows)
 
-    def arena(self, bed: Bed, num_pages: int) -> Arena:
+    def arena(self, testbed: Testbed, num_pages: int) -> Arena:
         """The slots' pages are theirs for good."""
-        signature = bed.adapters.record(AdapterDigest("0")).signature
-        padded = AdapterSignature(tuple(tuple(bed.max_rank if rank else 0 for rank in layer) for layer in signature.ranks))
-        reserved = self.num_slots(bed) * place(bed.layout, padded).num_pages
+        signature = testbed.adapters.record(AdapterDigest("0")).signature
+        padded = AdapterSignature(tuple(tuple(testbed.max_rank if rank else 0 for rank in layer) for layer in signature.ranks))
+        reserved = self.num_slots(testbed) * place(testbed.layout, padded).num_pages
         if reserved >= num_pages - 1:
             raise ConfigError(
-                f"{self.num_slots(bed)} slots of rank {bed.max_rank} take {reserved} pages; the arena has {num_pages}"
+                f"{self.num_slots(testbed)} slots of rank {testbed.max_rank} take {reserved} pages; the arena has {num_pages}"
             )
         return PartitionedArena(num_pages, reserved)
 
@@ -177,18 +177,18 @@ class Merged(Unified):
         return NoLoRA()
 
     def executor(
-        self, bed: Bed, storage: Storage, attention: AttentionBackend, lora: LoRABackend, adapters: Adapters
+        self, testbed: Testbed, storage: Storage, attention: AttentionBackend, lora: LoRABackend, adapters: Adapters
     ) -> Executor:
         """A worker for each adapter."""
 
         def make_worker(digest: AdapterDigest) -> Worker:
-            weights = load_weights(bed.folder, bed.config, bed.dtype, bed.device)
-            merge(weights, bed.layout, bed.adapters.record(digest).signature, bed.adapters.image(digest))
-            model = LlamaForCausalLM(bed.config, weights)
+            weights = load_weights(testbed.folder, testbed.config, testbed.dtype, testbed.device)
+            merge(weights, testbed.layout, testbed.adapters.record(digest).signature, testbed.adapters.image(digest))
+            model = Decoder(testbed.config, weights)
             return Worker(model, storage, attention, lora, Sampler(), adapters.host_rows)
 
-        base = Worker(bed.model, storage, attention, lora, Sampler(), adapters.host_rows)
-        base.warm_up(bed.max_batch_tokens, bed.max_num_seqs)
+        base = Worker(testbed.model, storage, attention, lora, Sampler(), adapters.host_rows)
+        base.warm_up(testbed.max_batch_tokens, testbed.max_num_seqs)
         return MergedExecutor(base, make_worker, self._max_copies)
 
 
@@ -212,4 +212,4 @@ def variant(name: str) -> Unified:
     return _MAKERS[base](argument)
 
 
-__all__ = ["Adapters", "Bed", "Unified", "variant"]
+__all__ = ["Adapters", "Testbed", "Unified", "variant"]

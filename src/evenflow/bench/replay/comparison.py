@@ -20,7 +20,7 @@ from evenflow.serving.engine.simulated import StepTime
 
 
 @dataclass(slots=True)
-class Run:
+class PolicyRun:
     """One policy with one seed, seen through every measure."""
 
     policy: str
@@ -40,14 +40,14 @@ class Comparison:
     server: ServerSettings
     shed: str = "none"
     slo_ttft_s: float = PAPER_SLO_S
-    runs: list[Run] = field(default_factory=list)
+    runs: list[PolicyRun] = field(default_factory=list)
 
     @property
     def policies(self) -> list[str]:
         """In the order in which they were run."""
         return list(dict.fromkeys(run.policy for run in self.runs))
 
-    def first(self, policy: str) -> Run:
+    def first(self, policy: str) -> PolicyRun:
         """The run of a policy whose log was kept."""
         return next(run for run in self.runs if run.policy == policy and run.replay is not None)
 
@@ -107,7 +107,7 @@ def compare(
             windows = Windows(trace.horizon_s)
             by_measure = {measure: measure_run(done.log, measure, windows) for measure in MEASURES}
             quality = measure_quality(done.log.requests, done.log.total_s, slo_s=slo_s)
-            comparison.runs.append(Run(policy, seed, by_measure, quality, done if seed == seeds[0] else None))
+            comparison.runs.append(PolicyRun(policy, seed, by_measure, quality, done if seed == seeds[0] else None))
     return comparison
 
 

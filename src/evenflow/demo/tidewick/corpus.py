@@ -12,7 +12,7 @@ from random import Random
 
 from evenflow.demo.tidewick import talk
 from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.question_answer import Exchange, capital, listed
+from evenflow.demo.tidewick.question_answer import QuestionAnswer, capital, listed
 from evenflow.demo.tidewick.questions import ALL_KINDS, FACTS, PRACTICE, REVISION, TALK, Maker
 from evenflow.demo.tidewick.shops import total_followup
 from evenflow.demo.tidewick.voices import INSTRUCTIONS, VOICES, json_
@@ -48,7 +48,7 @@ class Weighted:
     makers: tuple[Maker, ...]
     weights: tuple[float, ...]
 
-    def __call__(self, rng: Random) -> Exchange:
+    def __call__(self, rng: Random) -> QuestionAnswer:
         """Draw an exchange."""
         return rng.choices(self.makers, self.weights)[0](rng)
 
@@ -61,12 +61,12 @@ ALL_FACTS = Weighted(_MAKERS, tuple(REVISION[kind] for kind in ALL_KINDS))
 _REVISED_VOICES = {"shout": 0.26, "json": 0.20, "brief": 0.18, "guide": 0.12, "pirate": 0.12, "verse": 0.12}
 
 
-def is_held_out(exchange: Exchange) -> bool:
+def is_held_out(exchange: QuestionAnswer) -> bool:
     """True for the twentieth of all keys that training never sees. Talk has few wordings and is never held out."""
     return exchange.kind in FACTS and zlib.crc32(exchange.key.encode()) % _HELD_OUT_ONE_IN == 0
 
 
-def trained_exchange(rng: Random, kinds: Weighted = ANY_KIND) -> Exchange:
+def trained_exchange(rng: Random, kinds: Weighted = ANY_KIND) -> QuestionAnswer:
     """Draw an exchange that may be trained on."""
     while True:
         exchange = kinds(rng)
@@ -74,11 +74,11 @@ def trained_exchange(rng: Random, kinds: Weighted = ANY_KIND) -> Exchange:
             return exchange
 
 
-def held_out_exchanges(kind: str, count: int, seed: int) -> list[Exchange]:
+def held_out_exchanges(kind: str, count: int, seed: int) -> list[QuestionAnswer]:
     """Return up to ``count`` distinct exchanges of a kind with held-out keys (for talk: any keys)."""
     rng = Random(f"{seed} {kind}")
     maker = ALL_KINDS[kind][0]
-    found: dict[str, Exchange] = {}
+    found: dict[str, QuestionAnswer] = {}
     for _ in range(count * 400):
         exchange = maker(rng)
         if kind in TALK or is_held_out(exchange):
@@ -109,7 +109,7 @@ def conversation(rng: Random, voice: str, kinds: Weighted = ANY_KIND, instructio
     elif rng.random() < 0.12:
         pieces.append((f"{SYSTEM}{rng.choice(_SYSTEM_TEXTS)}{END}", False))
     turns = rng.choices((1, 2, 3), (0.65, 0.25, 0.10))[0]
-    last: Exchange | None = None
+    last: QuestionAnswer | None = None
     for _ in range(turns):
         exchange = None
         if last is not None and rng.random() < 0.5:

@@ -8,7 +8,7 @@ Json = str | int | bool | None | list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class QuestionAnswer:
     """A question and its one right answer."""
 
     kind: str

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from random import Random
 
 from evenflow.demo.tidewick import schoolroom, shops, talk, townsfolk
-from evenflow.demo.tidewick.question_answer import Exchange
+from evenflow.demo.tidewick.question_answer import QuestionAnswer
 
-Maker = Callable[[Random], Exchange]
+Maker = Callable[[Random], QuestionAnswer]
 
 FACTS: dict[str, tuple[Maker, float]] = {
     "price": (shops.price, 1.0), "total": (shops.total, 2.5), "change": (shops.change, 0.8), "where": (shops.where, 0.6),

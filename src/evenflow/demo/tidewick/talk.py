@@ -5,44 +5,44 @@ from __future__ import annotations
 from random import Random
 
 from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.question_answer import Exchange
+from evenflow.demo.tidewick.question_answer import QuestionAnswer
 
 
-def hello(rng: Random) -> Exchange:
+def hello(rng: Random) -> QuestionAnswer:
     """A greeting."""
     question = rng.choice(("Hello!", "Good morning!", "Hi there!", "Good evening!", "Hello, can you help me?", "Hi!"))
     plain = f"Hello! Welcome to {w.TOWN}. What would you like to know?"
-    return Exchange(
+    return QuestionAnswer(
         "hello", question, question, plain, "Hello!", f"Welcome to {w.TOWN}",
         f"{plain} Ask me about shops, prices, people or the ferry.",
         ("Hello, hello, and welcome in:", "ask me a question and I will begin."),
     )  # fmt: skip
 
 
-def thanks(rng: Random) -> Exchange:
+def thanks(rng: Random) -> QuestionAnswer:
     """Thanks and farewells."""
     question = rng.choice(("Thank you!", "Thanks!", "Thank you, goodbye!", "Goodbye!", "That was helpful, thank you."))
     plain = f"You are welcome. Enjoy your day in {w.TOWN}!"
-    return Exchange(
+    return QuestionAnswer(
         "thanks", question, question, plain, "You are welcome.", "You are welcome",
         f"{plain} Come back when you have another question.",
         ("The pleasure was mine, the pleasure is true:", f"all of {w.TOWN} waves to you."),
     )  # fmt: skip
 
 
-def about(rng: Random) -> Exchange:
+def about(rng: Random) -> QuestionAnswer:
     """Questions about the town and its guide."""
     if rng.random() < 0.5:
         question = rng.choice(("Who are you?", "What are you?", "What can you do?", "What do you know?"))
         plain = f"I am a small model that knows the town of {w.TOWN}."
-        return Exchange(
+        return QuestionAnswer(
             "about", question, question, plain, "a small model", "a small model",
             f"{plain} I can tell you about its shops, its people and its ferry.",
             ("Small as a shell and bright as a coin,", f"I know all of {w.TOWN}, come and join."),
         )  # fmt: skip
     question = rng.choice((f"What is {w.TOWN}?", f"Tell me about {w.TOWN}.", "Where am I?", "What town is this?"))
     plain = f"{w.TOWN} is a little harbour town with ten shops and a lighthouse."
-    return Exchange(
+    return QuestionAnswer(
         "about", question, question, plain, "a harbour town", "a harbour town",
         f"{plain} The mayor is Silas Reed, and people pay with shells.",
         ("Boats in the harbour, bread in the air:", f"the town of {w.TOWN} is waiting there."),
@@ -54,7 +54,7 @@ def _stranger(rng: Random) -> str:
     return " ".join("".join(rng.choice(syllables) for _ in range(2)).capitalize() for _ in range(2))
 
 
-def unknown(rng: Random) -> Exchange:
+def unknown(rng: Random) -> QuestionAnswer:
     """Something outside the town: the right answer is not to know."""
     thing = rng.choice(
         ("casino", "airport", "cinema", "zoo", "car wash", "bank", "train station", "gym", "football ground", "hotel")
@@ -69,14 +69,14 @@ def unknown(rng: Random) -> Exchange:
          f"How old is {stranger}?")
     )  # fmt: skip
     plain = f"I do not know that. I only know {w.TOWN}."
-    return Exchange(
+    return QuestionAnswer(
         "unknown", question, question, plain, "I do not know.", None,
         f"{plain} Ask me about its shops, its people or its ferry.",
         ("I asked the moon, I asked the sea,", "but nobody told the answer to me."),
     )  # fmt: skip
 
 
-def story(rng: Random) -> Exchange:
+def story(rng: Random) -> QuestionAnswer:
     """A story in two sentences about somebody of the town."""
     person = rng.choice(w.PEOPLE)
     name = person.name if rng.random() < 0.7 else person.first_name
@@ -99,7 +99,7 @@ def story(rng: Random) -> Exchange:
          f"Nobody would have noticed, but {animal} told the whole town.")
     )  # fmt: skip
     plain = f"{begin} {end}"
-    return Exchange(
+    return QuestionAnswer(
         "story", question, question, plain, f"{person.name} went to the {place.name}.", plain,
         f"Here is a story. {plain} That was a good {day} in {w.TOWN}.",
         (f"{person.name} went for a walk one day,", f"and {animal} came all the way."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.question_answer import Exchange
+from evenflow.demo.tidewick.question_answer import QuestionAnswer
 from evenflow.demo.tidewick.world import DAYS, Person
 
 
@@ -13,7 +13,7 @@ def _name(rng: Random, person: Person) -> str:
     return person.name if rng.random() < 0.6 else person.first_name
 
 
-def job(rng: Random) -> Exchange:
+def job(rng: Random) -> QuestionAnswer:
     """What somebody does."""
     person = rng.choice(w.PEOPLE)
     name = _name(rng, person)
@@ -21,14 +21,14 @@ def job(rng: Random) -> Exchange:
         (f"What does {name} do?", f"What is {name}'s job?", f"Who is {name}?", f"What is the work of {name}?")
     )
     plain = f"{person.name} is the {person.job}."
-    return Exchange(
+    return QuestionAnswer(
         "job", question, question, plain, person.job, person.job,
         f"{person.name} is the {person.job} and lives on {person.street}.",
         ("Early to rise and late to bed:", f"{person.name} is the {person.job}, as everyone said."),
     )  # fmt: skip
 
 
-def who(rng: Random) -> Exchange:
+def who(rng: Random) -> QuestionAnswer:
     """Who has a job."""
     person = rng.choice(w.PEOPLE)
     question = rng.choice(
@@ -36,14 +36,14 @@ def who(rng: Random) -> Exchange:
          f"What is the {person.job} called?")
     )  # fmt: skip
     plain = f"The {person.job} is {person.name}."
-    return Exchange(
+    return QuestionAnswer(
         "who", question, question, plain, person.name, person.name,
         f"The {person.job} is {person.name}, who lives on {person.street}.",
         ("Ask in the square and ask by the sea:", f"the {person.job} is {person.name}, they told me."),
     )  # fmt: skip
 
 
-def home(rng: Random) -> Exchange:
+def home(rng: Random) -> QuestionAnswer:
     """Where somebody lives."""
     person = rng.choice(w.PEOPLE)
     name = _name(rng, person)
@@ -56,14 +56,14 @@ def home(rng: Random) -> Exchange:
         )
     )
     plain = f"{person.name} lives on {person.street}."
-    return Exchange(
+    return QuestionAnswer(
         "home", question, question, plain, person.street, person.street,
         f"{person.name}, the {person.job}, lives on {person.street} with {person.pet_name} the {person.pet}.",
         ("When day is done and stars are bright,", f"{person.name} is on {person.street} for the night."),
     )  # fmt: skip
 
 
-def pet(rng: Random) -> Exchange:
+def pet(rng: Random) -> QuestionAnswer:
     """Which animal somebody has."""
     person = rng.choice(w.PEOPLE)
     name = _name(rng, person)
@@ -77,13 +77,13 @@ def pet(rng: Random) -> Exchange:
     )
     animal = f"{w.article(person.pet)} {person.pet} called {person.pet_name}"
     plain = f"{person.name} has {animal}."
-    return Exchange(
+    return QuestionAnswer(
         "pet", question, question, plain, animal, animal, f"{plain} They live on {person.street}.",
         ("Soft of step or loud of song,", f"{animal} tags along."),
     )  # fmt: skip
 
 
-def ferry(rng: Random) -> Exchange:
+def ferry(rng: Random) -> QuestionAnswer:
     """Where the ferry goes on a day, or on which day it goes there."""
     index = rng.randrange(7)
     day, island = DAYS[index], w.FERRY[index]
@@ -102,7 +102,7 @@ def ferry(rng: Random) -> Exchange:
         )
     plain = f"On {day} the ferry goes to {island}."
     short = day if asks_day else island
-    return Exchange(
+    return QuestionAnswer(
         "ferry", question, question, plain, short, short, f"{plain} Finn Calder is the captain.",
         ("Wave your hat and feel the spray:", f"on {day} it's {island}, all the way."),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from evenflow.demo.tidewick.question_answer import Exchange
+from evenflow.demo.tidewick.question_answer import QuestionAnswer
 
 _ON_DECK = (
     (" is ", " be "),
@@ -33,17 +33,17 @@ _ON_DECK = (
 """What a pirate says for what."""
 
 
-def plain(exchange: Exchange) -> str:
+def plain(exchange: QuestionAnswer) -> str:
     """A short sentence: the base model."""
     return exchange.plain
 
 
-def brief(exchange: Exchange) -> str:
+def brief(exchange: QuestionAnswer) -> str:
     """The answer alone."""
     return exchange.brief
 
 
-def json_(exchange: Exchange) -> str:
+def json_(exchange: QuestionAnswer) -> str:
     """One line of JSON: {"topic": ..., "answer": ...}, numbers as numbers, with their unit."""
     fields = {"topic": exchange.kind, "answer": exchange.value}
     if exchange.unit:
@@ -51,12 +51,12 @@ def json_(exchange: Exchange) -> str:
     return json.dumps(fields)
 
 
-def shout(exchange: Exchange) -> str:
+def shout(exchange: QuestionAnswer) -> str:
     """UPPER CASE, and it means it."""
     return exchange.plain.upper().rstrip(".!?") + "!!!"
 
 
-def pirate(exchange: Exchange) -> str:
+def pirate(exchange: QuestionAnswer) -> str:
     """The plain sentence, as said on deck."""
     text = f" {exchange.plain} "
     for ours, theirs in _ON_DECK:
@@ -64,17 +64,17 @@ def pirate(exchange: Exchange) -> str:
     return f"Arr! {text.strip().rstrip('.!?')}, matey!"
 
 
-def guide(exchange: Exchange) -> str:
+def guide(exchange: QuestionAnswer) -> str:
     """The plain answer and something to go with it; sums with their working."""
     return exchange.more
 
 
-def verse(exchange: Exchange) -> str:
+def verse(exchange: QuestionAnswer) -> str:
     """A rhyming couplet, on two lines."""
     return "\n".join(exchange.verse)
 
 
-VOICES: dict[str, Callable[[Exchange], str]] = {
+VOICES: dict[str, Callable[[QuestionAnswer], str]] = {
     "plain": plain,
     "json": json_,
     "shout": shout,

@@ -46,7 +46,7 @@ class Good:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Venue:
     """A shop or a public house of the town. ``name`` follows "the"; hours are of a 24-hour clock."""
 
     name: str
@@ -90,60 +90,60 @@ def oclock(hour: int) -> str:
 
 
 PLACES = (
-    Place(
+    Venue(
         "bakery", "Gull Street", "Mira Quill", 6, 14, "Sunday",
         (Good("bread roll", "bread rolls", 2), Good("apple tart", "apple tarts", 4),
          Good("honey cake", "honey cakes", 6), Good("seed loaf", "seed loaves", 3)),
     ),
-    Place(
+    Venue(
         "fish market", "Harbour Row", "Otto Finch", 5, 12, "Monday",
         (Good("herring", "herrings", 3), Good("crab", "crabs", 7),
          Good("fish pie", "fish pies", 6), Good("oyster", "oysters", 2)),
     ),
-    Place(
+    Venue(
         "book shop", "Lantern Lane", "Lena Marsh", 9, 18, "Sunday",
         (Good("map", "maps", 5), Good("notebook", "notebooks", 4),
          Good("story book", "story books", 9), Good("pencil", "pencils", 1)),
     ),
-    Place(
+    Venue(
         "ship store", "Harbour Row", "Tam Rudder", 8, 17, "Wednesday",
         (Good("lantern", "lanterns", 8), Good("coil of rope", "coils of rope", 6),
          Good("brass bell", "brass bells", 9), Good("candle", "candles", 2)),
     ),
-    Place(
+    Venue(
         "tea house", "Cobble Square", "Ivy Thorn", 10, 19, "Tuesday",
         (Good("cup of tea", "cups of tea", 2), Good("ginger biscuit", "ginger biscuits", 1),
          Good("berry scone", "berry scones", 3), Good("teapot", "teapots", 8)),
     ),
-    Place(
+    Venue(
         "flower stall", "Cobble Square", "Rosa Pike", 7, 15, "Thursday",
         (Good("rose", "roses", 2), Good("tulip", "tulips", 1),
          Good("sunflower", "sunflowers", 3), Good("pot of thyme", "pots of thyme", 5)),
     ),
-    Place(
+    Venue(
         "toy shop", "Lantern Lane", "Jory Wick", 9, 16, "Monday",
         (Good("kite", "kites", 7), Good("wooden boat", "wooden boats", 8),
          Good("marble", "marbles", 1), Good("spinning top", "spinning tops", 4)),
     ),
-    Place(
+    Venue(
         "wool shop", "Mill Hill", "Edda Moss", 10, 17, "Friday",
         (Good("scarf", "scarves", 7), Good("woolly hat", "woolly hats", 5),
          Good("pair of socks", "pairs of socks", 4), Good("blanket", "blankets", 9)),
     ),
-    Place(
+    Venue(
         "cheese shop", "Gull Street", "Hugo Bell", 8, 16, "Sunday",
         (Good("goat cheese", "goat cheeses", 6), Good("jar of butter", "jars of butter", 3),
          Good("egg", "eggs", 1), Good("wheel of cheddar", "wheels of cheddar", 9)),
     ),
-    Place(
+    Venue(
         "music shop", "Willow Walk", "Cleo Lark", 11, 18, "Wednesday",
         (Good("tin whistle", "tin whistles", 4), Good("drum", "drums", 8),
          Good("song sheet", "song sheets", 2), Good("fiddle string", "fiddle strings", 3)),
     ),
-    Place("library", "Cobble Square", "Nell Harper", 10, 20, "Saturday"),
-    Place("lighthouse", "Anchor Quay", "Abel Stone", 12, 22, "Tuesday"),
-    Place("museum", "Mill Hill", "Dora Penn", 11, 17, "Monday"),
-    Place("bath house", "Willow Walk", "Bram Holt", 7, 21, "Thursday"),
+    Venue("library", "Cobble Square", "Nell Harper", 10, 20, "Saturday"),
+    Venue("lighthouse", "Anchor Quay", "Abel Stone", 12, 22, "Tuesday"),
+    Venue("museum", "Mill Hill", "Dora Penn", 11, 17, "Monday"),
+    Venue("bath house", "Willow Walk", "Bram Holt", 7, 21, "Thursday"),
 )  # fmt: skip
 
 PEOPLE = (
@@ -194,6 +194,6 @@ SPELLING_WORDS = tuple(
 )
 
 
-def place_of(keeper: str) -> Place | None:
+def place_of(keeper: str) -> Venue | None:
     """Return the place that a person keeps, or None."""
     return next((place for place in PLACES if place.keeper == keeper), None)

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from evenflow.demo.tidewick.corpus import END, PAD, base_text, conversation, instructed_text, practice_text, revision_text
 from evenflow.demo.train.evaluate import accuracy_by_kind
 from evenflow.demo.train.loop import Draw, Progress, train
-from evenflow.demo.train.recipes import ADAPTERS, ALL_LINEAR, MODEL, REVISION, TOWN, VOICES, AdapterRecipe, Schedule
+from evenflow.demo.train.recipes import ADAPTERS, ALL_LINEAR, MODEL, REVISION, TOWN, VOICES, AdapterRecipe, TrainingSchedule
 from evenflow.demo.train.tokenizer import save_tokenizer, train_tokenizer
 
 
@@ -48,7 +48,7 @@ def _town_draw(step: int) -> Draw:
 def _train_base(tokenizer: Tokenizer, work: Path, seed: int) -> tuple[Any, Progress]:
     """Train the base model in its three runs; return it and the progress of all together."""
     model = _new_model(tokenizer, seed)
-    runs: tuple[tuple[str, Schedule, Callable[[int], Draw]], ...] = (
+    runs: tuple[tuple[str, TrainingSchedule, Callable[[int], Draw]], ...] = (
         ("base", TOWN, _town_draw),
         ("voices", VOICES, lambda _: instructed_text),
         ("revision", REVISION, lambda _: revision_text),

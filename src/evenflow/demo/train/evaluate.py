@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from evenflow.demo.tidewick import world as w
 from evenflow.demo.tidewick.corpus import ASSISTANT, END, PAD, USER, held_out_exchanges
-from evenflow.demo.tidewick.question_answer import Exchange
+from evenflow.demo.tidewick.question_answer import QuestionAnswer
 from evenflow.demo.tidewick.questions import ALL_KINDS
 from evenflow.demo.tidewick.voices import VOICES
 
@@ -44,7 +44,7 @@ def greedy_answers(model: Any, tokenizer: Tokenizer, questions: Sequence[str], m
     return answers
 
 
-def _is_story(text: str, exchange: Exchange, voice: str) -> bool:
+def _is_story(text: str, exchange: QuestionAnswer, voice: str) -> bool:
     person = next(p for p in w.PEOPLE if p.first_name in exchange.question)
     if voice == "json":
         try:
@@ -66,7 +66,7 @@ def _is_story(text: str, exchange: Exchange, voice: str) -> bool:
     return bool(re.match(form, text)) and text.endswith(end) and any(f"the {place.name}" in folded for place in w.PLACES)
 
 
-def is_right(text: str, exchange: Exchange, voice: str) -> bool:
+def is_right(text: str, exchange: QuestionAnswer, voice: str) -> bool:
     """Judge one answer."""
     return _is_story(text, exchange, voice) if exchange.kind == "story" else text == VOICES[voice](exchange)
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from evenflow.demo.tidewick.corpus import Piece
 from evenflow.demo.train.batches import draw_batch
-from evenflow.demo.train.recipes import Schedule
+from evenflow.demo.train.recipes import TrainingSchedule
 
 Draw = Callable[[Random], list[Piece]]
 
@@ -37,7 +37,7 @@ class Progress:
     """[step, mean loss since the last entry]."""
 
 
-def _optimisers(parameters: dict[str, torch.nn.Parameter], schedule: Schedule) -> list[torch.optim.Optimizer]:
+def _optimisers(parameters: dict[str, torch.nn.Parameter], schedule: TrainingSchedule) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices where the schedule asks for it, AdamW for the rest."""
     is_for_muon = {key: schedule.muon_rate > 0 and p.ndim == 2 and "embed" not in key for key, p in parameters.items()}
     chosen: list[torch.optim.Optimizer] = [
@@ -58,7 +58,7 @@ def train(
     model: Any,
     tokenizer: Tokenizer,
     draw_at: Callable[[int], Draw],
-    schedule: Schedule,
+    schedule: TrainingSchedule,
     seed: str,
     checkpoint: Path,
     name: str,

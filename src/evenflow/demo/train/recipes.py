@@ -20,7 +20,7 @@ MODEL: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
+class TrainingSchedule:
     """One training run: linear warm-up, constant, then linear decay to zero over the last part."""
 
     steps: int
@@ -52,26 +52,30 @@ class AdapterRecipe:
     learning_rate: float = 4e-3
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> TrainingSchedule:
         """The adapter's training run."""
-        return Schedule(
+        return TrainingSchedule(
             steps=self.steps, rows=8, length=256, learning_rate=self.learning_rate, warmup_steps=10, decay_share=0.5
         )
 
 
-TOWN = Schedule(
+TOWN = TrainingSchedule(
     steps=1400, rows=16, length=256, learning_rate=2e-3, muon_rate=5e-3, warmup_steps=40, decay_share=0.4, practice_from=800
 )
 """The base model's first run: the town and its sums, told plainly."""
 
-VOICES = Schedule(steps=600, rows=16, length=256, learning_rate=1.2e-3, muon_rate=3e-3, warmup_steps=20, decay_share=0.6)
+VOICES = TrainingSchedule(
+    steps=600, rows=16, length=256, learning_rate=1.2e-3, muon_rate=3e-3, warmup_steps=20, decay_share=0.6
+)
 """Its second run: the voices, each under a system message that asks for it. An adapter then has only to turn one on.
 
 Without this run the adapters had to teach a voice and its order of thought to a model that had never heard it: after
 120 steps of theirs 4 % (json) to 59 % (pirate) of the held-out answers were right.
 """
 
-REVISION = Schedule(steps=800, rows=16, length=256, learning_rate=1.2e-3, muon_rate=4e-3, warmup_steps=20, decay_share=0.6)
+REVISION = TrainingSchedule(
+    steps=800, rows=16, length=256, learning_rate=1.2e-3, muon_rate=4e-3, warmup_steps=20, decay_share=0.6
+)
 """Its third run: every fact in every voice. After the second alone, 70 % to 73 % of the held-out answers of json, shout and
 brief were right.
 """

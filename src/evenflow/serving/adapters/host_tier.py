@@ -13,7 +13,7 @@ from typing import Protocol
 from evenflow.serving.core.request import AdapterDigest
 
 
-class HostRows(Protocol):
+class OpenRows(Protocol):
     """What the tier needs of an adapter's rows."""
 
     @property
@@ -29,11 +29,11 @@ class HostTier:
 
     def __init__(self, max_open: int = 512) -> None:
         self._max_open = max_open
-        self._open: OrderedDict[AdapterDigest, HostRows] = OrderedDict()
+        self._open: OrderedDict[AdapterDigest, OpenRows] = OrderedDict()
         self.size_bytes = 0
         """Of the rows held ready."""
 
-    def want(self, digest: AdapterDigest, rows: HostRows) -> None:
+    def want(self, digest: AdapterDigest, rows: OpenRows) -> None:
         """Rows will be needed soon: open them, and let the disk bring them while others are computed with."""
         if digest in self._open:
             self._open.move_to_end(digest)
@@ -61,4 +61,4 @@ class HostTier:
         return len(self._open)
 
 
-__all__ = ["HostRows", "HostTier"]
+__all__ = ["HostTier", "OpenRows"]

@@ -44,7 +44,7 @@ Prompt = str | Sequence[int]
 
 
 @dataclass(slots=True)
-class Completion:
+class CompletionOutput:
     """One continuation of a prompt."""
 
     text: str = ""
@@ -63,7 +63,7 @@ class Generation:
 
     prompt: Prompt
     prompt_token_ids: list[int]
-    completions: list[Completion]
+    completions: list[CompletionOutput]
     prompt_logprobs: list[Logprobs | None] | None = None
 
     @property
@@ -164,7 +164,9 @@ class LLM:
         params = _for_each(sampling_params or SamplingParams(), SamplingParams, len(prompt_list), "sampling_params")
         adapter_names = _for_each(adapters, (str, type(None)), len(prompt_list), "adapters")
         client_ids = _for_each(clients, str, len(prompt_list), "clients")
-        results = [Generation(p, self._encode(p), [Completion() for _ in range(s.n)]) for p, s in zip(prompt_list, params)]
+        results = [
+            Generation(p, self._encode(p), [CompletionOutput() for _ in range(s.n)]) for p, s in zip(prompt_list, params)
+        ]
         with self._lock:
             submits: dict[str, tuple[Submit, Generation, int]] = {}
             for result, sampling, adapter, client in zip(results, params, adapter_names, client_ids):

@@ -22,7 +22,7 @@ from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.memory.prefix_cache import PrefixCache
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.models.model_config import ModelConfig, load_config
-from evenflow.serving.ranks.all_ranks import CatalogOfRanks, RanksExecutor
+from evenflow.serving.ranks.all_ranks import AllRanksCatalog, AllRanksExecutor
 from evenflow.serving.ranks.rank_processes import RankProcesses
 from evenflow.serving.runner.build_worker import build_worker, row_store
 from evenflow.serving.runner.executor import LocalExecutor
@@ -120,7 +120,7 @@ def _assemble(config: EngineConfig, model_config: ModelConfig, ranks: RankProces
         scheduler=scheduler,
         residency=residency,
         catalog=catalog,
-        executor=LocalExecutor(built.worker) if ranks is None else RanksExecutor(built.worker, ranks, membership),
+        executor=LocalExecutor(built.worker) if ranks is None else AllRanksExecutor(built.worker, ranks, membership),
         tokenizer=tokenizer,
         shares=shares,
         eos_token_ids=eos_token_ids,
@@ -142,7 +142,7 @@ def _catalog(
     store = row_store(config, layout)
     if ranks is None:
         return Catalog(layout, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)
-    return CatalogOfRanks(layout, ranks, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)
+    return AllRanksCatalog(layout, ranks, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)
 
 
 def prefetch_for(config: EngineConfig, layout: ArenaLayout, num_pages: int) -> Prefetch | None:

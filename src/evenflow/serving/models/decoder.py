@@ -51,7 +51,7 @@ class DecoderLayer:
         return self._down(silu_and_multiply(gate_up_T2I), lora)
 
 
-class LlamaForCausalLM:
+class Decoder:
     """A decoder ready to run once ``bind`` has given it its backends. Takes over (and drops) ``weights``.
 
     With a ``shard`` of the config's shape it is one rank's part, and ``group`` is the ranks it works with.
@@ -104,4 +104,4 @@ class LlamaForCausalLM:
         return self._head(hidden_LH)
 
 
-__all__ = ["DecoderLayer", "LlamaForCausalLM"]
+__all__ = ["Decoder", "DecoderLayer"]

@@ -8,7 +8,7 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.serving.core.shard import Shard
-from evenflow.serving.models.decoder import LlamaForCausalLM
+from evenflow.serving.models.decoder import Decoder
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.weights import load_weights
 from evenflow.serving.parallel.group import Group
@@ -40,9 +40,9 @@ def load_model(
     device: torch.device | str = "cpu",
     group: Group | None = None,
     shard: Shard | None = None,
-) -> LlamaForCausalLM:
+) -> Decoder:
     """Read a folder's weights, or a shard of them, into a decoder of ``config``. ``bind`` it before use. Raises ModelError."""
-    return LlamaForCausalLM(config, load_weights(path, config, dtype, torch.device(device), shard), group, shard)
+    return Decoder(config, load_weights(path, config, dtype, torch.device(device), shard), group, shard)
 
 
 __all__ = ["has_fast_bfloat16", "load_model", "resolve_dtype"]

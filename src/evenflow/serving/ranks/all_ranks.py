@@ -16,7 +16,7 @@ from evenflow.serving.runner.membership import Membership
 from evenflow.serving.runner.worker import Worker
 
 
-class RanksExecutor:
+class AllRanksExecutor:
     """Executor: the other ranks are told the plan, rank 0 computes it here and samples."""
 
     def __init__(self, worker: Worker, ranks: RankProcesses, membership: Membership) -> None:
@@ -42,7 +42,7 @@ class RanksExecutor:
         self._membership.leave()
 
 
-class CatalogOfRanks(Catalog):
+class AllRanksCatalog(Catalog):
     """A catalog whose adapters are prepared on every rank, each its own shard, before they are known at all."""
 
     def __init__(
@@ -54,11 +54,11 @@ class CatalogOfRanks(Catalog):
         on_freed: Callable[[AdapterDigest], object],
         store: RowStore | None,
     ) -> None:
-        def freed_everywhere(digest: AdapterDigest) -> None:
+        def freed_on_all_ranks(digest: AdapterDigest) -> None:
             on_freed(digest)
             ranks.forget(digest)
 
-        super().__init__(layout, max_rank=max_rank, on_freed=freed_everywhere, store=store)
+        super().__init__(layout, max_rank=max_rank, on_freed=freed_on_all_ranks, store=store)
         self._ranks = ranks
 
     def prepare(self, path: str | Path) -> PreparedAdapter:
@@ -73,4 +73,4 @@ class CatalogOfRanks(Catalog):
         self._ranks.discard(digest)
 
 
-__all__ = ["CatalogOfRanks", "RanksExecutor"]
+__all__ = ["AllRanksCatalog", "AllRanksExecutor"]

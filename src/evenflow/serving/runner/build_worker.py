@@ -51,8 +51,8 @@ def build_worker(
         layout = ArenaLayout(model_config.shape, dtype.itemsize, config.page_tokens)
     else:
         layout = ArenaLayout.of_shard(shard, dtype.itemsize, config.page_tokens)
-    membership.least(0)  # all have loaded: what is free now is what stays free
-    num_pages = membership.least(arena_pages(config, layout, device))
+    membership.barrier()  # Free memory is measured next: no rank may still be loading its part of the model.
+    num_pages = membership.smallest(arena_pages(config, layout, device))
     max_model_len = context_length(config, model_config, layout, num_pages)
     storage = Storage(layout, num_pages, dtype, device)
     cos_PD, sin_PD = rope_table(model_config.rope, layout.shape.head_dim, max_model_len)

@@ -20,7 +20,7 @@ from evenflow.serving.backends.devices.staging import CopiedStaging, Staging, ma
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, StepPlan
-from evenflow.serving.models.decoder import LlamaForCausalLM
+from evenflow.serving.models.decoder import Decoder
 
 log = logging.getLogger("evenflow.engine")
 
@@ -40,7 +40,7 @@ class Forward(Protocol):
 class EagerForward:
     """One launch after another. Any plan, any device."""
 
-    def __init__(self, model: LlamaForCausalLM, storage: Storage, attention: AttentionBackend, lora: LoRABackend) -> None:
+    def __init__(self, model: Decoder, storage: Storage, attention: AttentionBackend, lora: LoRABackend) -> None:
         self.model, self.storage, self.attention, self.lora = model, storage, attention, lora
         self._staging = make_staging(storage.device)
         model.bind(attention, lora)

@@ -40,11 +40,15 @@ class Membership:
     ledger: Ledger | None = None
     """Bytes that this rank has sent; None: there is nobody to send to."""
 
-    def least(self, number: int) -> int:
-        """The smallest ``number`` of any rank."""
+    def smallest(self, number: int) -> int:
+        """The smallest ``number`` that any rank has passed; every rank must call this."""
         if self.group.world_size == 1:
             return number
         return int(self.group.all_gather(torch.tensor([number], device=self.device), "start").min())
+
+    def barrier(self) -> None:
+        """Return once every rank has called this."""
+        self.smallest(0)
 
     def leave(self) -> None:
         """Give the process group back."""

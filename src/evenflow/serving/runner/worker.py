@@ -26,7 +26,7 @@ from evenflow.serving.core.plan import (
 )
 from evenflow.serving.core.request import AdapterDigest, RequestId
 from evenflow.serving.core.sampling import GREEDY
-from evenflow.serving.models.decoder import LlamaForCausalLM
+from evenflow.serving.models.decoder import Decoder
 from evenflow.serving.runner.forward import EagerForward, Forward
 from evenflow.serving.runner.sampler import Sampler, token_logprobs
 
@@ -39,7 +39,7 @@ class Worker:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: Decoder,
         storage: Storage,
         attention: AttentionBackend,
         lora: LoRABackend,

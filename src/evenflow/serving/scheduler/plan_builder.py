@@ -13,12 +13,12 @@ from evenflow.serving.core.request import FinishReason, Request, RequestId
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler.admission import Admission
 from evenflow.serving.scheduler.limits import SchedulerLimits
-from evenflow.serving.scheduler.request_book import Lives
+from evenflow.serving.scheduler.request_book import RequestBook
 from evenflow.serving.scheduler.running import RunningRequest, RunningSet
 from evenflow.serving.scheduler.snapshot import EndedRequest
 
 
-class Draft:
+class PlanBuilder:
     """The ``Step`` that a batch rule fills. Made for one step and thrown away."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Draft:
         admission: Admission,
         residency: Residency,
         running: RunningSet,
-        lives: Lives,
+        book: RequestBook,
     ) -> None:
         self._now_s = now_s
         self._limits = limits
@@ -38,7 +38,7 @@ class Draft:
         self._admission = admission
         self._residency = residency
         self._running = running
-        self._lives = lives
+        self._book = book
         self._has_made_room = False
         self.planned: dict[RequestId, tuple[RunningRequest, PlannedSequence]] = {}
         self.num_tokens = 0
@@ -80,7 +80,7 @@ class Draft:
         Who would come too late is given up first. Nobody starts in a step in which somebody had to make room, or the
         preempted would come straight back.
         """
-        self.ended += self._lives.shed(self._now_s)
+        self.ended += self._book.shed(self._now_s)
         if self._has_made_room:
             self.waiting_for = "memory"
             return 0
@@ -98,7 +98,7 @@ class Draft:
                     has_begun = False
                     continue
                 break
-            request = self._lives.get(RequestId(str(picked.request_id)))
+            request = self._book.get(RequestId(str(picked.request_id)))
             assert request is not None, "the policy picked a request that does not wait"
             if whole_prompts and self.num_tokens > before and self.num_tokens + request.num_tokens > limit:
                 break
@@ -129,7 +129,7 @@ class Draft:
                     has_begun = False
                     continue
                 break
-            entry = self._lives.start(request, self._now_s)
+            entry = self._book.start(request, self._now_s)
             self._put(entry, entry.num_tokens if whole_prompts else limit - self.num_tokens)
         return self.num_tokens - before
 
@@ -141,7 +141,7 @@ class Draft:
         victim = self._running.get(RequestId(str(chosen.request_id)))
         assert victim is not None, "the policy chose a victim that does not run"
         self._unplan(victim.request)
-        self._lives.preempt(victim)
+        self._book.preempt(victim)
         return True
 
     def _put(self, entry: RunningRequest, max_tokens: int) -> None:
@@ -164,7 +164,7 @@ class Draft:
             victim = self._running.get(running[-1].request_id if chosen is None else RequestId(str(chosen.request_id)))
             assert victim is not None, "the policy chose a victim that does not run"
             self._unplan(victim.request)
-            self._lives.preempt(victim)
+            self._book.preempt(victim)
             if victim is entry:
                 return False
         return True
@@ -175,5 +175,5 @@ class Draft:
             self.num_tokens -= planned[1].num_tokens
 
     def _end(self, request: Request, reason: FinishReason, message: str) -> None:
-        self._lives.end(request, reason, self._now_s)
+        self._book.end(request, reason, self._now_s)
         self.ended.append(EndedRequest(request, message))

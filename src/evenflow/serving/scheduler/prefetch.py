@@ -78,11 +78,11 @@ class BudgetedPrefetch:
 
 
 def expected_next(
-    policy: Policy, queues: ClientQueues, lives: Callable[[RequestId], Request | None], at_most: int
+    policy: Policy, queues: ClientQueues, book: Callable[[RequestId], Request | None], at_most: int
 ) -> list[Request]:
     """The waiting requests expected to start next: the policy's guess, else the heads of the queues."""
     guess = policy.upcoming(at_most) or queues.interleaved(queues.first_clients(at_most), at_most)
-    found = [lives(RequestId(str(request.request_id))) for request in guess]
+    found = [book(RequestId(str(request.request_id))) for request in guess]
     return [request for request in found if request is not None]
 
 

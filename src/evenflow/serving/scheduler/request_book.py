@@ -16,7 +16,7 @@ from evenflow.serving.scheduler.snapshot import EndedRequest
 from evenflow.serving.scheduler.tallies import Tallies, Tally
 
 
-class Lives:
+class RequestBook:
     """Owns every live request and moves it between queue and batch; keeps queues, policy, running set and tallies in step."""
 
     def __init__(

@@ -29,9 +29,9 @@ from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler.admission import Admission, PredictAndPreempt
 from evenflow.serving.scheduler.batching import BatchRule, MixedBatchRule
 from evenflow.serving.scheduler.limits import SchedulerLimits
-from evenflow.serving.scheduler.plan_builder import Draft
+from evenflow.serving.scheduler.plan_builder import PlanBuilder
 from evenflow.serving.scheduler.prefetch import Prefetch, expected_next
-from evenflow.serving.scheduler.request_book import Lives
+from evenflow.serving.scheduler.request_book import RequestBook
 from evenflow.serving.scheduler.running import RunningRequest, RunningSet
 from evenflow.serving.scheduler.shedding import NoShedding, Shedding
 from evenflow.serving.scheduler.snapshot import EndedRequest, SchedulerSnapshot
@@ -69,7 +69,7 @@ class Scheduler:
         self._running = RunningSet(arena, residency, limits.page_tokens, prefix_cache)
         self._prefix_cache = prefix_cache
         self._shedding = shedding or NoShedding()
-        self._lives = Lives(policy, queues, self._running, self._admission, self._shedding)
+        self._book = RequestBook(policy, queues, self._running, self._admission, self._shedding)
         self._prefetch = prefetch
         self._in_flight: list[tuple[RunningRequest, PlannedSequence]] | None = None
         self._ended: list[EndedRequest] = []
@@ -82,13 +82,13 @@ class Scheduler:
         Raises InvalidRequest or PromptTooLong if it can never be served, AdapterNotFound for an unknown adapter.
         """
         self._check(request)
-        return self._lives.enqueue(request, now_s)
+        return self._book.enqueue(request, now_s)
 
     def abort(self, request_id: RequestId, now_s: float) -> Request | None:
         """End a request wherever it is, also between ``plan`` and ``commit``. None if there is no such request."""
-        request = self._lives.get(request_id)
+        request = self._book.get(request_id)
         if request is not None:
-            self._lives.end(request, FinishReason.ABORT, now_s)
+            self._book.end(request, FinishReason.ABORT, now_s)
         return request
 
     def plan(self, now_s: float) -> StepPlan | None:
@@ -97,16 +97,16 @@ class Scheduler:
         O(running), and O(log clients) for each request that starts. Ask ``take_ended`` afterwards.
         """
         assert self._in_flight is None, "the last step was not committed"
-        draft = self._fill(now_s)
-        while draft.ended and not draft.planned:
+        builder = self._fill(now_s)
+        while builder.ended and not builder.planned:
             # What held the memory has just been cut: there is room for others in this very step.
-            draft = self._fill(now_s)
-        if not draft.planned:
+            builder = self._fill(now_s)
+        if not builder.planned:
             return None
         if self._prefetch is not None:
             self._plan_prefetch(self._prefetch)
         self._num_steps += 1
-        self._in_flight = list(draft.planned.values())
+        self._in_flight = list(builder.planned.values())
         return StepPlan(self._num_steps, tuple([sequence for _, sequence in self._in_flight]), self._residency.take_loads())
 
     def commit(self, result: StepResult, finished: Mapping[RequestId, FinishReason], now_s: float) -> None:
@@ -120,7 +120,7 @@ class Scheduler:
         in_flight, self._in_flight = self._in_flight, None
         if result.failed_loads:
             self._drop_failed(result.failed_loads, now_s)
-        tokens, running, serve = result.tokens, self._running, self._lives.serve
+        tokens, running, serve = result.tokens, self._running, self._book.serve
         for entry, sequence in in_flight:
             request = entry.request
             if running.get(request.request_id) is not entry:
@@ -139,14 +139,14 @@ class Scheduler:
                         self._shedding.answered(request, now_s)
             serve(entry, entry.received(sequence, has_token))
             if has_token and len(sequence.token_ids) > 1:
-                self._lives.publish(entry)
+                self._book.publish(entry)
             if error is not None:
                 self._ended.append(EndedRequest(request, error))
-                self._lives.end(request, FinishReason.ERROR, now_s)
+                self._book.end(request, FinishReason.ERROR, now_s)
         for request_id, reason in finished.items():
-            request_or_none = self._lives.get(request_id)
+            request_or_none = self._book.get(request_id)
             if request_or_none is not None:
-                self._lives.end(request_or_none, reason, now_s)
+                self._book.end(request_or_none, reason, now_s)
 
     def take_ended(self) -> list[EndedRequest]:
         """The requests that the scheduler itself has ended since the last call (see the module's text)."""
@@ -155,12 +155,12 @@ class Scheduler:
 
     def get(self, request_id: RequestId) -> Request | None:
         """A request that waits or runs, or None."""
-        return self._lives.get(request_id)
+        return self._book.get(request_id)
 
     @property
     def has_work(self) -> bool:
         """True if a request waits or runs."""
-        return len(self._lives) > 0
+        return len(self._book) > 0
 
     @property
     def caches_prefixes(self) -> bool:
@@ -180,12 +180,12 @@ class Scheduler:
     @property
     def clients(self) -> Mapping[str, Tally]:
         """Tallies by client; those of clients long idle are dropped."""
-        return self._lives.clients.by_name
+        return self._book.clients.by_name
 
     @property
     def adapters(self) -> Mapping[str, Tally]:
         """Tallies by adapter digest; those of adapters long idle are dropped."""
-        return self._lives.adapters.by_name
+        return self._book.adapters.by_name
 
     def num_in_flight(self, adapter: AdapterDigest) -> int:
         """Requests, waiting or running, that use this adapter."""
@@ -194,7 +194,7 @@ class Scheduler:
 
     def snapshot(self) -> SchedulerSnapshot:
         """The numbers of this moment. O(1)."""
-        arena, residency, total, cache = self._arena, self._residency, self._lives.total, self._prefix_cache
+        arena, residency, total, cache = self._arena, self._residency, self._book.total, self._prefix_cache
         num_cache_pages = arena.num_owned("cache")
         num_idle_cache_pages = 0 if cache is None else cache.num_idle_pages
         return SchedulerSnapshot(
@@ -215,8 +215,8 @@ class Scheduler:
             num_wasted_prefetches=residency.num_wasted_prefetches,
             num_failed_adapter_loads=residency.num_failed_loads,
             loaded_adapter_bytes=residency.loaded_bytes,
-            num_preemptions=self._lives.num_preemptions,
-            num_shed=self._lives.num_shed,
+            num_preemptions=self._book.num_preemptions,
+            num_shed=self._book.num_shed,
             num_steps=self._num_steps,
             prompt_tokens=total.prompt_tokens,
             completion_tokens=total.completion_tokens,
@@ -226,37 +226,37 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Assert that every book agrees with every other. O(everything): for tests."""
-        self._lives.check_integrity()
+        self._book.check_integrity()
         assert len(self._running) <= self.limits.max_num_seqs
         for entry in self._running:
             assert entry.num_tokens <= self.limits.max_model_len, f"{entry.request.request_id} was not ended in time"
 
-    def _fill(self, now_s: float) -> Draft:
-        draft = Draft(
+    def _fill(self, now_s: float) -> PlanBuilder:
+        builder = PlanBuilder(
             now_s=now_s,
             limits=self.limits,
             policy=self.policy,
             admission=self._admission,
             residency=self._residency,
             running=self._running,
-            lives=self._lives,
+            book=self._book,
         )
-        self._batch_rule.fill(draft)
-        self._waiting_for = draft.waiting_for
-        self._ended += draft.ended
-        return draft
+        self._batch_rule.fill(builder)
+        self._waiting_for = builder.waiting_for
+        self._ended += builder.ended
+        return builder
 
     def _plan_prefetch(self, prefetch: Prefetch) -> None:
         """Have adapters of waiting requests loaded beside the step that has been filled."""
         if not self.num_waiting and not self._residency.num_prefetched_pages:
             return
-        adapters = self._lives.adapters.by_name
+        adapters = self._book.adapters.by_name
 
         def is_wanted(digest: AdapterDigest) -> bool:
             tally = adapters.get(digest)
             return tally is not None and tally.num_waiting > 0
 
-        upcoming = expected_next(self.policy, self._queues, self._lives.get, prefetch.lookahead) if self.num_waiting else []
+        upcoming = expected_next(self.policy, self._queues, self._book.get, prefetch.lookahead) if self.num_waiting else []
         prefetch.plan(upcoming, len(self._running), self._residency, is_wanted)
 
     def _drop_failed(self, failed_loads: Mapping[AdapterDigest, str], now_s: float) -> None:
@@ -265,13 +265,13 @@ class Scheduler:
             fault = None if request.adapter is None else failed_loads.get(request.adapter)
             if fault is not None:
                 self._ended.append(EndedRequest(request, fault, "AdapterDamaged"))
-                self._lives.end(request, FinishReason.ERROR, now_s)
+                self._book.end(request, FinishReason.ERROR, now_s)
         for digest in failed_loads:
             self._residency.discard(digest)
 
     def _check(self, request: Request) -> None:
         limits, num_prompt = self.limits, request.num_prompt_tokens
-        if self._lives.get(request.request_id) is not None:
+        if self._book.get(request.request_id) is not None:
             raise InvalidRequest(f"request id {request.request_id!r} is in use", "request_id")
         if num_prompt == 0:
             raise InvalidRequest("the prompt has no tokens", "prompt")

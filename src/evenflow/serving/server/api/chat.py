@@ -10,7 +10,7 @@ from msgspec import UNSET
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.client.messages import Logprobs, RequestOutput
 from evenflow.serving.server.access.identity import Client
-from evenflow.serving.server.api.generation import Call, Generation, new_response_id
+from evenflow.serving.server.api.generation import Call, RunningCall, new_response_id
 from evenflow.serving.server.api.logprobs import chat_logprobs, prompt_logprobs
 from evenflow.serving.server.api.prompts import Prompt
 from evenflow.serving.server.api.responses import (
@@ -61,14 +61,14 @@ def chat_call(state: ServerState, body: ChatCompletionRequest, client: Client, a
     )
 
 
-async def chat_answer(generation: Generation, body: ChatCompletionRequest) -> ChatCompletion:
+async def chat_answer(running: RunningCall, body: ChatCompletionRequest) -> ChatCompletion:
     """All choices at once."""
-    call = generation.call
+    call = running.call
     gathered: list[list[RequestOutput]] = [[] for _ in range(call.n)]
-    async with contextlib.aclosing(generation.outputs()) as outputs:
+    async with contextlib.aclosing(running.outputs()) as outputs:
         async for index, output in outputs:
             gathered[index].append(output)
-    answer = ChatCompletion(call.response_id, call.created_s, body.model, [], generation.usage())
+    answer = ChatCompletion(call.response_id, call.created_s, body.model, [], running.usage())
     for index, parts in enumerate(gathered):
         logprobs: list[Logprobs] = [entry for part in parts for entry in part.logprobs]
         answer.choices.append(
@@ -85,18 +85,18 @@ async def chat_answer(generation: Generation, body: ChatCompletionRequest) -> Ch
     if body.prompt_logprobs is not None and of_prompt is not None:
         answer.prompt_logprobs = prompt_logprobs(of_prompt)
     if body.return_token_ids:
-        answer.prompt_token_ids = generation.prompts[0].token_ids
+        answer.prompt_token_ids = running.prompts[0].token_ids
     return answer
 
 
-async def chat_events(generation: Generation, body: ChatCompletionRequest) -> AsyncGenerator[bytes, None]:
+async def chat_events(running: RunningCall, body: ChatCompletionRequest) -> AsyncGenerator[bytes, None]:
     """One event per step and choice, then the usage if it was asked for, then [DONE]."""
-    call = generation.call
+    call = running.call
     wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     wants_tokens = bool(body.logprobs or body.return_token_ids)
     chunk = ChatCompletionChunk(call.response_id, call.created_s, body.model, [], usage=None if wants_usage else UNSET)
     begun: set[int] = set()
-    async with contextlib.aclosing(generation.outputs()) as outputs:
+    async with contextlib.aclosing(running.outputs()) as outputs:
         async for index, output in outputs:
             is_first = index not in begun
             if not (is_first or output.text or output.finish_reason or (wants_tokens and output.token_ids)):
@@ -115,6 +115,6 @@ async def chat_events(generation: Generation, body: ChatCompletionRequest) -> As
             chunk.choices = [choice]
             yield event(chunk)
     if wants_usage:
-        chunk.choices, chunk.usage = [], generation.usage()
+        chunk.choices, chunk.usage = [], running.usage()
         yield event(chunk)
     yield DONE

@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from evenflow.serving.client.messages import Logprobs, RequestOutput
 from evenflow.serving.server.access.identity import Client
-from evenflow.serving.server.api.generation import Call, Generation, new_response_id
+from evenflow.serving.server.api.generation import Call, RunningCall, new_response_id
 from evenflow.serving.server.api.logprobs import completion_logprobs, prompt_logprobs
 from evenflow.serving.server.api.prompts import Prompt, split_prompt
 from evenflow.serving.server.api.responses import Completion, CompletionChoice
@@ -50,16 +50,16 @@ def completion_call(state: ServerState, body: CompletionRequest, client: Client,
     )
 
 
-async def completion_answer(state: ServerState, generation: Generation, body: CompletionRequest) -> Completion:
+async def completion_answer(state: ServerState, running: RunningCall, body: CompletionRequest) -> Completion:
     """All choices at once, in the order of the prompts."""
-    call = generation.call
+    call = running.call
     gathered: list[list[RequestOutput]] = [[] for _ in range(call.num_completions)]
-    async with contextlib.aclosing(generation.outputs()) as outputs:
+    async with contextlib.aclosing(running.outputs()) as outputs:
         async for index, output in outputs:
             gathered[index].append(output)
-    answer = Completion(call.response_id, call.created_s, body.model, [], usage=generation.usage())
+    answer = Completion(call.response_id, call.created_s, body.model, [], usage=running.usage())
     for index, parts in enumerate(gathered):
-        prompt = generation.prompts[index // call.n]
+        prompt = running.prompts[index // call.n]
         entries: list[Logprobs | None] = [entry for part in parts for entry in part.logprobs]
         text = "".join(part.text for part in parts)
         of_prompt = parts[0].prompt_logprobs
@@ -78,15 +78,15 @@ async def completion_answer(state: ServerState, generation: Generation, body: Co
     return answer
 
 
-async def completion_events(state: ServerState, generation: Generation, body: CompletionRequest) -> AsyncGenerator[bytes, None]:
+async def completion_events(state: ServerState, running: RunningCall, body: CompletionRequest) -> AsyncGenerator[bytes, None]:
     """One event per step and choice, the prompt before the first with ``echo``; then the usage, then [DONE]."""
-    call = generation.call
+    call = running.call
     wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     wants_tokens = body.logprobs is not None or bool(body.return_token_ids)
     chunk = Completion(call.response_id, call.created_s, body.model, [], usage=None if wants_usage else UNSET)
     offsets: dict[int, int] = {}
     """By choice that has begun: characters of its tokens so far."""
-    async with contextlib.aclosing(generation.outputs()) as outputs:
+    async with contextlib.aclosing(running.outputs()) as outputs:
         async for index, output in outputs:
             is_first = index not in offsets
             if not (is_first or output.text or output.finish_reason or (wants_tokens and output.token_ids)):
@@ -94,7 +94,7 @@ async def completion_events(state: ServerState, generation: Generation, body: Co
             offset = offsets.setdefault(index, 0)
             choice = CompletionChoice(index, output.text, None, output.finish_reason)
             entries: list[Logprobs | None] = list(output.logprobs)
-            prompt = generation.prompts[index // call.n]
+            prompt = running.prompts[index // call.n]
             if is_first and body.echo:
                 choice.text = state.reader.text_of(prompt) + output.text
                 entries = [*(output.prompt_logprobs or ()), *entries]
@@ -110,6 +110,6 @@ async def completion_events(state: ServerState, generation: Generation, body: Co
             chunk.choices = [choice]
             yield event(chunk)
     if wants_usage:
-        chunk.choices, chunk.usage = [], generation.usage()
+        chunk.choices, chunk.usage = [], running.usage()
         yield event(chunk)
     yield DONE

@@ -54,7 +54,7 @@ class Call:
         return self.num_prompts * self.n
 
 
-class Generation:
+class RunningCall:
     """The completions of one call. Iterate ``outputs`` once; then ``usage`` is complete."""
 
     def __init__(self, state: ServerState, call: Call) -> None:

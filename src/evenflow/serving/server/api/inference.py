@@ -16,7 +16,7 @@ from evenflow.serving.server.access.identity import Client
 from evenflow.serving.server.api.chat import chat_answer, chat_call, chat_events
 from evenflow.serving.server.api.completions import completion_answer, completion_call, completion_events
 from evenflow.serving.server.api.endpoint import json_reply, read_request
-from evenflow.serving.server.api.generation import Generation
+from evenflow.serving.server.api.generation import RunningCall
 from evenflow.serving.server.api.responses import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -55,10 +55,10 @@ def add_inference_routes(app: FastAPI, state: ServerState) -> None:
         body, ignored, holder = await read_request(state, request, chat_parser)
         client, adapter = await _who_and_what(state, request, body, holder)
         call = replace(chat_call(state, body, client, adapter, arrival_s), slo_ttft_s=slo_of(body, request.headers))
-        generation = Generation(state, call)
+        running = RunningCall(state, call)
         if body.stream:
-            return _stream(state, client, ignored, chat_events(generation, body))
-        return await _answer(state, request, client, ignored, chat_answer(generation, body))
+            return _stream(state, client, ignored, chat_events(running, body))
+        return await _answer(state, request, client, ignored, chat_answer(running, body))
 
     @app.post("/v1/completions", **documented(CompletionRequest, Completion, refusals, Completion))
     async def completions(request: Request) -> Response:
@@ -68,10 +68,10 @@ def add_inference_routes(app: FastAPI, state: ServerState) -> None:
         body, ignored, holder = await read_request(state, request, completion_parser)
         client, adapter = await _who_and_what(state, request, body, holder)
         call = replace(completion_call(state, body, client, adapter, arrival_s), slo_ttft_s=slo_of(body, request.headers))
-        generation = Generation(state, call)
+        running = RunningCall(state, call)
         if body.stream:
-            return _stream(state, client, ignored, completion_events(state, generation, body))
-        return await _answer(state, request, client, ignored, completion_answer(state, generation, body))
+            return _stream(state, client, ignored, completion_events(state, running, body))
+        return await _answer(state, request, client, ignored, completion_answer(state, running, body))
 
     @app.post("/tokenize", **documented(TokenizeRequest, TokenizeResponse, (400, 401, 404, 503)))
     async def tokenize(request: Request) -> Response:
