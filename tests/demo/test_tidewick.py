@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from evenflow.demo.assets import ROOT, questions
 from evenflow.demo.tidewick import world as w
 from evenflow.demo.tidewick.corpus import (
     ASSISTANT,
@@ -22,6 +23,7 @@ from evenflow.demo.tidewick.corpus import (
 from evenflow.demo.tidewick.questions import ALL_KINDS, FACTS
 from evenflow.demo.tidewick.shops import price, total_followup
 from evenflow.demo.tidewick.voices import VOICES
+from evenflow.demo.train.question_file import question_file
 
 
 def _drawn(count: int, seed: int) -> list[str]:
@@ -102,6 +104,13 @@ def test_held_out_questions_are_never_drawn_for_training():
     trained = [trained_exchange(rng) for _ in range(20_000)]
     assert not {e.key for e in trained} & held_out
     assert not any(is_held_out(e) for e in trained)
+
+
+def test_the_questions_of_the_demo_are_those_that_the_corpus_draws_today():
+    assert (ROOT / "questions.json").read_text() == question_file(), "write it again: see question_file"
+    assert len(questions()) == 2000
+    held_out = {e.question for kind in FACTS for e in held_out_exchanges(kind, 30, 5)}
+    assert not held_out & set(questions())
 
 
 def test_conversations_alternate_and_only_answers_are_trained_on():

@@ -1,7 +1,8 @@
 """Where the embedded model and its adapters are, what to ask them, and how to make a thousand adapters more.
 
 The files are package data under ``assets/``: ``base/`` is an ordinary Hugging Face folder, ``adapters/NAME/`` are PEFT
-folders, ``TRAINING.json`` says how they were trained and how often they are right. Nothing here imports torch.
+folders, ``TRAINING.json`` says how they were trained and how often they are right, ``questions.json`` holds what the
+demo's clients ask. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -75,6 +76,12 @@ def training_record() -> dict[str, Any]:
     """Return TRAINING.json: seconds, losses, held-out accuracies, seed and versions."""
     record: dict[str, Any] = json.loads((ROOT / "TRAINING.json").read_text())
     return record
+
+
+def questions() -> tuple[str, ...]:
+    """Return the questions that the demo's clients draw from; all of kinds that the model was trained to answer."""
+    found: list[str] = json.loads((ROOT / "questions.json").read_text())["questions"]
+    return tuple(found)
 
 
 def random_adapter(

@@ -18,7 +18,6 @@ from typing import Any
 import httpx
 
 from evenflow.demo.stream import StreamedReply, stream, whole
-from evenflow.demo.tidewick.corpus import trained_exchange
 
 PROMPT_WEIGHT = 1.0
 OUTPUT_WEIGHT = 2.0
@@ -40,6 +39,8 @@ class ClientPlan:
     """Its requests are spread over these models."""
     page_tokens: tuple[int, int] | None = None
     """It asks for pages of the town book of so many tokens (least, most), not streamed; None: it asks questions in a chat."""
+    questions: tuple[str, ...] = ()
+    """What a client that chats asks; each request draws one. Required unless ``page_tokens`` is given."""
 
     def body(self, rng: Random) -> tuple[str, dict[str, Any]]:
         """Draw the next request: (path, body)."""
@@ -50,7 +51,7 @@ class ClientPlan:
                 "model": model, "prompt": begin, "max_tokens": rng.randint(*self.page_tokens), "ignore_eos": True,
                 "temperature": 0.7, "seed": rng.randrange(1 << 30),
             }  # fmt: skip
-        messages = [{"role": "user", "content": trained_exchange(rng).question}]
+        messages = [{"role": "user", "content": rng.choice(self.questions)}]
         return "/v1/chat/completions", {"model": model, "messages": messages, "max_tokens": 48, "temperature": 0.0}
 
 

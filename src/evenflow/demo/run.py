@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from evenflow.base.errors import ConfigError
-from evenflow.demo.assets import EXAMPLE_PROMPTS, adapter_paths, model_path, random_adapter
+from evenflow.demo.assets import EXAMPLE_PROMPTS, adapter_paths, model_path, questions, random_adapter
 from evenflow.demo.clients import ClientPlan
 from evenflow.demo.contest import Round, play_round
 from evenflow.demo.present import BASE_VOICE, Sample, headline, report_page, result_table, sample_lines
@@ -63,6 +63,7 @@ class DemoOptions:
 def client_plans(tenants: list[str], greedy: int) -> list[ClientPlan]:
     """Return the four clients, the greedy one first; every client's requests are spread over many adapters."""
     quarter = max(1, len(tenants) // 4)
+    asked = questions()
     own = [tuple(tenants[i * quarter : (i + 1) * quarter]) for i in range(4)]
     quiet = [
         ("anna", ("json", "brief"), 2, 0.10, own[1]),
@@ -90,6 +91,7 @@ def client_plans(tenants: list[str], greedy: int) -> list[ClientPlan]:
                 pause_s=pause_s,
                 starts_s=1.0,
                 adapters=voices * share + others,
+                questions=asked,
             )
         )
     return plans
