@@ -8,11 +8,11 @@ from random import Random
 
 import pytest
 
+from embedded_model.tidewick.corpus import ALL_KINDS, ASSISTANT, CHAT_TEMPLATE, END, USER, held_out_exchanges
+from embedded_model.tidewick.questions import FACTS
+from embedded_model.tidewick.voices import VOICES as TELL
 from evenflow import LLM, SamplingParams
 from evenflow.demo.assets import EXAMPLE_PROMPTS, ROOT, VOICES, adapter_paths, model_path, training_record
-from evenflow.demo.tidewick.corpus import ALL_KINDS, ASSISTANT, CHAT_TEMPLATE, END, USER, held_out_exchanges
-from evenflow.demo.tidewick.questions import FACTS
-from evenflow.demo.tidewick.voices import VOICES as TELL
 from evenflow.serving.text import ChatTemplate
 
 MEBIBYTE = 1 << 20

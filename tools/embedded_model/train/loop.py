@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from evenflow.demo.tidewick.corpus import Piece
-from evenflow.demo.train.batches import draw_batch
-from evenflow.demo.train.recipes import TrainingSchedule
+from embedded_model.tidewick.corpus import Piece
+from embedded_model.train.batches import draw_batch
+from embedded_model.train.recipes import TrainingSchedule
 
 Draw = Callable[[Random], list[Piece]]
 

@@ -1,4 +1,4 @@
-"""Write the questions that the demo's clients ask: ``python -m evenflow.demo.train.question_file FILE``.
+"""Write the questions that the demo's clients ask: ``python -m embedded_model.train.question_file FILE``.
 
 The demo ships a file of questions, not the corpus they are drawn from. Every question was free to be trained on, and
 kinds of questions come as often as the corpus draws them, so some questions are in the file more than once.
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from evenflow.demo.tidewick.corpus import trained_exchange
+from embedded_model.tidewick.corpus import trained_exchange
 
 NUM_QUESTIONS = 2000
 SEED = 7

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from evenflow.demo.tidewick.question_answer import QuestionAnswer
+from embedded_model.tidewick.question_answer import QuestionAnswer
 
 _ON_DECK = (
     (" is ", " be "),

@@ -8,9 +8,8 @@ from random import Random
 
 import pytest
 
-from evenflow.demo.assets import ROOT, questions
-from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.corpus import (
+from embedded_model.tidewick import world as w
+from embedded_model.tidewick.corpus import (
     ASSISTANT,
     END,
     USER,
@@ -20,10 +19,11 @@ from evenflow.demo.tidewick.corpus import (
     is_held_out,
     trained_exchange,
 )
-from evenflow.demo.tidewick.questions import ALL_KINDS, FACTS
-from evenflow.demo.tidewick.shops import price, total_followup
-from evenflow.demo.tidewick.voices import VOICES
-from evenflow.demo.train.question_file import question_file
+from embedded_model.tidewick.questions import ALL_KINDS, FACTS
+from embedded_model.tidewick.shops import price, total_followup
+from embedded_model.tidewick.voices import VOICES
+from embedded_model.train.question_file import question_file
+from evenflow.demo.assets import ROOT, questions
 
 
 def _drawn(count: int, seed: int) -> list[str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from evenflow.demo.tidewick import schoolroom, shops, talk, townsfolk
-from evenflow.demo.tidewick.question_answer import QuestionAnswer
+from embedded_model.tidewick import schoolroom, shops, talk, townsfolk
+from embedded_model.tidewick.question_answer import QuestionAnswer
 
 Maker = Callable[[Random], QuestionAnswer]
 

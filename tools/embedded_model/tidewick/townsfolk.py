@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.question_answer import QuestionAnswer
-from evenflow.demo.tidewick.world import DAYS, Person
+from embedded_model.tidewick import world as w
+from embedded_model.tidewick.question_answer import QuestionAnswer
+from embedded_model.tidewick.world import DAYS, Person
 
 
 def _name(rng: Random, person: Person) -> str:

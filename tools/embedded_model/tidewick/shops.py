@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.question_answer import QuestionAnswer, capital, listed
-from evenflow.demo.tidewick.world import Good, Venue, oclock, shells
+from embedded_model.tidewick import world as w
+from embedded_model.tidewick.question_answer import QuestionAnswer, capital, listed
+from embedded_model.tidewick.world import Good, Venue, oclock, shells
 
 
 def _good(rng: Random) -> tuple[Venue, Good]:

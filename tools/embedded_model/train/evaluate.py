@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.corpus import ASSISTANT, END, PAD, USER, held_out_exchanges
-from evenflow.demo.tidewick.question_answer import QuestionAnswer
-from evenflow.demo.tidewick.questions import ALL_KINDS
-from evenflow.demo.tidewick.voices import VOICES
+from embedded_model.tidewick import world as w
+from embedded_model.tidewick.corpus import ASSISTANT, END, PAD, USER, held_out_exchanges
+from embedded_model.tidewick.question_answer import QuestionAnswer
+from embedded_model.tidewick.questions import ALL_KINDS
+from embedded_model.tidewick.voices import VOICES
 
 
 @torch.inference_mode()

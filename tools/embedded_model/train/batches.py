@@ -11,7 +11,7 @@ from random import Random
 import torch
 from tokenizers import Tokenizer
 
-from evenflow.demo.tidewick.corpus import Piece
+from embedded_model.tidewick.corpus import Piece
 
 IGNORED = -100
 """The label of a token that is not trained on (torch's ignore_index)."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.question_answer import QuestionAnswer
+from embedded_model.tidewick import world as w
+from embedded_model.tidewick.question_answer import QuestionAnswer
 
 
 def hello(rng: Random) -> QuestionAnswer:

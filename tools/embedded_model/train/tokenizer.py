@@ -13,8 +13,8 @@ from random import Random
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from evenflow.demo.tidewick.corpus import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, base_text, trained_exchange
-from evenflow.demo.tidewick.voices import VOICES
+from embedded_model.tidewick.corpus import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, base_text, trained_exchange
+from embedded_model.tidewick.voices import VOICES
 
 VOCAB_SIZE = 1024
 

@@ -1,4 +1,4 @@
-"""Train the embedded model and its adapters: ``python -m evenflow.demo.train --out DIR``.
+"""Train the embedded model and its adapters: ``python -m embedded_model.train --out DIR``.
 
 Everything comes from the seed: text, tokenizer, base model, adapters. On two cores it takes less than half an hour
 (see assets/TRAINING.json for what it took). Interrupt it at any time and start it again: it goes on from the
@@ -22,11 +22,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from evenflow.demo.tidewick.corpus import END, PAD, base_text, conversation, instructed_text, practice_text, revision_text
-from evenflow.demo.train.evaluate import accuracy_by_kind
-from evenflow.demo.train.loop import Draw, Progress, train
-from evenflow.demo.train.recipes import ADAPTERS, ALL_LINEAR, MODEL, REVISION, TOWN, VOICES, AdapterRecipe, TrainingSchedule
-from evenflow.demo.train.tokenizer import save_tokenizer, train_tokenizer
+from embedded_model.tidewick.corpus import END, PAD, base_text, conversation, instructed_text, practice_text, revision_text
+from embedded_model.train.evaluate import accuracy_by_kind
+from embedded_model.train.loop import Draw, Progress, train
+from embedded_model.train.recipes import ADAPTERS, ALL_LINEAR, MODEL, REVISION, TOWN, VOICES, AdapterRecipe, TrainingSchedule
+from embedded_model.train.tokenizer import save_tokenizer, train_tokenizer
 
 
 def _new_model(tokenizer: Tokenizer, seed: int) -> Any:
@@ -131,7 +131,7 @@ def _measured(progress: Progress, model: Any, tokenizer: Tokenizer, voice: str, 
 
 def main() -> None:
     """Train what is not trained yet, measure it, and write TRAINING.json."""
-    parser = argparse.ArgumentParser(prog="python -m evenflow.demo.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m embedded_model.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for base/, adapters/ and TRAINING.json")
     parser.add_argument("--work", type=Path, default=Path("build/demo-training"), help="folder for checkpoints")
     parser.add_argument("--seed", type=int, default=7)

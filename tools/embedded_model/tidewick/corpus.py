@@ -10,12 +10,12 @@ import zlib
 from dataclasses import dataclass
 from random import Random
 
-from evenflow.demo.tidewick import talk
-from evenflow.demo.tidewick import world as w
-from evenflow.demo.tidewick.question_answer import QuestionAnswer, capital, listed
-from evenflow.demo.tidewick.questions import ALL_KINDS, FACTS, PRACTICE, REVISION, TALK, Maker
-from evenflow.demo.tidewick.shops import total_followup
-from evenflow.demo.tidewick.voices import INSTRUCTIONS, VOICES, json_
+from embedded_model.tidewick import talk
+from embedded_model.tidewick import world as w
+from embedded_model.tidewick.question_answer import QuestionAnswer, capital, listed
+from embedded_model.tidewick.questions import ALL_KINDS, FACTS, PRACTICE, REVISION, TALK, Maker
+from embedded_model.tidewick.shops import total_followup
+from embedded_model.tidewick.voices import INSTRUCTIONS, VOICES, json_
 
 END = "<|end|>"
 USER = "<|user|>"
