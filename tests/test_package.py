@@ -1,0 +1,81 @@
+"""The package as its users meet it: public names, what importing costs, and what the wheel holds."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import evenflow
+
+ROOT = Path(__file__).parents[1]
+
+PUBLIC = {
+    "EvenFlowError": "evenflow.base.errors",
+    "LLM": "evenflow.serving.client.llm",
+    "SamplingParams": "evenflow.serving.core.sampling",
+    "__version__": "evenflow",
+}
+"""Public name -> the module in which it is defined. Changing this list changes what users may rely on."""
+
+HEAVY = ("torch", "numba", "triton", "transformers", "fastapi")
+WITHOUT = {
+    "evenflow": HEAVY,
+    "evenflow.fairness": HEAVY,
+    "evenflow.serving.text": HEAVY,
+    "evenflow.serving.client": HEAVY,
+    "evenflow.serving.client.llm": HEAVY,
+    "evenflow.serving.server.app": tuple(name for name in HEAVY if name != "fastapi"),
+}
+"""Module -> packages that importing it must not load. The server is a fastapi application, so that it loads fastapi."""
+
+
+def test_the_public_names_are_these():
+    assert sorted(evenflow.__all__) == sorted(PUBLIC)
+    for name, module in PUBLIC.items():
+        assert getattr(evenflow, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="no attribute 'Engine'"):
+        evenflow.Engine  # noqa: B018
+    code = "import evenflow; print(*dir(evenflow))"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert seen == sorted(PUBLIC), "dir() in a fresh interpreter shows what can be imported, before anything has been"
+
+
+@pytest.mark.parametrize("module", WITHOUT)
+def test_importing_loads_nothing_heavy(module):
+    code = f"import sys, {module}; print(*(name for name in {WITHOUT[module]!r} if name in sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert loaded == []
+
+
+def test_importing_takes_less_than_fifty_milliseconds():
+    """The best of a few, since other processes only make it slower."""
+    times_us = []
+    for _ in range(5):
+        command = [sys.executable, "-X", "importtime", "-c", "import evenflow"]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        (line,) = re.findall(r"^import time:\s+\d+ \|\s+(\d+) \| evenflow$", log, re.MULTILINE)
+        times_us.append(int(line))
+        if times_us[-1] < 50_000:
+            break
+    assert min(times_us) < 50_000, times_us
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (ROOT / "src/evenflow/py.typed").is_file()
+
+
+def test_the_wheel_holds_what_runs_and_no_training(tmp_path):
+    build = pytest.importorskip("hatchling.builders.wheel", reason="pip install hatchling")
+    (path,) = build.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    names = zipfile.ZipFile(path).namelist()
+    assert "evenflow/py.typed" in names
+    assert "evenflow/demo/assets/questions.json" in names
+    assert "evenflow/demo/assets/base/model.safetensors" in names
+    assert not [name for name in names if re.search(r"embedded_model|tidewick|/train/|^tools|^tests|^benchmarks", name)]
+    assert all(name.startswith(("evenflow/", "evenflow-")) for name in names)
