@@ -54,16 +54,14 @@ def test_importing_loads_nothing_heavy(module):
 
 
 def test_importing_takes_less_than_fifty_milliseconds():
-    """The best of a few, since other processes only make it slower."""
-    times_us = []
-    for _ in range(5):
-        command = [sys.executable, "-X", "importtime", "-c", "import evenflow"]
-        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        (line,) = re.findall(r"^import time:\s+\d+ \|\s+(\d+) \| evenflow$", log, re.MULTILINE)
-        times_us.append(int(line))
-        if times_us[-1] < 50_000:
+    """Of the processor's time, the best of a few: what other processes do must not count."""
+    code = "import time; began = time.process_time(); import evenflow; print(time.process_time() - began)"
+    times_s = []
+    for _ in range(10):
+        times_s.append(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout))
+        if times_s[-1] < 0.05:
             break
-    assert min(times_us) < 50_000, times_us
+    assert min(times_s) < 0.05, times_s
 
 
 def test_the_package_says_that_it_is_typed():
