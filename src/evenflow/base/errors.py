@@ -5,7 +5,8 @@
     │   ├── ModelError           a model folder that is not one, or holds something unsupported
     │   └── RegistryError        an unknown or ambiguous plug-in name
     ├── InvalidRequest           one request is wrong (`param` names the field)
-    │   └── PromptTooLong
+    │   ├── PromptTooLong
+    │   └── ConstraintFailed     a grammar, schema or regular expression that cannot be followed
     ├── AdapterError             anything about one adapter
     │   ├── AdapterRejected      the folder holds something that cannot be served faithfully (all `reasons`)
     │   ├── AdapterNotFound      no such name, or no adapter at that path
@@ -58,6 +59,10 @@ class InvalidRequest(EvenFlowError):
 
 class PromptTooLong(InvalidRequest):
     """The prompt, with the tokens asked for, does not fit the model's context or the arena."""
+
+
+class ConstraintFailed(InvalidRequest):
+    """What an answer must look like cannot be compiled, or became too complex while the answer was written."""
 
 
 class AdapterError(EvenFlowError):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from evenflow.serving.core.request import AdapterDigest, RequestId
 from evenflow.serving.core.sampling import SamplingParams
+from evenflow.serving.core.structured import TokenMask
 
 NO_ADAPTER_SLOT = -1
 
@@ -27,6 +28,8 @@ class SampleSpec:
     output_token_ids: Sequence[int]
     salt: int
     """Seeds a request that brings no seed; differs between requests."""
+    mask: TokenMask | None = None
+    """Which tokens are allowed; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +114,13 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """The next token of one request. ``error`` is set, and the token meaningless, if its logits were not finite."""
+    """The next token of one request. ``error`` says why there is none: its logits were not finite, or nothing is allowed."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    error_type: str = "EvenFlowError"
+    """Class in evenflow.base.errors, if ``error`` is set."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NewType
 
 from evenflow.serving.core.sampling import SamplingParams
+from evenflow.serving.core.structured import TokenMask
 
 RequestId = NewType("RequestId", str)
 ClientId = NewType("ClientId", str)
@@ -58,6 +59,8 @@ class Request:
     """Only requests with the same salt find each other's prefixes in the cache."""
     slo_ttft_s: float | None = None
     """Its own objective for the time from arrival to first token; None: the server's default, if it has one."""
+    token_mask: TokenMask | None = None
+    """Which tokens its constraint allows next; None: it has no constraint. Kept through preemptions."""
     state: RequestState = RequestState.WAITING
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from evenflow.base.errors import InvalidRequest
+from evenflow.serving.core.structured import StructuredOutputs
 
 MAX_LOGPROBS = 20
 
@@ -50,6 +51,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens."""
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
+    """What the answer must look like; None: anything."""
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, allowed: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from evenflow.base.memory_size import format_size
@@ -14,8 +15,10 @@ from evenflow.fairness.registry import create_policy
 from evenflow.serving.adapters.catalog import Catalog
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.request import AdapterDigest
+from evenflow.serving.engine.constraints import Constraints
 from evenflow.serving.engine.engine import Engine
 from evenflow.serving.engine.live_shares import LiveShares
+from evenflow.serving.grammar.compiler import GrammarCompiler
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.eviction import EVICTION_ORDERS
 from evenflow.serving.memory.layout import ArenaLayout
@@ -127,6 +130,7 @@ def _assemble(config: EngineConfig, model_config: ModelConfig, ranks: RankProces
         vocab_size=model_config.shape.vocab_size,
         dtype=str(membership.dtype).removeprefix("torch."),
         page_bytes=layout.page_bytes,
+        constraints=Constraints(partial(GrammarCompiler, tokenizer.json_text(), model_config.shape.vocab_size, eos_token_ids)),
         ledger=membership.ledger,
     )
 

@@ -27,6 +27,8 @@ from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, Re
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.plan import StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
+from evenflow.serving.core.structured import TokenMask
+from evenflow.serving.engine.constraints import Constraints
 from evenflow.serving.engine.live_shares import LiveShares
 from evenflow.serving.engine.meters import Meters, collect_stats
 from evenflow.serving.engine.reply import Reply
@@ -55,6 +57,7 @@ class Engine:
         vocab_size: int,
         dtype: str,
         page_bytes: int,
+        constraints: Constraints,
         ledger: Ledger | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,6 +72,7 @@ class Engine:
         self._vocab_size = vocab_size
         self._dtype = dtype
         self._page_bytes = page_bytes
+        self._constraints = constraints
         self._ledger = ledger
         self._clock = clock
         self._replies: dict[RequestId, Reply] = {}
@@ -81,8 +85,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """True if a request waits or runs."""
-        return self._scheduler.has_work
+        """True if a request waits or runs, or its constraint is being compiled."""
+        return self._scheduler.has_work or self._constraints.is_compiling
 
     def ready(self) -> Ready:
         """What the parent is told once."""
@@ -101,8 +105,11 @@ class Engine:
 
     def submit(self, message: Submit) -> RequestOutput | None:
         """Queue a request. Returns the refusal, if it is refused: nothing has happened then."""
+        return self._admit(message, None)
+
+    def _admit(self, message: Submit, mask: TokenMask | None) -> RequestOutput | None:
         try:
-            self._submit(message)
+            self._submit(message, mask)
         except Rejected as error:
             return _refusal(message.request_id, error, retry_after_s=error.retry_after_s)
         except InvalidRequest as error:
@@ -118,6 +125,7 @@ class Engine:
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """The client is gone: stop these requests. Unknown ones have ended already."""
+        self._constraints.abort(request_ids)
         for request_id in request_ids:
             request = self._scheduler.abort(RequestId(request_id), self._clock())
             if request is not None:
@@ -125,15 +133,17 @@ class Engine:
 
     def step(self) -> list[RequestOutput]:
         """Compute one step for everybody who runs; what each request gained by it."""
+        outputs = self._take_compiled()
         started_s = self._clock()
         plan = self._scheduler.plan(started_s)
-        outputs = self._take_ended()
+        outputs += self._take_ended()
         self.is_stalled = plan is None
         if plan is None:
             return outputs
         planned_s = self._clock()
         result = self._executor.run(plan)
         ran_s = self._clock()
+        self._constraints.advance(plan, result)
         finished: dict[RequestId, FinishReason] = {}
         gained = self._read(plan, result, finished)
         self._scheduler.commit(result, finished, ran_s)
@@ -249,6 +259,7 @@ class Engine:
 
     def close(self) -> None:
         """Give back what the executor holds, and what the policy holds outside this process, if it does."""
+        self._constraints.close()
         self._executor.close()
         close_policy = getattr(self._scheduler.policy, "close", None)
         if close_policy is not None:
@@ -264,9 +275,29 @@ class Engine:
             log.warning("adapter %s is no longer pinned: its rows are damaged", name)
             del self._pinned[name]
 
-    def _submit(self, message: Submit) -> None:
+    def _take_compiled(self) -> list[RequestOutput]:
+        """Queue the requests whose constraint has been compiled; the refusals of those whose constraint cannot be."""
+        refusals = []
+        for compiled in self._constraints.take_compiled():
+            message, error = compiled.message, compiled.error
+            if error is None:
+                refusal = self._admit(message, compiled.mask)
+            else:
+                param = error.param if isinstance(error, InvalidRequest) else None
+                refusal = _refusal(message.request_id, error, param=param)
+            if refusal is not None:
+                self._constraints.drop(RequestId(message.request_id))
+                refusals.append(refusal)
+        return refusals
+
+    def _submit(self, message: Submit, mask: TokenMask | None) -> None:
         digest = None if message.adapter is None else self.catalog.resolve(message.adapter)
         request = self._request(message, digest)
+        if message.sampling.structured_outputs is not None and mask is None:
+            mask = self._constraints.begin(message)
+            if mask is None:
+                return
+        request.token_mask = mask
         reply = Reply(request, self._tokenizer, self._eos_token_ids)
         verdict = self._scheduler.add(request, self._clock())
         if not verdict.is_accepted:
@@ -349,6 +380,7 @@ class Engine:
 
     def _drop(self, request: Request) -> None:
         self._replies.pop(request.request_id, None)
+        self._constraints.drop(request.request_id)
         if request.adapter is not None:
             self.catalog.release(request.adapter)
 

@@ -1,7 +1,8 @@
 """From logits to the next tokens of a batch, each request by its own rules.
 
 Order, as in vLLM: logit_bias, min_tokens, repetition, then frequency and presence penalty, temperature,
-min_p, top_k, top_p (of what top_k left). Log-probabilities are those of the model's own distribution,
+min_p, top_k, top_p (of what top_k left). What a constraint forbids is ruled out before temperature.
+Log-probabilities are those of the model's own distribution,
 before any of this (vLLM's default, ``raw_logprobs``).
 
 A draw is the inverse of the cumulative distribution at one uniform number that depends on (seed, index
@@ -13,9 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from evenflow.base.errors import ConstraintFailed
 from evenflow.serving.core.plan import SampledToken, SampleSpec, TokenLogprobs
+from evenflow.serving.core.structured import TokenMask
 
 NOT_FINITE = "the model's logits are not finite (NaN or infinity); the adapter or the model is broken"
 
@@ -44,11 +48,15 @@ class Sampler:
         # One pass instead of an element-wise test: a sum is finite only if every term is.
         finite_L = torch.isfinite(logits_LV.sum(-1, dtype=torch.float32))
         values_LV = logits_LV
+        refused: dict[int, str] = {}
         adjusted = [i for i, spec in enumerate(specs) if self._is_adjusted(spec)]
         if adjusted:
             values_LV = logits_LV.to(torch.float32, copy=True)
             for i in adjusted:
                 self._adjust(values_LV[i], specs[i])
+                mask = specs[i].mask
+                if mask is not None and (why := _apply_mask(values_LV[i], mask)) is not None:
+                    refused[i] = why
         ids_L = values_LV.argmax(-1)
         drawn = [i for i, spec in enumerate(specs) if not spec.sampling.is_greedy]
         if drawn:
@@ -62,13 +70,22 @@ class Sampler:
             counts = [specs[i].sampling.logprobs or 0 for i in scored]
             logprobs = dict(zip(scored, token_logprobs(logits_LV[scored], [ids[i] for i in scored], counts)))
         return [
-            SampledToken(token_id, logprobs.get(i)) if finite[i] else SampledToken(0, error=NOT_FINITE)
+            SampledToken(0, error=NOT_FINITE)
+            if not finite[i]
+            else SampledToken(0, error=refused[i], error_type="ConstraintFailed")
+            if i in refused
+            else SampledToken(token_id, logprobs.get(i))
             for i, token_id in enumerate(ids)
         ]
 
     def _is_adjusted(self, spec: SampleSpec) -> bool:
         sampling = spec.sampling
-        return bool(sampling.logit_bias) or sampling.has_penalties or len(spec.output_token_ids) < sampling.min_tokens
+        return (
+            spec.mask is not None
+            or bool(sampling.logit_bias)
+            or sampling.has_penalties
+            or len(spec.output_token_ids) < sampling.min_tokens
+        )
 
     def _adjust(self, row_V: torch.Tensor, spec: SampleSpec) -> None:
         """Bias, ban and penalise one row (fp32) in place. Ids beyond the vocabulary are ignored."""
@@ -89,6 +106,25 @@ class Sampler:
             output = torch.tensor(list(spec.output_token_ids), dtype=torch.int64, device=row_V.device)
             ids, counts = output.unique(return_counts=True)
             row_V[ids] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+
+
+def _apply_mask(row_V: torch.Tensor, mask: TokenMask) -> str | None:
+    """Rule out in place what ``mask`` forbids; return why nothing can be drawn, if so.
+
+    Where min_tokens has banned all that the constraint allows, which is the end of the answer, the constraint wins.
+    """
+    try:
+        words = mask.words()
+    except ConstraintFailed as error:
+        return str(error)
+    bits_V = np.unpackbits(np.frombuffer(words, dtype=np.uint8), bitorder="little")[: row_V.shape[0]]
+    allowed_V = torch.from_numpy(bits_V.view(np.bool_)).to(row_V.device)
+    row_V.masked_fill_(~allowed_V, float("-inf"))
+    if bool(torch.isneginf(row_V.amax())):
+        if not bool(allowed_V.any()):
+            return "the constraint allows no further token"
+        row_V[allowed_V] = 0.0
+    return None
 
 
 @torch.inference_mode()

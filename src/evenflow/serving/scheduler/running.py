@@ -155,6 +155,7 @@ class RunningSet:
                 request.prompt_token_ids,
                 request.output_token_ids,
                 zlib.crc32(request.request_id.encode()),
+                request.token_mask,
             ),
             tallies=tallies,
             num_tokens=request.num_tokens,

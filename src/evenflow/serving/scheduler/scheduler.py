@@ -126,10 +126,10 @@ class Scheduler:
             if running.get(request.request_id) is not entry:
                 continue
             request.num_computed_tokens += len(sequence.token_ids)
-            has_token, error = False, None
+            has_token, error, error_type = False, None, ""
             if sequence.sample is not None:
                 token = tokens[request.request_id]
-                error = token.error
+                error, error_type = token.error, token.error_type
                 if error is None:
                     has_token = True
                     request.output_token_ids.append(token.token_id)
@@ -141,7 +141,7 @@ class Scheduler:
             if has_token and len(sequence.token_ids) > 1:
                 self._book.publish(entry)
             if error is not None:
-                self._ended.append(EndedRequest(request, error))
+                self._ended.append(EndedRequest(request, error, error_type))
                 self._book.end(request, FinishReason.ERROR, now_s)
         for request_id, reason in finished.items():
             request_or_none = self._book.get(request_id)

@@ -98,7 +98,10 @@ class OutputText:
             else tokenizer.detokenizer(prompt_token_ids, skip_special_tokens=sampling.skip_special_tokens)
         )
         self._checker = StopChecker(sampling.stop, include_stop=sampling.include_stop_str_in_output)
-        self._eos_token_ids = frozenset(() if sampling.ignore_eos else eos_token_ids)
+        self._eos_token_ids = frozenset(
+            # A constrained answer ends where its constraint does: nothing else may follow.
+            () if sampling.ignore_eos and sampling.structured_outputs is None else eos_token_ids
+        )
         self._stop_token_ids = frozenset(sampling.stop_token_ids)
         self._include_stop = sampling.include_stop_str_in_output
         self._min_tokens = sampling.min_tokens

@@ -56,6 +56,10 @@ class Tokenizer:
         """One more than the highest token id, added tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def json_text(self) -> str:
+        """The whole tokenizer as the text of a ``tokenizer.json``."""
+        return self._backend.to_str()
+
     def token_id(self, text: str) -> int | None:
         """Id of the token written ``text``, or None."""
         return self._backend.token_to_id(text)
