@@ -75,6 +75,7 @@ def test_preemption_and_chunks_change_nothing(tiny_model):
 
     def answers(**settings) -> tuple[EngineHarness, list[str]]:
         harness = EngineHarness(tiny_model, max_model_len=112, seed=3, **settings)
+        harness.generate(*[([1, 2], None)] * 60, max_tokens=1)  # teaches the admission to expect short answers
         requests = [constrained(harness, long, prompt=[40 + i] * 20, temperature=1.0, seed=i) for i in range(5)]
         harness.run()
         return harness, [harness.answers[request].text for request in requests]
