@@ -120,12 +120,12 @@ def test_fcfs_is_in_order_of_arrival_across_clients():
     assert order(server) == clients
 
 
-@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("weight", [0, -1, 0.9e-9, 1.1e9, float("nan"), float("inf")])
 @pytest.mark.parametrize("spec", ["vtc", "drr", "vtc-predict", "hierarchy", "vtc-client-adapter"])
 def test_a_weight_of_nothing_is_refused(spec, weight):
-    with pytest.raises(ConfigError, match=r"'a' is .*above 0"):
+    with pytest.raises(ConfigError, match=r"'a' is .*allowed: 1e-09 to 1e\+09"):
         a_server(spec, {"a": weight})
-    with pytest.raises(ConfigError, match=r"tier 'gold' is .*above 0"):
+    with pytest.raises(ConfigError, match=r"tier 'gold' is .*1e-09 to 1e\+09"):
         create_policy(spec, queues=ClientQueues(), tier_by_client={"a": "gold"}, weight_by_tier={"gold": weight})
     with pytest.raises(ConfigError, match="'a' is 'gold'; known tiers: none"):
         create_policy(spec, queues=ClientQueues(), tier_by_client={"a": "gold"})

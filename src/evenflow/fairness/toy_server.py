@@ -1,7 +1,7 @@
 """The smallest server that a policy can run in: for trying a policy, for tests and for teaching. Not for serving.
 
 It makes every call of the protocol in the order that policy.py prescribes. A request holds one unit of memory per
-token that it may come to have; a step gives each running request one token and takes one second.
+token that it will come to have; a step gives each running request one token and takes one second.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ class ToyRequest:
     is_complete: bool = False
     is_prompt_done: bool = False
     was_admitted: bool = False
+    limit_output_tokens: int = 0
+    """What it may produce, which a policy may see; at least what it will."""
+    preempted_s: float | None = None
+    """Since when it waits again."""
     record: RequestRecord = field(repr=False, kw_only=True)
 
     @property
     def max_output_tokens(self) -> int:
-        """What it may produce: here, what it will."""
-        return self.known_output_tokens
+        """What it may produce."""
+        return max(self.limit_output_tokens, self.known_output_tokens)
 
 
 class ToyServer:
@@ -63,11 +67,17 @@ class ToyServer:
         self._used_tokens = 0
 
     def submit(
-        self, client_id: str, input_tokens: int, output_tokens: int, adapter: str | None = None
+        self,
+        client_id: str,
+        input_tokens: int,
+        output_tokens: int,
+        adapter: str | None = None,
+        max_output_tokens: int = 0,
     ) -> tuple[Verdict, ToyRequest]:
-        """A request arrives now."""
+        """A request arrives now. Without ``max_output_tokens`` it may produce what it will."""
         record = RequestRecord(client_id, self.now_s, input_tokens, 0, output_tokens)
         request = ToyRequest(len(self.requests), client_id, input_tokens, output_tokens, self.now_s, adapter, record=record)
+        request.limit_output_tokens = max_output_tokens
         self.requests.append(request)
         verdict = self.policy.arrive(request, self.now_s)
         if verdict.is_accepted:
@@ -94,6 +104,7 @@ class ToyServer:
             self.policy.settle(request)
         else:
             is_empty = self.queues.remove(request)
+            self._waits_no_more(request)
             if request.was_admitted:
                 self.policy.settle(request)
             else:
@@ -123,7 +134,8 @@ class ToyServer:
 
     @staticmethod
     def _size(request: Schedulable) -> int:
-        return request.num_prompt_tokens + request.max_output_tokens
+        assert isinstance(request, ToyRequest)
+        return request.num_prompt_tokens + request.known_output_tokens
 
     def _fitting(self) -> ToyRequest | None:
         """The policy's next request, if it fits or somebody gives way to it."""
@@ -141,6 +153,7 @@ class ToyServer:
         assert isinstance(victim, ToyRequest)
         self.running.remove(victim)
         self._used_tokens -= self._size(victim)
+        victim.preempted_s = self.now_s
         self.queues.push_front(victim)
         self.policy.requeued(victim)
         return victim
@@ -151,10 +164,17 @@ class ToyServer:
         if is_empty:
             self.policy.emptied(request.client_id)
         request.was_admitted = True
+        self._waits_no_more(request)
         if request.record.admitted_s is None:
             request.record.admitted_s = self.now_s
         self.running.append(request)
         self._used_tokens += self._size(request)
+
+    def _waits_no_more(self, request: ToyRequest) -> None:
+        if request.preempted_s is not None:
+            if request.preempted_s < self.now_s:
+                request.record.waits_again.append((request.preempted_s, self.now_s))
+            request.preempted_s = None
 
     def _advance(self, request: ToyRequest) -> None:
         """One token; with the first, the prompt."""

@@ -64,7 +64,7 @@ class BookedVTC(VTC):
     def settle(self, request: Schedulable) -> None:
         account = self._accounts[request.request_id]
         super().settle(request)
-        self.charged[request.request_id] = account.charged
+        self.charged[request.request_id] = account.bill.service
 
 
 class SchedulerMachine(RuleBasedStateMachine):

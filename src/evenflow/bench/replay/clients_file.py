@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evenflow.base.errors import ConfigError
+from evenflow.fairness.books.weights import HEAVIEST, LIGHTEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class ClientShares:
 def read_clients(path: str | os.PathLike[str]) -> ClientShares:
     """Read ``[clients.NAME] weight, tier`` and ``[tiers.NAME] weight``; other fields are the server's and passed over.
 
-    Raises ConfigError, naming the file and the entry, for a weight that is not finite and above 0 or an unknown tier.
+    Raises ConfigError, naming the file and the entry, for a weight that is not from 1e-9 to 1e9 or an unknown tier.
     """
     name = os.fspath(path)
     try:
@@ -58,6 +58,6 @@ def _tables(name: str, content: Mapping[str, object], key: str) -> dict[str, dic
 
 def _weight(name: str, where: str, entry: Mapping[str, object]) -> float:
     weight = entry.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ConfigError(f"{name}: {where}.weight is {weight!r}; allowed: finite and above 0")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not LIGHTEST <= weight <= HEAVIEST:
+        raise ConfigError(f"{name}: {where}.weight is {weight!r}; allowed: {LIGHTEST:g} to {HEAVIEST:g}")
     return float(weight)

@@ -12,7 +12,7 @@ from evenflow.bench.replay.profiles import ServerSettings
 from evenflow.bench.replay.trace import Trace
 from evenflow.fairness import ClientQueues, CostFunction, Policy, Schedulable, Service, WeightedTokens, create_policy
 from evenflow.fairness.books.weights import tiered
-from evenflow.fairness.measures.runlog import RequestRecord, RunLog, ServiceLog
+from evenflow.fairness.measures.runlog import Interval, RequestRecord, RunLog, ServiceLog
 from evenflow.fairness.policies.passthrough import PassThrough
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, StepPlan
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
@@ -44,12 +44,37 @@ class MeteredPolicy(PassThrough):
         self._cost = cost
         self._received: dict[object, tuple[int, int, int]] = {}
         self._step: dict[str, float] = {}
+        self._moves: list[tuple[object, bool]] = []
+        """Requests that were preempted (True) or taken up again (False) since the last flush, in that order."""
+        self._waiting_again: set[object] = set()
+        self._preempted_s: dict[object, float] = {}
+        self.waits_again: dict[object, list[Interval]] = {}
+        """By request: when it waited after a preemption."""
 
-    def flush(self, log: ServiceLog, time_s: float) -> None:
-        """The step whose charges were heard has ended at ``time_s``."""
+    def flush(self, log: ServiceLog, start_s: float, end_s: float) -> None:
+        """The step whose calls were heard was planned at ``start_s`` and has ended at ``end_s``."""
         for client_id, cost in self._step.items():
-            log.add(client_id, time_s, cost)
+            log.add(client_id, end_s, cost)
         self._step.clear()
+        for request_id, is_preempted in self._moves:
+            if is_preempted:
+                self._preempted_s[request_id] = start_s
+            elif (since_s := self._preempted_s.pop(request_id)) < start_s:
+                self.waits_again.setdefault(request_id, []).append((since_s, start_s))
+        self._moves.clear()
+
+    def admitted(self, request: Schedulable, planned: Service) -> None:
+        """Note that it waits no more, if it was preempted, and pass it on."""
+        if request.request_id in self._waiting_again:
+            self._waiting_again.remove(request.request_id)
+            self._moves.append((request.request_id, False))
+        super().admitted(request, planned)
+
+    def requeued(self, request: Schedulable) -> None:
+        """Note that it waits again, and pass it on."""
+        self._waiting_again.add(request.request_id)
+        self._moves.append((request.request_id, True))
+        super().requeued(request)
 
     def charge(self, request: Schedulable, service: Service) -> None:
         """Note the price of what was received, and pass it on."""
@@ -65,6 +90,9 @@ class MeteredPolicy(PassThrough):
     def settle(self, request: Schedulable) -> None:
         """Forget the request, and pass it on."""
         self._received.pop(request.request_id, None)
+        if request.request_id in self._waiting_again:
+            self._waiting_again.remove(request.request_id)
+            self._moves.append((request.request_id, False))
         super().settle(request)
 
 
@@ -115,7 +143,7 @@ def replay(
 
     def observe(plan: StepPlan, start_s: float, end_s: float) -> None:
         nonlocal told, num_adapters
-        metered.flush(service, end_s)
+        metered.flush(service, start_s, end_s)
         told += 1
         num_adapters += len({sequence.adapter_slot for sequence in plan.sequences} - {NO_ADAPTER_SLOT})
         if progress is not None and told % 200 == 0:
@@ -135,6 +163,7 @@ def replay(
             admitted_s=request.admitted_s,
             first_token_s=request.first_token_s,
             finished_s=request.finished_s,
+            waits_again=metered.waits_again.get(request.request_id, []),
         )
         for request in result.requests
     ]

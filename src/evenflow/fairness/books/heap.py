@@ -17,9 +17,9 @@ class RisingHeap:
     Clients with equal keys come in the order in which they were added.
     """
 
-    def __init__(self, keys: Mapping[str, float]) -> None:
+    def __init__(self, keys: Mapping[str, int]) -> None:
         self._keys = keys
-        self._heap: list[tuple[float, int, str]] = []
+        self._heap: list[tuple[int, int, str]] = []
         self._entry_of: dict[str, int] = {}
         self._next_entry = 0
 
@@ -55,7 +55,7 @@ class RisingHeap:
 
     def nearest(self, within: float, at_most: int) -> list[str]:
         """Up to ``at_most`` clients, least first, whose keys exceed the least by no more than ``within``. O(at_most log n)."""
-        found: list[tuple[float, int, str]] = []
+        found: list[tuple[int, int, str]] = []
         while len(found) < at_most and self.peek() is not None:
             if found and self._heap[0][0] > found[0][0] + within:
                 break

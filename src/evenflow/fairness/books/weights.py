@@ -6,17 +6,19 @@ two (``tiered``); a hierarchy lets tiers compete first and uses the client's own
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 from evenflow.base.errors import ConfigError
+
+LIGHTEST, HEAVIEST = 1e-9, 1e9
+"""Weights that are accepted: within these, counters are exact (bill.py)."""
 
 Weights = Mapping[str, float] | Callable[[str], float]
 """Weight by client. A mapping is read at every use, so its owner may change it; a client not in it has weight 1."""
 
 
 def weight_lookup(weights: Weights | None) -> Callable[[str], float]:
-    """A function from client to weight. Raises ConfigError for weights that are not finite and above 0.
+    """A function from client to weight. Raises ConfigError for weights that are not from 1e-9 to 1e9.
 
     What a callable returns, or a mapping holds later, is checked at each look-up.
     """
@@ -50,10 +52,10 @@ def tiered(
 
 
 def check_tiers(tier_by_client: Mapping[str, str], weight_by_tier: Mapping[str, float]) -> None:
-    """Raise ConfigError for a tier's weight that is not finite and above 0, or a client in a tier without one."""
+    """Raise ConfigError for a tier's weight that is not from 1e-9 to 1e9, or a client in a tier without one."""
     for tier, weight in weight_by_tier.items():
-        if not (0 < weight < math.inf):
-            raise ConfigError(f"the weight of tier {tier!r} is {weight}; allowed: finite and above 0")
+        if not LIGHTEST <= weight <= HEAVIEST:
+            raise ConfigError(f"the weight of tier {tier!r} is {weight}; allowed: {LIGHTEST:g} to {HEAVIEST:g}")
     for client_id, tier in tier_by_client.items():
         if tier not in weight_by_tier:
             known = ", ".join(sorted(weight_by_tier)) or "none"
@@ -61,6 +63,6 @@ def check_tiers(tier_by_client: Mapping[str, str], weight_by_tier: Mapping[str, 
 
 
 def _checked(client_id: str, weight: float) -> float:
-    if not (0 < weight < math.inf):
-        raise ConfigError(f"the weight of client {client_id!r} is {weight}; allowed: finite and above 0")
+    if not LIGHTEST <= weight <= HEAVIEST:
+        raise ConfigError(f"the weight of client {client_id!r} is {weight}; allowed: {LIGHTEST:g} to {HEAVIEST:g}")
     return weight

@@ -31,6 +31,8 @@ class RequestRecord:
     admitted_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
+    waits_again: list[Interval] = field(default_factory=list)
+    """When it waited after it had been admitted, because it was preempted."""
 
     @property
     def is_refused(self) -> bool:
@@ -73,13 +75,17 @@ class RunLog:
 
 
 def backlog_by_client(log: RunLog) -> dict[str, list[Interval]]:
-    """Disjoint intervals, in order, in which each client has a request waiting (arrived, not yet admitted or given up)."""
+    """Disjoint intervals, in order, in which each client has a request waiting.
+
+    It has arrived and is not yet admitted or given up, or it was preempted and has not been taken up again.
+    """
     waits: dict[str, list[Interval]] = {}
     for record in log.requests:
         end = next((time for time in (record.admitted_s, record.finished_s) if time is not None), log.total_s)
         if not record.is_rejected and end > record.arrival_s:
             waits.setdefault(record.client_id, []).append((record.arrival_s, end))
-    return {client: _merge(intervals) for client, intervals in waits.items()}
+        waits.setdefault(record.client_id, []).extend(record.waits_again)
+    return {client: _merge(intervals) for client, intervals in waits.items() if intervals}
 
 
 def intersect(*sets: Sequence[Interval]) -> list[Interval]:

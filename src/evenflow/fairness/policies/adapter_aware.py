@@ -34,6 +34,9 @@ class AdapterVTC(PredictedVTC):
     ``max_overtaking``: service, in the cost function's unit, that may be admitted past the client that is due before
     it must be served. ``price_per_mib``: service that a MiB of adapter costs; the default of 2 is what 16 MiB of
     adapter displace in a 7B model's KV pool (32 tokens).
+
+    The bound is that of predicted VTC with U + ``max_overtaking`` in the place of U, where U includes the price of the
+    adapters that one batch may load.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class AdapterVTC(PredictedVTC):
         if due is None or due == request.client_id:
             self._overtaken = 0.0
         elif is_new:
-            self._overtaken += self._accounts[request.request_id].charged
+            self._overtaken += self._accounts[request.request_id].reserved
 
     def charge(self, request: Schedulable, service: Service) -> None:
         """Charge tokens, and the load once it has happened."""
@@ -120,7 +123,8 @@ class AxisVTC(PredictedVTC):
     """Predicted VTC between pairs of client and adapter. Weights are of clients; adapters count alike.
 
     It keeps a FIFO for each pair, so a client's requests to one adapter do not wait for those to another. Requests to
-    the base model are a pair of their own. ``counters`` are of pairs (client, newline, adapter).
+    the base model are a pair of their own. The bound of predicted VTC holds between the children of each node.
+    ``counters`` are of pairs (client, newline, adapter).
     """
 
     def __init__(
@@ -222,7 +226,7 @@ class AxisVTC(PredictedVTC):
 
 
 class ClientAdapterVTC(AxisVTC):
-    """``vtc-client-adapter``: clients share, and the adapters of a client share what it gets."""
+    """``vtc-client-adapter``: clients share, within the bound of predicted VTC, and so do the adapters of a client."""
 
     @classmethod
     def from_settings(cls, settings: PolicySettings, argument: str | None) -> ClientAdapterVTC:
@@ -231,7 +235,7 @@ class ClientAdapterVTC(AxisVTC):
 
 
 class AdapterClientVTC(AxisVTC):
-    """``vtc-adapter-client``: adapters share, and the clients of an adapter share what it gets."""
+    """``vtc-adapter-client``: adapters share, within the bound of predicted VTC, and so do the clients of an adapter."""
 
     @classmethod
     def from_settings(cls, settings: PolicySettings, argument: str | None) -> AdapterClientVTC:

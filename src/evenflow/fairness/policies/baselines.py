@@ -19,7 +19,7 @@ from evenflow.fairness.schedulable import Schedulable
 
 
 class FCFS(PolicyDefaults):
-    """First come, first served, whoever asks. A preempted request keeps its place by arrival."""
+    """First come, first served, whoever asks: no bound between clients. A preempted request keeps its place by arrival."""
 
     def __init__(self) -> None:
         self._order: list[tuple[int, Hashable]] = []
@@ -92,7 +92,8 @@ class FCFS(PolicyDefaults):
 class RPM(FCFS):
     """First come, first served, with at most ``limit`` accepted requests per client in any 60 s; the rest is rejected.
 
-    Requests per minute, what most services do. A rejected request does not count. Exact, O(1) amortised, and a
+    Requests per minute, what most services do; no bound between clients in tokens.
+    A rejected request does not count. Exact, O(1) amortised, and a
     client that has been away for a minute takes no memory.
     """
 
@@ -134,7 +135,7 @@ class RPM(FCFS):
 
 
 class RoundRobin(PolicyDefaults):
-    """One request of each waiting client in turn, whatever it costs."""
+    """One request of each waiting client in turn, whatever it costs: no bound in tokens, those with long requests win."""
 
     def __init__(self, queues: ClientQueues) -> None:
         self._queues = queues
@@ -180,7 +181,7 @@ class RoundRobin(PolicyDefaults):
 class LCF(VTC):
     """Least counter first: VTC without the lift. Who was idle is served alone until it has caught up (VTC paper, section 5.1).
 
-    It remembers every client it has ever seen.
+    No bound: a client may be served alone for as long as it was away. It remembers every client it has ever seen.
     """
 
     @classmethod
@@ -191,7 +192,7 @@ class LCF(VTC):
 
 
 class HalfLiftedVTC(VTC):
-    """VTC with the lift of the authors' published code: none when nothing else waits. To show what the other half is for."""
+    """VTC with the lift of the authors' published code: none when nothing else waits. It has no bound."""
 
     @classmethod
     def from_settings(cls, settings: PolicySettings, argument: str | None) -> HalfLiftedVTC:
@@ -205,6 +206,7 @@ class HalfLiftedVTC(VTC):
 class DRR(VTC):
     """Deficit round robin for unknown lengths: a client starts requests while its deficit is positive, and what they turn
     out to cost becomes debt that its next rounds pay (VTC paper, appendix). The debt outlives idleness, a surplus does not.
+    The bound is VTC's with U + QUANTUM in the place of U.
     """
 
     @classmethod

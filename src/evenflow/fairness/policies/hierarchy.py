@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from evenflow.fairness.books.bill import Bill, ticks
 from evenflow.fairness.books.cost import CostFunction
 from evenflow.fairness.books.level import Level
 from evenflow.fairness.books.queue import ClientQueues
@@ -38,6 +39,8 @@ class Tree(Level):
         self._places: dict[str, Path] = {}
         """Of those that wait or are held."""
         self._levels: dict[Path, Level] = {}
+        self._bills: dict[str, list[Bill]] = {}
+        """Open ones, by who pays."""
         self._open(())
 
     @property
@@ -51,10 +54,10 @@ class Tree(Level):
         leaves = [level.counters for above, level in self._levels.items() if len(above) == self._depth - 1]
         return {name: counter for counters in leaves for name, counter in counters.items()}
 
-    def standing(self, name: str) -> tuple[float, ...]:
-        """Counters of the nodes on the path of one that waits or is held, from below the root down to it."""
+    def standing(self, name: str) -> tuple[int, ...]:
+        """What the nodes on the path of one that waits or is held have received, from below the root down to it, in ticks."""
         path = self._places[name]
-        return tuple(self._levels[path[:depth]].counters[path[depth]] for depth in range(self._depth))
+        return tuple(self._levels[path[:depth]].received(path[depth]) for depth in range(self._depth))
 
     def join(self, name: str) -> None:
         """Lift it among its siblings, and its ancestors as far as they had nothing waiting."""
@@ -98,6 +101,9 @@ class Tree(Level):
                 continue
             level = self._levels[old[:-1]]
             was_waiting, num_held = name in level, level.num_held(name)
+            bills = [(bill, bill.in_advance) for bill in self._bills.get(name, [])]
+            for bill, _ in bills:
+                self.bring(bill, bill.service, 0.0)
             for _ in range(num_held):
                 self.release(name)
             if was_waiting:
@@ -105,13 +111,40 @@ class Tree(Level):
             self.join(name)
             for _ in range(num_held):
                 self.hold(name)
+            for bill, in_advance in bills:
+                bill.weights = self._weights(name)
+                bill.received = [ticks(bill.service, weight) for weight in bill.weights]
+                self.bring(bill, bill.service, in_advance)
             if not was_waiting:
                 self.leave(name)
 
-    def add(self, name: str, amount: float) -> None:
-        """Raise or lower the counters on its path, each by ``amount`` over the weight of the node."""
-        for above, child in self._steps(name):
-            self._levels[above].add(child, amount / self._weight_of((*above, child)))
+    def open(self, name: str, weight: float) -> Bill:
+        """A bill that every node on the path of ``name`` pays, by its own weight; ``weight`` is not asked."""
+        bill = Bill(name, self._weights(name))
+        self._bills.setdefault(name, []).append(bill)
+        return bill
+
+    def bring(self, bill: Bill, service: float, in_advance: float) -> None:
+        """Raise or lower the counters on the path, each by the change over the weight of the node."""
+        advanced = ticks(in_advance) - ticks(bill.in_advance)
+        bill.service, bill.in_advance = service, in_advance
+        for depth, (above, child) in enumerate(self._steps(bill.name)):
+            weight = bill.weights[depth]
+            received, ahead = ticks(service, weight), ticks(in_advance, weight)
+            self._levels[above].shift(child, received - bill.received[depth], ahead - bill.ahead[depth], advanced)
+            bill.received[depth], bill.ahead[depth] = received, ahead
+
+    def finish(self, bill: Bill, service: float) -> None:
+        """The bill is final."""
+        self.bring(bill, service, 0.0)
+        bills = self._bills[bill.name]
+        bills.remove(bill)
+        if not bills:
+            del self._bills[bill.name]
+
+    def in_advance(self, name: str) -> float:
+        """The most that a node on its path is charged ahead of service."""
+        return max(self._levels[above].in_advance(child) for above, child in self._steps(name))
 
     def least(self) -> str | None:
         """The least child of the least child of ... of the root."""
@@ -126,11 +159,9 @@ class Tree(Level):
 
     def gap(self, name: str, other: str) -> float:
         """Between the branches of the two, in the level where their paths part."""
-        for mine, theirs, mine_path, their_path in zip(
-            self.standing(name), self.standing(other), self._path_of(name), self._path_of(other), strict=True
-        ):
-            if mine_path != their_path:
-                return mine - theirs
+        for (above, mine), (_, theirs) in zip(self._steps(name), self._steps(other), strict=True):
+            if mine != theirs:
+                return self._levels[above].gap(mine, theirs)
         return 0.0
 
     def nearest(self, within: float, at_most: int) -> list[str]:
@@ -180,6 +211,9 @@ class Tree(Level):
             assert path[-1] == name, f"the path of {name!r} ends in {path[-1]!r}"
             self._places[name] = path
 
+    def _weights(self, name: str) -> tuple[float, ...]:
+        return tuple(self._weight_of((*above, child)) for above, child in self._steps(name))
+
     def _give_up_place(self, name: str) -> None:
         path = self._places[name]
         level = self._levels.get(path[:-1])
@@ -197,7 +231,11 @@ class Tree(Level):
 
 
 class HierarchicalVTC(PredictedVTC):
-    """Predicted VTC over (tier, tenant, client). The tenant of client ``acme/ann`` is ``acme``; of ``bob``, ``bob``."""
+    """Predicted VTC over (tier, tenant, client). The tenant of client ``acme/ann`` is ``acme``; of ``bob``, ``bob``.
+
+    The bound of predicted VTC, U + B, holds between the children of each node. B is what is charged for predictions below
+    any one of them.
+    """
 
     def __init__(
         self,

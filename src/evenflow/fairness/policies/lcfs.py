@@ -17,7 +17,7 @@ from evenflow.fairness.schedulable import Schedulable
 
 
 class LCFS(PolicyDefaults):
-    """Last come, first served, whoever asks. A preempted request goes before all: it has begun."""
+    """Last come, first served, whoever asks: no bound between clients. A preempted request goes before all: it has begun."""
 
     name = "lcfs"
 
@@ -76,6 +76,8 @@ class LCFS(PolicyDefaults):
 
 class LCFSUnderOverload(LCFS):
     """First come, first served, until more come between two batches than a batch takes; then newest first.
+
+    No bound between clients.
 
     The order of S-LoRA's early abort (with ``--shed paper`` the whole rule). At each attempt to admit, with w waiting
     (those about to be given up included), w' after the last successful attempt and k requests that it took:

@@ -31,7 +31,7 @@ class Oracle:
 
 
 class OracleVTC(PredictedVTC):
-    """``vtc-oracle[:noise]``, for simulation."""
+    """``vtc-oracle[:noise]``, for simulation. The bound of predicted VTC: what is charged in advance is bounded here too."""
 
     @classmethod
     def from_settings(cls, settings: PolicySettings, argument: str | None) -> OracleVTC:

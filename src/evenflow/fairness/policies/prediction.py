@@ -1,17 +1,27 @@
 """VTC with length prediction: the predicted cost is charged at admission and settled at the end (VTC paper, section 4.4).
 
 Plain VTC charges only the prompt when it admits, so the client with the least counter gets a burst of slots
-before the outputs are paid for. Charging what a request will probably cost removes the burst; a wrong
-prediction changes fairness by its error and no more, because what is settled is what was received.
+before the outputs are paid for. Charging what a request will probably cost removes the burst.
 
-Predictors learn from requests that ran to their end; an aborted one says nothing about lengths.
+A prediction may be wrong by any amount, and a client may see to it that it is. Three rules bound what that does:
+
+* clients are lifted to what others have received, never to what they were charged (level.py);
+* what is predicted for one client's requests and not yet received never exceeds B, the most output that all running
+  requests together have ever been seen to hold, in units of service. B is at most U, because what runs must fit the
+  memory, and nothing is charged for predictions before anything has been produced;
+* predictors learn from every request that was served, however it ended: one that is aborted after ten tokens was
+  served ten.
+
+So a client is picked when it has received at most B more than any other that waits. The services received by clients that
+wait stay within U + B <= 2 U of each other (plain VTC: U), their growth over an interval within 2 (U + B) <= 4 U. That
+is for any predictions; good ones keep it to a tenth.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from evenflow.base.errors import RegistryError
@@ -34,7 +44,7 @@ class LengthPredictor(Protocol):
         ...
 
     def observe(self, request: Schedulable) -> None:
-        """The request ran to its end: its ``num_output_tokens`` is a true length."""
+        """A request that was served has ended, by itself or not, with ``num_output_tokens``."""
         ...
 
 
@@ -141,7 +151,10 @@ class AdapterQuantile:
 
 
 class PredictedVTC(VTC):
-    """VTC that charges input and predicted output at admission, more if it runs longer, and settles at the end."""
+    """VTC that charges input and predicted output at admission, within a bound, more if it runs longer, and settles at the end.
+
+    The bound of VTC with U + B in the place of U; see the module.
+    """
 
     def __init__(
         self,
@@ -153,28 +166,62 @@ class PredictedVTC(VTC):
     ) -> None:
         super().__init__(queues, weights, cost, level)
         self._predictor: LengthPredictor = predictor or WindowMean()
+        self._held: dict[Hashable, float] = {}
+        """Service of the output tokens of each running request, those of before a preemption left out."""
+        self._total_held = 0.0
+        self._most_held = 0.0
+        """B: the most that ``_total_held`` has ever been."""
 
     @classmethod
     def from_settings(cls, settings: PolicySettings, argument: str | None) -> PredictedVTC:
         """``vtc-predict[:mean[:N] | :ewma[:ALPHA] | :quantile[:Q]]``; the mean of the last five without an argument."""
         return cls(settings.queues, settings.weights, settings.cost, parse_predictor(argument))
 
+    def charge(self, request: Schedulable, service: Service) -> None:
+        """Charge the tokens of this step, and note how much output the server holds."""
+        account = self._accounts[request.request_id]
+        has_begun, before = account.output_tokens > 0, account.bill.service
+        super().charge(request, service)
+        if has_begun and service.decode_tokens:  # with the first token comes the prompt, which is no output
+            produced = account.bill.service - before
+            self._held[request.request_id] = self._held.get(request.request_id, 0.0) + produced
+            self._total_held += produced
+            self._most_held = max(self._most_held, self._total_held)
+
+    def requeued(self, request: Schedulable) -> None:
+        """The client waits again, with the counter it has; the request holds nothing."""
+        self._let_go(request)
+        super().requeued(request)
+
     def settle(self, request: Schedulable) -> None:
-        """Bring the charge to the price of what was received, up or down, and learn from a request that ended by itself."""
+        """Give back what was charged in advance and not received, and learn what was."""
+        self._let_go(request)
         super().settle(request)
-        if request.is_complete:
-            self._predictor.observe(request)
+        self._predictor.observe(request)
+
+    def check_integrity(self, waiting_clients: Collection[str]) -> None:
+        """Assert also what is held."""
+        super().check_integrity(waiting_clients)
+        assert self._held.keys() <= self._accounts.keys()
+        assert math.isclose(self._total_held, sum(self._held.values()), rel_tol=1e-9, abs_tol=1e-6)
+
+    def _let_go(self, request: Schedulable) -> None:
+        self._total_held -= self._held.pop(request.request_id, 0.0)
+        if not self._held:
+            self._total_held = 0.0
 
     def _open(self, request: Schedulable, planned: Service) -> Account:
         account = super()._open(request, planned)
-        account.predicted_output_tokens = min(max(0, round(self._predictor.predict(request))), request.max_output_tokens)
+        expected = min(max(0, round(self._predictor.predict(request))), request.max_output_tokens)
+        account.expected_output_tokens = expected
         return account
 
-    def _owed(self, account: Account) -> float:
-        """The price of the prediction, until the output exceeds it."""
-        output = max(account.output_tokens, account.predicted_output_tokens)
-        tokens = self._cost(account.planned_input_tokens, output, account.planned_cached_tokens)
-        return tokens + max(account.planned_extra, account.extra)
+    def _reserved(self, account: Account) -> float:
+        """The price of prompt and prediction, the latter as far as the client is not charged for more than B."""
+        prompt = super()._reserved(account)
+        room = max(0.0, self._most_held - self._level.in_advance(account.name))
+        whole = self._cost(account.planned_input_tokens, account.expected_output_tokens, account.planned_cached_tokens)
+        return prompt + min(room, max(0.0, whole + account.planned_extra - prompt))
 
 
 def parse_predictor(argument: str | None) -> LengthPredictor:

@@ -1,7 +1,8 @@
 """VTC that takes memory back: the poorest client need not wait for the richest client's requests to finish.
 
 The bound of VTC contains wq M, because a full batch is paid for after it was admitted and nobody may be stopped.
-With preemption it is ``lead`` plus what one step computes. The newest request of the richest client goes back to
+With preemption it does not depend on the memory. A client is ahead by what it has *received* above another's counter: one
+that is merely charged in advance is not stopped for it. The newest request of the richest client goes back to
 the head of its queue; what it had computed has to be recomputed, which is counted and charged to nobody.
 """
 
@@ -23,6 +24,9 @@ class PreemptingVTC(PredictedVTC):
 
     ``lead`` keeps two clients from preempting each other in turns: between two preemptions for the same client its
     counter has to rise by ``lead``, that is, it has been served.
+
+    The bound: what waiting clients have received stays within LEAD + B + what one step and one prompt cost, with B of
+    predicted VTC, as long as memory can be taken back by stopping requests.
     """
 
     def __init__(
@@ -50,7 +54,6 @@ class PreemptingVTC(PredictedVTC):
     def displaced(self, head: Schedulable, running: Sequence[Schedulable]) -> Schedulable | None:
         """The newest request of the richest client, if it is richer than the head's client by more than the lead."""
         victim = self.victim(running)
-        counters = self._level.counters
-        if victim is None or counters[victim.client_id] - counters[head.client_id] <= self._lead:
+        if victim is None or self._level.lead(victim.client_id, head.client_id) <= self._lead:
             return None
         return victim

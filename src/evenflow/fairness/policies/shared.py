@@ -12,7 +12,9 @@ When Redis is away the server goes on with its own counters, and sends everythin
 exchange whose answer was lost is repeated under its number and applied once: no charge is lost or counted twice. A
 Redis that has lost its data is filled again with the counters of the first server that comes back, which may lack what
 the others charged in the last ``sync_s`` before the loss. A server that is silent for ``ttl_s`` no longer counts as having
-clients waiting. An exchange costs O(clients that this server remembers). Needs the extra ``evenflow[cluster]``.
+clients waiting. Redis counts in doubles: weights beyond 0.001 and 1000 count as these.
+
+An exchange costs O(clients that this server remembers). Needs the extra ``evenflow[cluster]``.
 """
 
 from __future__ import annotations
@@ -26,16 +28,20 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from evenflow.base.errors import ConfigError, RegistryError
+from evenflow.fairness.books.bill import ticks, units
 from evenflow.fairness.books.cost import CostFunction
 from evenflow.fairness.books.level import Level
 from evenflow.fairness.books.queue import ClientQueues
-from evenflow.fairness.books.weights import Weights
+from evenflow.fairness.books.weights import Weights, weight_lookup
 from evenflow.fairness.policies.prediction import LengthPredictor, PredictedVTC
 from evenflow.fairness.policies.shared_script import SCRIPT
 from evenflow.fairness.registry import PolicySettings
 from evenflow.fairness.schedulable import Schedulable
 
 log = logging.getLogger("evenflow.fairness")
+
+LIGHTEST_SHARED, HEAVIEST_SHARED = 1e-3, 1e3
+"""Lighter and heavier clients count as these: Redis counts in doubles, which cannot hold a wider range."""
 
 
 @dataclass(slots=True)
@@ -141,17 +147,18 @@ class SharedLevel(Level):
         self._store = store
         self._sync_s = sync_s
         self._pool = ThreadPoolExecutor(1, "shared-counters") if in_background else None
-        self._pending: dict[str, float] = {}
+        self._pending: dict[str, int] = {}
         self._announced: set[str] = set()
         self._batch: Batch | None = None
         self._reply: Future[Answer | None] | None = None
         self._last_s = float("-inf")
         self._number = 0
 
-    def add(self, name: str, amount: float) -> None:
-        """Charge here at once, and there with the next exchange."""
-        super().add(name, amount)
-        self._pending[name] = self._pending.get(name, 0.0) + amount
+    def shift(self, name: str, received: int, ahead: int, in_advance: int) -> None:
+        """Charge here at once, and there with the next exchange: what was received. Charges in advance stay here."""
+        super().shift(name, received, ahead, in_advance)
+        if received:
+            self._pending[name] = self._pending.get(name, 0) + received
 
     def tick(self, now_s: float) -> None:
         """Take an answer that has come; begin an exchange if it is time. Does not wait, unless made to work in line."""
@@ -177,11 +184,11 @@ class SharedLevel(Level):
         self._number += 1
         batch = Batch(
             self._number,
-            charges=self._pending,
+            charges={name: units(amount) for name, amount in self._pending.items()},
             joined=sorted(waiting - self._announced),
             left=sorted(self._announced - waiting),
-            wanted=sorted(self._counters),
-            known={name: counter - self._pending.get(name, 0.0) for name, counter in self._counters.items()},
+            wanted=sorted(self._received),
+            known={name: units(received - self._pending.get(name, 0)) for name, received in self._received.items()},
             waiting=sorted(waiting),
         )
         self._pending = {}
@@ -195,20 +202,21 @@ class SharedLevel(Level):
             return
         self._batch = None
         for name, counter in answer.counters.items():
-            before = self._counters.get(name)
+            before = self._received.get(name)
             if before is None:
                 continue
-            now = counter + self._pending.get(name, 0.0)
-            self._counters[name] = now
+            now = ticks(counter) + self._pending.get(name, 0)
+            self._received[name] = now
+            self._counters[name] += now - before
             if now < before:
-                self._waiting.lowered(name)
-                self._idle.lowered(name)
-        self._virtual_time = max(self._virtual_time, answer.virtual_time)
+                for heap in (self._waiting, self._waiting_by_received, self._idle):
+                    heap.lowered(name)
+        self._virtual_time = max(self._virtual_time, ticks(answer.virtual_time))
         self._advance()
 
 
 class SharedVTC(PredictedVTC):
-    """Predicted VTC on shared counters. Close it when the server ends."""
+    """Predicted VTC on shared counters; its bound, widened as the module says. Close it when the server ends."""
 
     def __init__(
         self,
@@ -221,8 +229,13 @@ class SharedVTC(PredictedVTC):
         sync_s: float = 0.1,
         in_background: bool = True,
     ) -> None:
+        weight_of = weight_lookup(weights)
+
+        def within_range(client_id: str) -> float:
+            return min(max(weight_of(client_id), LIGHTEST_SHARED), HEAVIEST_SHARED)
+
         self._shared = SharedLevel(store, sync_s, in_background=in_background)
-        super().__init__(queues, weights, cost, predictor, self._shared)
+        super().__init__(queues, within_range, cost, predictor, self._shared)
 
     @classmethod
     def from_settings(cls, settings: PolicySettings, argument: str | None) -> SharedVTC:

@@ -1,20 +1,29 @@
 """Virtual Token Counter: every backlogged client gets its weighted share of service (VTC paper, algorithm 2 and section 4.4).
 
-A client's counter is the service it has received, in the cost function's unit, divided by its weight. The
-waiting client with the least counter is served next; one that comes back from idleness is lifted (level.py).
+A client's counter is the service it has received and the prompts it has been charged for in advance, in the cost
+function's unit, divided by its weight. The waiting client with the least counter is served next; one that comes back
+from idleness is lifted (level.py).
 
 Every token is charged once: the whole prompt when the request is picked, before the next pick, each output
-token when it is produced. With prices wp and wq, prompts of at most L tokens and a memory of M tokens,
-U = max(wp L, wq M): the counters of waiting clients stay within U, and the services of two clients that
-stay backlogged within 2 U (lemma 4.3 and theorem 4.4).
+token when it is produced. Let U be the most that one client's running requests can still be charged once it has been
+picked for the last time. Then what waiting clients have received stays within U, and the services W of two clients f and
+g of weights w that stay backlogged obey |W_f / w_f - W_g / w_g| <= U (1 / w_f + 1 / w_g), which is 2 U for weights of 1
+(lemma 4.3 and theorem 4.4).
+
+With prices wp and wq, prompts of at most L tokens and a memory of M tokens that is set aside for whole requests when
+they start, U = max(wp L, wq M), the paper's. A server that lets requests grow into memory as it becomes free gives more
+after the decision: while n of a client's requests run in step, the k-th last of them to leave, finished or preempted,
+has at most M / k tokens, so U is up to wq M (1 + 1/2 + ... + 1/n). The same holds for LightLLM's peak test. A prompt that
+is aborted before it is computed is given back, so its client may lag by another wp M at most, all of its own making.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from evenflow.fairness.books.bill import Bill
 from evenflow.fairness.books.cost import CostFunction, Service, WeightedTokens
 from evenflow.fairness.books.level import Level
 from evenflow.fairness.books.queue import ClientQueues
@@ -39,18 +48,22 @@ class Account:
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
-    predicted_output_tokens: int = 0
-    """Charged at admission, whether produced or not; 0 without a prediction."""
+    expected_output_tokens: int = 0
+    """Of a prediction, when the request was admitted; 0 without one."""
     planned_extra: float = 0.0
     """Due at admission beside the tokens, e.g. for the load of an adapter."""
     extra: float = 0.0
     """The same, received."""
-    charged: float = 0.0
-    """In the cost function's unit, not divided by the weight."""
+    reserved: float = 0.0
+    """Charged at admission, in the cost function's unit: what runs is charged this, or what it has received if that is more."""
+    bill: Bill = field(init=False)
 
 
 class VTC(PolicyDefaults):
-    """Weighted VTC. Subclasses change the price while a request runs (``_owed``), the level or the choice (``pick``)."""
+    """Weighted VTC, with the paper's bound; see the module.
+
+    Subclasses change what is charged in advance (``_reserved``), the level or the choice (``pick``).
+    """
 
     def __init__(
         self,
@@ -100,21 +113,23 @@ class VTC(PolicyDefaults):
         account = self._open(request, planned)
         self._accounts[request.request_id] = account
         self._level.hold(account.name)
-        self._charge(account, self._owed(account))
+        account.bill = self._level.open(account.name, account.weight)
+        account.reserved = self._reserved(account)
+        self._level.bring(account.bill, 0.0, account.reserved)
 
     def charge(self, request: Schedulable, service: Service) -> None:
-        """Charge the tokens produced in this step."""
+        """Charge the tokens of this step; those that were charged in advance are only received."""
         account = self._accounts[request.request_id]
         account.input_tokens += service.prefill_tokens
         account.cached_tokens += service.cached_tokens
-        if service.decode_tokens:
-            account.output_tokens += service.decode_tokens
-            self._charge(account, self._owed(account))
+        account.output_tokens += service.decode_tokens
+        received = self._received(account)
+        self._level.bring(account.bill, received, max(0.0, account.reserved - received))
 
     def settle(self, request: Schedulable) -> None:
-        """Bring the charge to the price of what was received."""
+        """Give back what was charged in advance and not received."""
         account = self._accounts.pop(request.request_id)
-        self._charge(account, self._received(account))
+        self._level.finish(account.bill, self._received(account))
         self._level.release(account.name)
 
     def requeued(self, request: Schedulable) -> None:
@@ -122,9 +137,9 @@ class VTC(PolicyDefaults):
         self._level.rejoin(self._accounts[request.request_id].name)
 
     def victim(self, running: Sequence[Schedulable]) -> Schedulable | None:
-        """The newest request of the client with the greatest counter."""
-        counters = self._level.counters
-        return max(reversed(running), key=lambda request: (counters[request.client_id], request.arrival_s), default=None)
+        """The newest request of the client that has received most."""
+        received = self._level.received
+        return max(reversed(running), key=lambda request: (received(request.client_id), request.arrival_s), default=None)
 
     def ahead(self, request: Schedulable, head: Schedulable) -> float:
         """Difference of the two clients' counters."""
@@ -145,22 +160,14 @@ class VTC(PolicyDefaults):
         """The account of a request that starts."""
         return Account(request.client_id, self._weight_of(request.client_id), planned.prefill_tokens, planned.cached_tokens)
 
-    def _owed(self, account: Account) -> float:
-        """What a running request should have been charged by now: all of its input and its output so far."""
-        tokens = self._cost(account.planned_input_tokens, account.output_tokens, account.planned_cached_tokens)
-        return tokens + max(account.planned_extra, account.extra)
+    def _reserved(self, account: Account) -> float:
+        """What a request is charged when it starts: all of its prompt, and what else is due then."""
+        return self._cost(account.planned_input_tokens, 0, account.planned_cached_tokens) + account.planned_extra
 
     def _received(self, account: Account) -> float:
-        """The price of what the request has received, at its end."""
+        """The price of what the request has received so far. Never falls."""
         if not (account.input_tokens or account.cached_tokens or account.output_tokens):
             return account.extra
         planned = account.planned_input_tokens + account.planned_cached_tokens
         tokens = self._cost(min(account.input_tokens, planned), account.output_tokens, account.cached_tokens)
         return tokens + account.extra
-
-    def _charge(self, account: Account, total: float) -> None:
-        """Bring what the request was charged to ``total``. The one place where counters change by service."""
-        amount = total - account.charged
-        if amount != 0.0:
-            account.charged = total
-            self._level.add(account.name, amount / account.weight)

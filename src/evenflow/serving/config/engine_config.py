@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evenflow.base.errors import ConfigError
-from evenflow.fairness.books.weights import check_tiers
+from evenflow.fairness.books.weights import check_tiers, weight_lookup
 from evenflow.serving.memory.eviction import EVICTION_ORDERS
 from evenflow.serving.scheduler.shedding import create_shedding
 
@@ -111,8 +111,6 @@ class EngineConfig:
         check(1 <= self.tensor_parallel <= 256, "tensor_parallel", "1 to 256")
         check(self.lora_sharding in SHARDINGS, "lora_sharding", ", ".join(SHARDINGS))
         check(self.num_threads is None or self.num_threads >= 1, "num_threads", "1 or more")
-        for client, weight in self.weight_by_client.items():
-            if not weight > 0:
-                raise ConfigError(f"weight of client {client!r} is {weight!r}; allowed: above 0")
+        weight_lookup(self.weight_by_client)
         create_shedding(self.shed, self.slo_ttft_s)
         check_tiers(self.tier_by_client, self.weight_by_tier)

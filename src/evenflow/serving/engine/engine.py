@@ -221,7 +221,7 @@ class Engine:
         tier_by_client: Mapping[str, str] | None = None,
         weight_by_tier: Mapping[str, float] | None = None,
     ) -> None:
-        """Replace the clients' own weights and tiers; all stay as they are if one weight is not finite and above 0."""
+        """Replace the clients' own weights and tiers; all stay as they are if one weight is not from 1e-9 to 1e9."""
         try:
             self._shares.replace(weight_by_client, tier_by_client or {}, weight_by_tier or {})
         except ConfigError as error:

@@ -30,6 +30,7 @@ import msgspec
 from msgspec import Meta
 
 from evenflow.base.errors import ConfigError, InvalidKey, InvalidRequest, NotAllowed
+from evenflow.fairness.books.weights import HEAVIEST, LIGHTEST
 from evenflow.serving.server.access.keys import hash_key, is_hash
 
 ANONYMOUS = "anonymous"
@@ -38,7 +39,7 @@ CLIENT_HEADERS = ("x-evenflow-client", "x-llm-d-inference-fairness-id", "x-gatew
 """Headers that name the client of an open server, the first one given wins."""
 LONGEST_NAME = 256
 
-Weight = Annotated[float, Meta(gt=0, le=1e6)]
+Weight = Annotated[float, Meta(ge=LIGHTEST, le=HEAVIEST)]
 Limit = Annotated[int, Meta(ge=1)]
 
 
