@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+import psutil
 import pytest
 
 from evenflow.base.children import ChildProcess, exit_in_words, read_obituary, write_obituary
@@ -55,7 +56,7 @@ def test_the_whole_group_of_a_leader_ends_with_it():
     grandchild = int(child.stdout.readline())
     assert child.end(20)
     deadline_s = time.monotonic() + 10
-    while is_process(grandchild) and open(f"/proc/{grandchild}/stat").read().split()[2] != "Z":
+    while is_process(grandchild) and psutil.Process(grandchild).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
 
