@@ -248,7 +248,7 @@ class SharedVTC(PredictedVTC):
     def from_settings(cls, settings: PolicySettings, argument: str | None) -> SharedVTC:
         """``vtc-shared:redis://HOST:PORT/DB``."""
         if not argument or "://" not in argument:
-            shown = without_secrets(argument or "")
+            shown = None if argument is None else without_secrets(argument)
             raise RegistryError(f"vtc-shared takes the address of a Redis, redis://HOST:PORT/DB, got {shown!r}")
         store = RedisStore(argument, server_id=f"{socket.gethostname()}:{os.getpid()}:{id(settings.queues):x}")
         return cls(settings.queues, settings.weights, settings.cost, store=store)
