@@ -123,9 +123,8 @@ def _build(spec: str, settings: PolicySettings, registry: Registry) -> Policy:
     modifiers = modifier_registry()
     if modifier.strip() in modifiers:
         if not plus or not rest.strip():
-            raise RegistryError(
-                f"{modifier.strip()!r} goes in front of a policy, as in {without_secrets(first.strip())}+vtc; got {without_secrets(spec)!r}"
-            )
+            example, given = without_secrets(first.strip()), without_secrets(spec)
+            raise RegistryError(f"{modifier.strip()!r} goes in front of a policy, as in {example}+vtc; got {given!r}")
         outer: ModifierFactory = modifiers.load(modifier.strip())
         return outer.around(_build(rest, settings, registry), argument.strip() if colon else None)
     name, colon, argument = spec.partition(":")
