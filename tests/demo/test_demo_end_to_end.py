@@ -49,7 +49,7 @@ def test_a_small_demo_runs_to_its_end(tmp_path):
 def test_a_server_that_cannot_start_tells_why(tmp_path):
     with (
         ServerProcess([str(tmp_path / "no-model")], tmp_path / "log") as server,
-        pytest.raises(ConfigError, match=r"(?s)ended with status 1.*no-model"),
+        pytest.raises(ConfigError, match=r"(?s)ended with exit status 1.*no-model"),
     ):
         server.wait_ready(60.0)
 

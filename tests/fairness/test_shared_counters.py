@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
+import math
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
 
-from evenflow.base.errors import ConfigError
-from evenflow.fairness import ClientQueues, create_policy
+from evenflow.base.errors import ConfigError, RegistryError
+from evenflow.fairness import ClientQueues, create_policy, without_secrets
 from evenflow.fairness.policies.shared import Batch, RedisStore, SharedVTC
 from evenflow.fairness.toy_server import ToyServer
 
@@ -235,6 +240,121 @@ def test_in_the_background_nothing_waits_for_redis(own_redis):
     policy.close()
 
 
+READ_ONLY = ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE")
+OUT_OF_MEMORY = ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0")
+NO_PERMISSION = ("ACL SETUSER default -@all +acl +auth", "ACL SETUSER default +@all")
+WRONG_TYPE = ("SET {ill}:servers x", "DEL {ill}:servers")
+SCRIPTS_LOST = ("SCRIPT FLUSH", "PING")
+
+
+@pytest.mark.parametrize(
+    ("harm", "cure", "says"),
+    [
+        (*READ_ONLY, "read.?only"),
+        (*OUT_OF_MEMORY, "maxmemory"),
+        (*NO_PERMISSION, "perm"),
+        (*WRONG_TYPE, "WRONGTYPE"),
+        (*SCRIPTS_LOST, None),
+    ],
+)
+def test_a_redis_that_answers_badly_counts_as_away(own_redis, caplog, harm, cure, says):
+    """The server serves on, fairly, says once what is wrong, counts it, and nothing is lost when Redis is well again."""
+    import redis as package
+
+    server = a_server(own_redis, "ill", "s", {"a": 3.0}, sync_s=0.0)
+    with caplog.at_level(logging.WARNING, "evenflow.fairness"), package.Redis.from_url(own_redis.url) as admin:
+        for step in range(400):
+            if step == 100:
+                admin.execute_command(*harm.split())
+            if step == 300:
+                admin.execute_command(*cure.split())
+            for client in "ab":
+                while server.queues.num_waiting(client) < 60:
+                    server.submit(client, 10, 10)
+            server.step()
+            server.check_integrity()
+    found = service(server)
+    assert found["a"] / found["b"] == pytest.approx(3, rel=0.1)
+    warnings = [record.getMessage() for record in caplog.records]
+    if says is None:
+        assert (server.policy.num_failed_exchanges, warnings) == (0, [])
+    else:
+        assert server.policy.num_failed_exchanges >= 100
+        assert len(warnings) == 2, warnings
+        assert re.search(says, warnings[0], re.IGNORECASE)
+        assert "back" in warnings[1]
+    before = dict(server.policy.counters())
+    assert counters_in(own_redis, "ill") == pytest.approx(before, rel=0.05)
+
+
+def test_counters_that_are_no_numbers_are_replaced(redis):
+    import redis as package
+
+    store = RedisStore(redis.url, server_id="s", namespace="nan", timeout_s=5.0)
+    store.exchange(Batch(1, waiting=["a", "b"], known={"a": 3.0, "b": 5.0}))
+    with package.Redis.from_url(redis.url) as admin:
+        for number, broken in enumerate(("nan", "-nan", "inf", "1e999", "many", ""), 2):
+            admin.hset("{nan}:counters", "a", broken)
+            admin.set("{nan}:v", broken)
+            answer = store.exchange(Batch(number, charges={"a": 1.0}, wanted=["a", "b"]))
+            assert answer is not None
+            assert answer.counters["b"] == 5.0
+            assert math.isfinite(answer.counters["a"])
+            assert math.isfinite(answer.virtual_time)
+    assert store.num_failures == 0
+    store.close()
+
+
+class TalksNonsense(threading.Thread):
+    """A server that accepts anything and answers with ``words``."""
+
+    def __init__(self, words: bytes) -> None:
+        super().__init__(daemon=True)
+        self._words = words
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://:secret@127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            with connection, contextlib.suppress(OSError):
+                while connection.recv(65536):
+                    connection.sendall(self._words)
+
+
+@pytest.mark.parametrize(
+    "words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*1\r\n$2\r\nok\r\n", b"$-1\r\n", b"-ERR \xff\r\n", b":7\r\n"]
+)
+def test_what_is_no_redis_counts_as_away_too(words, caplog):
+    store = RedisStore(TalksNonsense(words).url, server_id="s", timeout_s=0.2)
+    with caplog.at_level(logging.WARNING, "evenflow.fairness"):
+        assert store.exchange(Batch(1, charges={"a": 1.0}, wanted=["a"])) is None
+    assert store.num_failures == 1
+    assert "away" in caplog.text
+    assert "secret" not in caplog.text
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("vtc-shared:redis://user:p@ss/w?rd@host:6379/0", "vtc-shared:redis://***@host:6379/0"),
+        ("cluster:8+vtc-shared:rediss://:secret@host", "cluster:8+vtc-shared:rediss://***@host"),
+        ("vtc-shared:redis://host/0?password=secret", "vtc-shared:redis://host/0?***"),
+        ("vtc-shared:unix://:secret@/run/redis.sock?db=1", "vtc-shared:unix://***@/run/redis.sock?***"),
+        ("vtc-shared:redis://host:6379/0", "vtc-shared:redis://host:6379/0"),
+        ("rpm:20", "rpm:20"),
+    ],
+)
+def test_a_policy_is_shown_without_the_password_in_its_name(name, shown):
+    assert without_secrets(name) == shown
+
+
 def test_what_is_refused():
+    for spec in ("vtc-shared:ftp://:secret@x", "cluster:8 vtc-shared:redis://:secret@x", "cluster:8+"):
+        with pytest.raises((ConfigError, RegistryError)) as caught:
+            create_policy(spec, queues=ClientQueues())
+        assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="'ftp://x' is not the address"):
         RedisStore("ftp://x", server_id="s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -13,6 +14,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from evenflow.base.children import ChildProcess
+
+_STOP_S = 10.0
+"""How long a peer may take to end once its input has ended."""
 
 
 def interleave(variants: Mapping[str, Callable[[], float]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -91,31 +97,32 @@ class JsonProcess:
 
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self._module = module
-        self._process = subprocess.Popen(
+        self._process = ChildProcess(
             [sys.executable, "-m", module, *arguments],
+            environment={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
-            text=True,
         )
         self.ready = self._read()
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Send one line, wait for the answer. Raises RuntimeError if the child has ended."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.write(json.dumps(question).encode() + b"\n")
         self._process.stdin.flush()
         return self._read()
 
     def close(self) -> None:
         """End the child. Idempotent."""
         if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
-        self._process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self._process.end(_STOP_S)
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the peer {self._module} ended with status {self._process.wait()}")
+            self._process.end(_STOP_S)
+            raise RuntimeError(f"the peer {self._module} ended with {self._process.ended_how}")
         return json.loads(line)

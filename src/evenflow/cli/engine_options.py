@@ -72,6 +72,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="adapter weights copied beside one step for requests that wait (16MiB); 0: none",
     )
+    group.add_argument(
+        "--watchdog",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="an engine or a rank without a sign of life for so long is ended with its reason (30); 0: never",
+    )
     group.add_argument("--seed", type=int, default=0, help="for requests without a seed (0)")
     group.add_argument(
         "--tensor-parallel",
@@ -124,6 +131,7 @@ def engine_config(args: argparse.Namespace, model: Path, weight_by_client: dict[
         adapter_prefetch_bytes=0 if args.adapter_prefetch.strip() == "0" else parse_size(args.adapter_prefetch),
         seed=args.seed,
         log_level=args.log_level,
+        watchdog_s=args.watchdog,
         weight_by_client=weight_by_client or {},
     )
 

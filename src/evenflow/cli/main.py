@@ -6,11 +6,15 @@ import argparse
 import importlib
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 
 from evenflow.base.errors import EvenFlowError
-from evenflow.base.logs import configure_logging
+from evenflow.base.logs import configure_logging, flush_logs, say
 from evenflow.base.version import __version__
+
+_LINGER_S = 3.0
 
 COMMANDS = ("demo", "serve", "generate", "keys", "replay", "profile", "bench", "mcbench")
 """Modules of this package, each with ``add_parser(subparsers)`` and ``run(args) -> exit status``."""
@@ -40,15 +44,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(f"evenflow.cli.{args.command}").run(args)
     except EvenFlowError as error:
-        print(f"evenflow {args.command}: {error}", file=sys.stderr)
+        say(f"evenflow {args.command}: {error}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
+def script() -> None:
+    """Run the command line as a process of its own. It ends within seconds of the command, whatever a thread waits for."""
+    try:
+        status = main()
+    except SystemExit as error:  # argparse's
+        status = error.code if isinstance(error.code, int) else 2
+    except BaseException:
+        say(traceback.format_exc())
+        status = 1
+    # A thread may wait for a disk that does not answer, and standard error may be a pipe that nobody reads.
+    last = threading.Timer(_LINGER_S, os._exit, (status,))
+    last.daemon = True
+    last.start()
+    if not flush_logs():
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -7,7 +7,6 @@ ends the whole group in order: the server first asks its engine to stop, and wha
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from types import FrameType, TracebackType
 
 import httpx
 
+from evenflow.base.children import ChildProcess
 from evenflow.base.errors import ConfigError
 
 _STOP_S = 8.0
@@ -43,7 +43,7 @@ class ServerProcess:
         self.port = free_port()
         self.log = log
         self._arguments = list(arguments)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ChildProcess | None = None
 
     @property
     def url(self) -> str:
@@ -54,9 +54,7 @@ class ServerProcess:
         command = [sys.executable, "-m", "evenflow.cli.main", "serve", *self._arguments]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+            self._process = ChildProcess(command, stdout=log, stderr=subprocess.STDOUT, is_leader=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -73,9 +71,9 @@ class ServerProcess:
         with httpx.Client(base_url=self.url, timeout=2.0) as http:
             while True:
                 passed = time.monotonic() - began
-                status = self._process.poll()
-                if status is not None:
-                    raise ConfigError(f"the server ended with status {status} before it was ready:\n{self.log_tail()}")
+                if not self._process.is_alive:
+                    how = self._process.ended_how
+                    raise ConfigError(f"the server ended with {how} before it was ready:\n{self.log_tail()}")
                 if passed > timeout_s:
                     raise ConfigError(f"the server was not ready after {timeout_s:.0f} s:\n{self.log_tail()}")
                 with contextlib.suppress(httpx.HTTPError):
@@ -95,12 +93,7 @@ class ServerProcess:
         if process is None:
             return
         with _uninterrupted():
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_S)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.end(_STOP_S, is_asked=True)
 
 
 @contextlib.contextmanager

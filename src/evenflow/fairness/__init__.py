@@ -5,7 +5,14 @@ from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.books.weights import Weights
 from evenflow.fairness.defaults import PolicyDefaults
 from evenflow.fairness.policy import ACCEPT, Policy, Verdict
-from evenflow.fairness.registry import PolicySettings, check_policy, create_policy, modifier_registry, policy_registry
+from evenflow.fairness.registry import (
+    PolicySettings,
+    check_policy,
+    create_policy,
+    modifier_registry,
+    policy_registry,
+    without_secrets,
+)
 from evenflow.fairness.schedulable import Schedulable
 
 __all__ = [
@@ -24,4 +31,5 @@ __all__ = [
     "create_policy",
     "modifier_registry",
     "policy_registry",
+    "without_secrets",
 ]

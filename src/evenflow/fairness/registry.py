@@ -5,6 +5,7 @@ Modules are imported when a name is asked for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -122,7 +123,8 @@ def _build(spec: str, settings: PolicySettings, registry: Registry) -> Policy:
     modifiers = modifier_registry()
     if modifier.strip() in modifiers:
         if not plus or not rest.strip():
-            raise RegistryError(f"{modifier.strip()!r} goes in front of a policy, as in {first.strip()}+vtc; got {spec!r}")
+            example, given = without_secrets(first.strip()), without_secrets(spec)
+            raise RegistryError(f"{modifier.strip()!r} goes in front of a policy, as in {example}+vtc; got {given!r}")
         outer: ModifierFactory = modifiers.load(modifier.strip())
         return outer.around(_build(rest, settings, registry), argument.strip() if colon else None)
     name, colon, argument = spec.partition(":")
@@ -136,6 +138,14 @@ def check_policy(spec: str, *, is_simulation: bool = False) -> None:
     close = getattr(policy, "close", None)
     if close is not None:
         close()
+
+
+def without_secrets(text: str) -> str:
+    """``text`` as it may be shown: user names, passwords and queries of the addresses in it are starred out.
+
+    A policy's name may hold the address of a Redis, and that its password.
+    """
+    return re.sub(r"(://[^\s?]*)\?\S*", r"\1?***", re.sub(r"://\S*@", "://***@", text))
 
 
 def refuse_argument(name: str, argument: str | None) -> None:

@@ -91,6 +91,10 @@ class FakeEngine:
         return not self.dead.is_set()
 
     @property
+    def trouble(self) -> str | None:
+        return None if self.is_alive else str(self.death or "the engine is dead")
+
+    @property
     def is_ready(self) -> bool:
         return self.is_alive and self.warm.is_set()
 

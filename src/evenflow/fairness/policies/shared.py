@@ -8,7 +8,9 @@ lack at most what the other servers charged in the last ``sync_s`` plus one roun
 Charges add, so their order does not matter. A lift raises a client that waits nowhere yet to the least counter of all
 that wait anywhere (or of the last that left); it happens inside the script of the exchange, so it is atomic.
 
-When Redis is away the server goes on with its own counters, and sends everything it has charged once Redis is back. An
+When Redis is away, or answers anything but what was asked for (read-only after a failover, out of memory, a key of
+another type, no permission, a counter that is no number), the server goes on with its own counters, and sends everything it
+has charged once Redis is well again. Each such exchange is counted, and each new reason is logged. An
 exchange whose answer was lost is repeated under its number and applied once: no charge is lost or counted twice. A
 Redis that has lost its data is filled again with the counters of the first server that comes back, which may lack what
 the others charged in the last ``sync_s`` before the loss. A server that is silent for ``ttl_s`` no longer counts as having
@@ -19,8 +21,10 @@ An exchange costs O(clients that this server remembers). Needs the extra ``evenf
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import os
 import socket
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +39,7 @@ from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.books.weights import Weights, weight_lookup
 from evenflow.fairness.policies.prediction import LengthPredictor, PredictedVTC
 from evenflow.fairness.policies.shared_script import SCRIPT
-from evenflow.fairness.registry import PolicySettings
+from evenflow.fairness.registry import PolicySettings, without_secrets
 from evenflow.fairness.schedulable import Schedulable
 
 log = logging.getLogger("evenflow.fairness")
@@ -75,6 +79,11 @@ class Store(Protocol):
         """Apply the batch once and answer; None if the store is away. Never raises for a store that is away."""
         ...
 
+    @property
+    def num_failures(self) -> int:
+        """Exchanges that were not answered, or not well."""
+        ...
+
     def close(self) -> None:
         """Give the connection back."""
         ...
@@ -94,33 +103,36 @@ class RedisStore:
         try:
             self._redis = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
         except ValueError as error:
-            raise ConfigError(f"{url!r} is not the address of a Redis: {error}") from None
-        self._away = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError)
+            raise ConfigError(f"{without_secrets(url)!r} is not the address of a Redis: {error}") from None
         self._script = self._redis.register_script(SCRIPT)
         self._prefix = f"{{{namespace}}}"
         self._server_id = server_id
         self._ttl_s = ttl_s
-        self._is_away = False
+        self._fault = ""
+        self.num_failures = 0
 
     def exchange(self, batch: Batch) -> Answer | None:
-        """One script call; a second one if the store has lost this server."""
+        """One script call; a second one if the store has lost this server. Never raises, whatever is answered."""
         try:
             answer = self._call(batch, is_new=False)
             if answer is None:
                 answer = self._call(batch, is_new=True)
-        except self._away as error:
-            if not self._is_away:
-                log.warning("the shared counters are away (%s); going on with local ones", error)
-            self._is_away = True
+        except Exception as error:  # no answer, an error as the answer, or one that cannot be read: all the same to us
+            self.num_failures += 1
+            fault = without_secrets(f"{type(error).__name__}: {error}")
+            if fault != self._fault:
+                log.warning("the shared counters are away (%s); going on with local ones", fault)
+            self._fault = fault
             return None
-        if self._is_away:
-            log.warning("the shared counters are back")
-        self._is_away = False
+        if self._fault:
+            log.warning("the shared counters are back, after %d exchanges that failed since the start", self.num_failures)
+        self._fault = ""
         return answer
 
     def close(self) -> None:
         """Close the connection."""
-        self._redis.close()
+        with contextlib.suppress(Exception):  # it may be in any state
+            self._redis.close()
 
     def _call(self, batch: Batch, *, is_new: bool) -> Answer | None:
         content = {
@@ -136,7 +148,10 @@ class RedisStore:
         if reply[0] == b"unknown":
             return None
         counters = {client: float(value) for client, value in zip(batch.wanted, reply[2:], strict=True) if value is not None}
-        return Answer(float(reply[1]), counters)
+        answer = Answer(float(reply[1]), counters)
+        if not all(map(math.isfinite, (answer.virtual_time, *counters.values()))):
+            raise ValueError("a shared counter is not a finite number")
+        return answer
 
 
 class SharedLevel(Level):
@@ -160,6 +175,11 @@ class SharedLevel(Level):
         if received:
             self._pending[name] = self._pending.get(name, 0) + received
 
+    @property
+    def num_failures(self) -> int:
+        """Exchanges that were not answered, or not well."""
+        return self._store.num_failures
+
     def tick(self, now_s: float) -> None:
         """Take an answer that has come; begin an exchange if it is time. Does not wait, unless made to work in line."""
         if self._reply is not None and self._reply.done():
@@ -176,7 +196,7 @@ class SharedLevel(Level):
     def close(self) -> None:
         """Stop exchanging. What was not sent is lost to the others."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)  # an exchange may be waiting for a Redis that is away
         self._store.close()
 
     def _next_batch(self) -> Batch:
@@ -241,7 +261,8 @@ class SharedVTC(PredictedVTC):
     def from_settings(cls, settings: PolicySettings, argument: str | None) -> SharedVTC:
         """``vtc-shared:redis://HOST:PORT/DB``."""
         if not argument or "://" not in argument:
-            raise RegistryError(f"vtc-shared takes the address of a Redis, redis://HOST:PORT/DB, got {argument!r}")
+            shown = None if argument is None else without_secrets(argument)
+            raise RegistryError(f"vtc-shared takes the address of a Redis, redis://HOST:PORT/DB, got {shown!r}")
         store = RedisStore(argument, server_id=f"{socket.gethostname()}:{os.getpid()}:{id(settings.queues):x}")
         return cls(settings.queues, settings.weights, settings.cost, store=store)
 
@@ -249,6 +270,11 @@ class SharedVTC(PredictedVTC):
         """Exchange if it is time, then as VTC."""
         self._shared.tick(now_s)
         return super().pick(now_s)
+
+    @property
+    def num_failed_exchanges(self) -> int:
+        """How often the shared counters were away, since the start."""
+        return self._shared.num_failures
 
     def close(self) -> None:
         """Give the connection back."""

@@ -15,16 +15,20 @@ local text = function(x) return string.format('%.17g', x) end
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
+local finite = function(written)
+  local x = written and tonumber(written)
+  if x and x == x and x > -math.huge and x < math.huge then return x end
+  return nil
+end
 local counter = function(client)
-  local c = redis.call('HGET', key('counters'), client)
-  return c and tonumber(c)
+  return finite(redis.call('HGET', key('counters'), client))
 end
 local virtual_time = function()
-  local v = tonumber(redis.call('GET', key('v')) or '0')
+  local v = finite(redis.call('GET', key('v'))) or 0
   local least = redis.call('ZRANGE', key('waiting'), 0, 0, 'WITHSCORES')
   local level = nil
   if least[2] then
-    level = tonumber(least[2])
+    level = finite(least[2])
   else
     local last = redis.call('GET', key('last'))
     level = last and counter(last)
@@ -99,8 +103,8 @@ for _, client in ipairs(redis.call('ZRANGEBYSCORE', key('idle'), '-inf', text(no
 end
 local reply = {'ok', text(v)}
 for _, client in ipairs(wanted) do
-  local c = redis.call('HGET', key('counters'), client)
-  reply[#reply + 1] = c or false
+  local c = counter(client)
+  reply[#reply + 1] = c and text(c) or false
 end
 return reply
 """

@@ -19,7 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evenflow.base.children import ChildProcess, exit_in_words
 from evenflow.comm.collectives.links import Link, NamespaceLinks, why_no_namespaces
+
+_STOP_S = 5.0
+"""How long the ranks may take to end once one of them has failed."""
 
 
 @dataclass
@@ -63,7 +67,7 @@ def launch(
         }
         (folder / "settings.json").write_text(json.dumps(settings))
         before = [spaces.sent_bytes(rank) for rank in range(world_size)] if spaces else []
-        children = [stack.enter_context(_started(folder, rank, spaces)) for rank in range(world_size)]
+        children = [_started(folder, rank, spaces) for rank in range(world_size)]
         launched.failure = _follow(children, folder, launched.records, progress)
         if spaces:
             after = [spaces.sent_bytes(rank) for rank in range(world_size)]
@@ -81,14 +85,14 @@ def cores_of_ranks(world_size: int) -> list[list[int]]:
     return [cores[rank * each : (rank + 1) * each] for rank in range(world_size)]
 
 
-def _started(folder: Path, rank: int, spaces: NamespaceLinks | None) -> subprocess.Popen[bytes]:
+def _started(folder: Path, rank: int, spaces: NamespaceLinks | None) -> ChildProcess:
     command = [sys.executable, "-m", "evenflow.mcbench.rank", str(folder), str(rank)]
     with (folder / f"errors{rank}").open("wb") as errors:
-        return subprocess.Popen([*(spaces.prefix(rank) if spaces else []), *command], stdout=errors, stderr=errors)
+        return ChildProcess([*(spaces.prefix(rank) if spaces else []), *command], stdout=errors, stderr=subprocess.STDOUT)
 
 
 def _follow(
-    children: Sequence[subprocess.Popen[bytes]],
+    children: Sequence[ChildProcess],
     folder: Path,
     records: list[dict[str, Any]],
     progress: Callable[[str, Any], None],
@@ -98,7 +102,7 @@ def _follow(
     failure: str | None = None
     try:
         while True:
-            codes = [child.poll() for child in children]
+            codes = [child.exit_code for child in children]
             if path.exists():
                 with path.open() as file:
                     file.seek(position)
@@ -115,13 +119,14 @@ def _follow(
                 time.sleep(1.0)  # the others notice by themselves and say why
                 break
             time.sleep(0.05)
-        bad = [rank for rank, child in enumerate(children) if child.poll()]
+        bad = [rank for rank, child in enumerate(children) if child.exit_code]
         if bad:
-            failure = obituaries({rank: _obituary(children[rank].returncode, folder / f"errors{rank}") for rank in bad})
+            failure = obituaries({rank: _obituary(children[rank].exit_code, folder / f"errors{rank}") for rank in bad})
     finally:
         for child in children:
-            if child.poll() is None:
-                child.terminate()
+            child.send_signal(signal.SIGTERM)
+        for child in children:
+            child.end(_STOP_S)
     return failure
 
 
@@ -135,9 +140,9 @@ def obituaries(words_by_rank: Mapping[int, str]) -> str:
     )
 
 
-def _obituary(code: int, errors: Path) -> str:
-    if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
+def _obituary(code: int | None, errors: Path) -> str:
+    if code is not None and code < 0:
+        return f"ended by {exit_in_words(code).removeprefix('signal ')}"
     return f"failed: {_last_words(errors)}"
 
 

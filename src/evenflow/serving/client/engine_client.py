@@ -34,8 +34,11 @@ from evenflow.serving.client.messages import (
     ToEngine,
     UnloadAdapter,
 )
-from evenflow.serving.client.process import EngineProcess
+from evenflow.serving.client.process import STOP_S, EngineProcess
 from evenflow.serving.config.engine_config import EngineConfig
+
+_WATCH_S = 0.5
+_RETRY_SEND_S = 0.05
 
 
 class EngineClient:
@@ -49,8 +52,12 @@ class EngineClient:
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.set_hwm(0)
-        self.process = EngineProcess(config)
-        self._socket.bind(self.process.address)
+        try:
+            self.process = EngineProcess(config, self._socket.bind)
+        except BaseException:
+            self._socket.close(0)
+            self._context.term()
+            raise
         self._queues: dict[str, asyncio.Queue[RequestOutput | EvenFlowError]] = {}
         self._calls: dict[int, asyncio.Future[list[AdapterInfo]]] = {}
         self._call_ids = itertools.count(1)
@@ -59,11 +66,17 @@ class EngineClient:
         self._death: EvenFlowError | None = None
         self._is_closing = False
         self._reader = asyncio.create_task(self._read())
+        self._watcher = asyncio.create_task(self._watch())
 
     @property
     def is_alive(self) -> bool:
         """True until the engine process has ended."""
         return self._death is None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be served, or probably soon nothing: the engine is dead, or shows no life. None: all is well."""
+        return str(self._death) if self._death is not None else self.process.trouble
 
     @property
     def is_ready(self) -> bool:
@@ -111,8 +124,7 @@ class EngineClient:
         finally:
             self._queues.pop(submit.request_id, None)
             if not has_ended and self.is_alive:
-                with contextlib.suppress(zmq.ZMQError):
-                    self._socket.send(encoder.encode(Abort([submit.request_id])), zmq.NOBLOCK)
+                self._send_now(encoder.encode(Abort([submit.request_id])))
 
     async def load_adapter(self, name: str, path: str, replace: bool = False) -> list[AdapterInfo]:
         """Register the PEFT adapter in folder ``path``. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
@@ -145,12 +157,13 @@ class EngineClient:
             return
         self._is_closing = True
         if self.process.is_alive:
-            with contextlib.suppress(zmq.ZMQError):
-                await self._socket.send(encoder.encode(Shutdown()))
-        await asyncio.to_thread(self.process.close)
-        self._reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reader
+            self._send_now(encoder.encode(Shutdown()))
+        # An engine that still starts does not listen; one that has failed or is given up is not waited for.
+        await asyncio.to_thread(self.process.close, STOP_S if self.is_ready else 0.0)
+        for task in (self._reader, self._watcher):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         self._fail_everything(EngineDead("the server is shutting down"))
         self._socket.close(0)
         self._context.term()
@@ -160,8 +173,19 @@ class EngineClient:
             raise self._death
 
     async def _send(self, message: ToEngine) -> None:
+        """Hand one message over; waits while the engine is starting. Raises what the engine died of, also meanwhile."""
+        data = encoder.encode(message)
         self._check_alive()
-        await self._socket.send(encoder.encode(message))
+        while not self._send_now(data):
+            await asyncio.sleep(_RETRY_SEND_S)
+            self._check_alive()
+
+    def _send_now(self, data: bytes) -> bool:
+        """Hand ``data`` to the socket without waiting: nobody may be listening. False if it was not taken."""
+        sent = self._socket.send(data, zmq.NOBLOCK)
+        assert isinstance(sent, asyncio.Future)
+        assert sent.done(), "a send without waiting is done when it returns"
+        return sent.exception() is None
 
     async def _call(self, message: LoadAdapter | UnloadAdapter | PinAdapter | ListAdapters) -> list[AdapterInfo]:
         future: asyncio.Future[list[AdapterInfo]] = asyncio.get_running_loop().create_future()
@@ -172,9 +196,16 @@ class EngineClient:
         finally:
             self._calls.pop(message.call_id, None)
 
+    async def _watch(self) -> None:
+        """End an engine that is stuck: what it was asked is answered with the reason by whoever reads its socket."""
+        while self.process.is_alive:
+            await asyncio.sleep(_WATCH_S)
+            if self.process.trouble is not None:  # ending takes a moment, and stacks are written meanwhile
+                await asyncio.to_thread(self.process.end_if_stuck)
+
     async def _read(self) -> None:
         while True:
-            if not await self._socket.poll(500):
+            if not await self._socket.poll(_WATCH_S * 1000):
                 if not self.process.is_alive and not await self._socket.poll(0):
                     self._fail_everything(self.process.death())
                     return

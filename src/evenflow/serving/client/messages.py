@@ -264,6 +264,8 @@ class EngineStats(msgspec.Struct):
     clients: dict[str, ClientStats] = {}
     adapters: dict[str, AdapterStats] = {}
     """By digest; only adapters that have been used."""
+    num_failed_exchanges: int = 0
+    """How often the counters that servers share were away."""
     wire: dict[str, WireStats] = {}
     """By site: qkv, o, ... ; empty with one rank."""
 

@@ -78,6 +78,11 @@ class EngineConfig:
     """What the engine process writes to stderr: debug, info, warning or error."""
     stats_interval_s: float = 0.25
     """How often a snapshot goes to the server."""
+    watchdog_s: float = 30.0
+    """An engine or a rank without a sign of life for so long, or whose step stands still, is ended with its reason; 0: never.
+
+    A step that uses the processor, and the start, may take ten times as long. From half of it on /health says 503.
+    """
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, allowed: str) -> None:
@@ -110,6 +115,7 @@ class EngineConfig:
         check(self.adapter_cache_bytes is None or self.adapter_cache_bytes > 0, "adapter_cache_bytes", "above 0")
         check(1 <= self.tensor_parallel <= 256, "tensor_parallel", "1 to 256")
         check(self.lora_sharding in SHARDINGS, "lora_sharding", ", ".join(SHARDINGS))
+        check(self.watchdog_s == 0 or self.watchdog_s >= 2, "watchdog_s", "0, or 2 seconds or more")
         check(self.num_threads is None or self.num_threads >= 1, "num_threads", "1 or more")
         weight_lookup(self.weight_by_client)
         create_shedding(self.shed, self.slo_ttft_s)

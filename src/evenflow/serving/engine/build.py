@@ -11,7 +11,7 @@ from pathlib import Path
 from evenflow.base.memory_size import format_size
 from evenflow.base.openmp import start_numba_threads
 from evenflow.fairness.books.queue import ClientQueues
-from evenflow.fairness.registry import create_policy
+from evenflow.fairness.registry import create_policy, without_secrets
 from evenflow.serving.adapters.catalog import Catalog
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.request import AdapterDigest
@@ -115,7 +115,7 @@ def _assemble(config: EngineConfig, model_config: ModelConfig, ranks: RankProces
         num_pages,
         layout.page_tokens,
         max_model_len,
-        config.policy,
+        without_secrets(config.policy),
         time.perf_counter() - started_s,
     )
     return Engine(

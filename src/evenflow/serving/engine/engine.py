@@ -22,6 +22,7 @@ from evenflow.base.errors import (
     Rejected,
 )
 from evenflow.comm.ledger import Ledger
+from evenflow.fairness.registry import without_secrets
 from evenflow.serving.adapters.catalog import Catalog, PreparedAdapter
 from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, WireStats
 from evenflow.serving.config.engine_config import EngineConfig
@@ -98,7 +99,7 @@ class Engine:
             num_pages=snapshot.num_pages,
             page_tokens=limits.page_tokens,
             page_bytes=self._page_bytes,
-            policy=self._config.policy,
+            policy=without_secrets(self._config.policy),
             eos_token_ids=list(self._eos_token_ids),
             tensor_parallel=self._config.tensor_parallel,
         )
@@ -247,7 +248,7 @@ class Engine:
             self._residency,
             self.catalog,
             self._meters,
-            self._config.policy,
+            without_secrets(self._config.policy),
             self._shares.weight,
             self._clock(),
         )

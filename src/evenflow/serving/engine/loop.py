@@ -16,6 +16,7 @@ from pathlib import Path
 import zmq
 
 from evenflow.base.errors import AdapterError, AdapterRejected, EvenFlowError
+from evenflow.base.heartbeat import Heart
 from evenflow.serving.adapters.catalog import PreparedAdapter
 from evenflow.serving.client.codec import encoder, to_engine_decoder
 from evenflow.serving.client.messages import (
@@ -47,9 +48,15 @@ class EngineLoop:
     """Owns the socket and the engine until the parent says Shutdown or is gone."""
 
     def __init__(
-        self, config: EngineConfig, socket: zmq.Socket, is_orphan: Callable[[], bool], folder: Path | None = None
+        self,
+        config: EngineConfig,
+        socket: zmq.Socket,
+        is_orphan: Callable[[], bool],
+        folder: Path | None = None,
+        heart: Heart | None = None,
     ) -> None:
         self._socket = socket
+        self._heart = heart
         self._is_orphan = is_orphan
         self._stats_interval_s = config.stats_interval_s
         self._engine = build_engine(config, folder)
@@ -69,8 +76,12 @@ class EngineLoop:
 
     def _serve(self) -> None:
         self._send(self._engine.ready())
+        if self._heart is not None:
+            self._heart.is_ready()
         is_quiet = False
         while not self._is_stopping:
+            if self._heart is not None:
+                self._heart.advance()
             outputs = self._receive()
             self._publish_loads()
             has_work = self._engine.has_work
@@ -93,8 +104,7 @@ class EngineLoop:
         if not self._engine.has_work or self._engine.is_stalled:
             timeout_ms = _LOADING_POLL_MS if self._loads or self._repairs or self._engine.has_work else _IDLE_POLL_MS
             if not self._socket.poll(timeout_ms) and self._is_orphan():
-                log.error("the process that started this engine is gone; the engine ends")
-                self._is_stopping = True
+                self._end_as_orphan()
         while not self._is_stopping:
             try:
                 message = to_engine_decoder.decode(self._socket.recv(zmq.NOBLOCK))
@@ -156,4 +166,17 @@ class EngineLoop:
         self._send(answer)
 
     def _send(self, message: FromEngine) -> None:
-        self._socket.send(encoder.encode(message))
+        data = encoder.encode(message)
+        while not self._is_stopping:
+            try:
+                self._socket.send(data, zmq.NOBLOCK)
+                return
+            except zmq.Again:  # nobody at the other end: not yet connected, or gone
+                if self._is_orphan():
+                    self._end_as_orphan()
+                elif not self._socket.poll(_IDLE_POLL_MS, zmq.POLLOUT):
+                    continue
+
+    def _end_as_orphan(self) -> None:
+        log.error("the process that started this engine is gone; the engine ends")
+        self._is_stopping = True

@@ -107,6 +107,7 @@ def collect_stats(
     return EngineStats(
         time_s=now_s,
         policy=policy,
+        num_failed_exchanges=getattr(scheduler.policy, "num_failed_exchanges", 0),
         num_running=snapshot.num_running,
         num_waiting=snapshot.num_waiting,
         num_waiting_by_reason={snapshot.waiting_for: snapshot.num_waiting} if snapshot.waiting_for else {},

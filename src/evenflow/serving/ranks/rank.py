@@ -1,5 +1,6 @@
-"""One tensor-parallel rank other than 0: ``python -m evenflow.serving.ranks.rank FOLDER RANK``. Started by ``ranks``.
+"""One tensor-parallel rank other than 0: ``python -m evenflow.serving.ranks.rank FOLDER RANK HEARTBEAT``.
 
+Started by ``RankProcesses``; HEARTBEAT is a pipe's descriptor.
 It builds its shard, runs the plans it is told, and ends when it is told to or when rank 0 is gone. It samples nothing
 and answers nobody but rank 0's collectives. Adapters are read on a thread beside the one that computes.
 """
@@ -17,15 +18,18 @@ import zmq
 
 from evenflow.base.children import die_with_parent, write_obituary
 from evenflow.base.errors import EngineDead, EvenFlowError
-from evenflow.base.logs import configure_logging
+from evenflow.base.heartbeat import Heart
+from evenflow.base.logs import configure_logging, flush_logs
 from evenflow.base.openmp import share_openmp
 from evenflow.serving.client.codec import read_config
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.ranks.rank_messages import Forget, Loaded, RunStep, encoder, plan_of, step_decoder
 
 
-def main(folder: Path, rank: int) -> int:
+def main(folder: Path, rank: int, heartbeat: int) -> int:
     """Run the rank; return its exit status."""
+    heart = Heart(heartbeat)
+    heart.start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = os.getppid()
@@ -34,7 +38,7 @@ def main(folder: Path, rank: int) -> int:
     try:
         config = read_config(folder)
         configure_logging(config.log_level, who=f"rank {rank}: ")
-        _serve(config, folder, rank, parent)
+        _serve(config, folder, rank, parent, heart)
     except Exception as error:
         if not isinstance(error, EvenFlowError):
             logging.getLogger("evenflow").exception("the rank ends")
@@ -45,7 +49,7 @@ def main(folder: Path, rank: int) -> int:
     return 0
 
 
-def _serve(config: EngineConfig, folder: Path, rank: int, parent: int) -> None:
+def _serve(config: EngineConfig, folder: Path, rank: int, parent: int, heart: Heart) -> None:
     from evenflow.base.openmp import start_numba_threads
     from evenflow.serving.adapters.catalog import Catalog
     from evenflow.serving.models.model_config import load_config
@@ -66,7 +70,9 @@ def _serve(config: EngineConfig, folder: Path, rank: int, parent: int) -> None:
     built = build_worker(config, model_config, membership, None, lambda digest: held.host_rows(digest))
     held = RankAdapters(Catalog(built.layout, max_rank=config.max_lora_rank, store=row_store(config, built.layout)))
     threading.Thread(target=held.serve, args=(adapters,), name="adapters", daemon=True).start()
+    heart.is_ready()
     while True:
+        heart.advance()
         if not plans.poll(1000):
             if os.getppid() != parent:
                 return
@@ -84,6 +90,6 @@ def _serve(config: EngineConfig, folder: Path, rank: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    status = main(Path(sys.argv[1]), int(sys.argv[2]))
-    sys.stderr.flush()
+    status = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    flush_logs()
     os._exit(status)  # a thread may still be reading an adapter

@@ -2,8 +2,8 @@
 
 Each is a process of its own (``rank``), spawned with the engine's thread settings. Plans go over one ZeroMQ PAIR socket
 per rank, on the engine's thread; adapters over another, on whichever thread prepares them. A rank that ends before it is
-told to ends the engine: what it held is gone. The engine's thread may be idle or stuck in a collective then, so a
-watching thread gives it two seconds to come out by itself and ends the process if it does not.
+told to ends the engine: what it held is gone. So does one that stands still. The engine's thread may be idle or stuck in a
+collective then, so a watching thread gives it two seconds to come out by itself and ends the process if it does not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,8 +21,10 @@ from pathlib import Path
 
 import zmq
 
-from evenflow.base.children import error_from_name, exit_in_words, read_obituary, write_obituary
+from evenflow.base.children import ChildProcess, error_from_name, read_obituary, write_obituary
 from evenflow.base.errors import AdapterError, EngineDead, EvenFlowError, WireError
+from evenflow.base.heartbeat import Watchdog
+from evenflow.base.logs import flush_logs
 from evenflow.serving.client.codec import write_config
 from evenflow.serving.client.environment import engine_environment
 from evenflow.serving.client.process import OBITUARY
@@ -66,7 +67,8 @@ class RankProcesses:
         self._adapters: list[zmq.Socket] = []
         self._adapters_lock = threading.Lock()
         self._discarded: list[str] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[ChildProcess] = []
+        self._watchdogs: list[Watchdog] = []
         self._death: EvenFlowError | None = None
         self._is_dead = threading.Event()
         self._is_noticed = threading.Event()
@@ -79,8 +81,10 @@ class RankProcesses:
                 socket.set_hwm(0)
                 socket.bind(f"ipc://{self.folder}/{kind}{rank}")
                 sockets.append(socket)
-            command = [sys.executable, "-m", RANK_MODULE, str(self.folder), str(rank)]
-            self._processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+            watchdog = Watchdog(config.watchdog_s)
+            self._watchdogs.append(watchdog)
+            command = [sys.executable, "-m", RANK_MODULE, str(self.folder), str(rank), str(watchdog.descriptor)]
+            self._processes.append(ChildProcess(command, environment=environment, watchdog=watchdog))
         self._watcher = threading.Thread(target=self._watch, name="rank-watcher", daemon=True)
         self._watcher.start()
 
@@ -164,12 +168,10 @@ class RankProcesses:
                 socket.send(encoder.encode(Stop()), zmq.NOBLOCK)
         deadline_s = time.monotonic() + (_STOP_S if self._death is None else 0.1)
         for process in self._processes:
-            try:
-                process.wait(max(0.0, deadline_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._watcher.join()
+            process.end(deadline_s - time.monotonic())
+        self._watcher.join(_STOP_S)
+        for watchdog in self._watchdogs:
+            watchdog.close()
         with self._adapters_lock:
             for socket in (*self._plans, *self._adapters):
                 socket.close(0)
@@ -185,32 +187,42 @@ class RankProcesses:
 
     def _watch(self) -> None:
         while not self._is_closing:
-            if any(process.poll() is not None for process in self._processes) and not self._is_closing:
+            stuck = self._stuck()
+            if (stuck is not None or not all(process.is_alive for process in self._processes)) and not self._is_closing:
                 time.sleep(0.1)  # one that fails takes others along; the first cause is wanted
-                self._death = self._cause()
+                self._death = stuck or self._cause()
                 self._is_dead.set()
                 log.error("%s", self._death)
                 if not self._is_noticed.wait(_GRACE_S) and not self._is_closing and self._engine_folder is not None:
                     write_obituary(self._engine_folder / OBITUARY, self._death)
+                    flush_logs()
                     os._exit(1)
                 return
             time.sleep(0.1)
+
+    def _stuck(self) -> EvenFlowError | None:
+        """What is wrong with a rank that runs but does nothing."""
+        for rank, watchdog in enumerate(self._watchdogs, 1):
+            if (fault := watchdog.look()) is not None and self._processes[rank - 1].is_alive:
+                return EngineDead(f"{self._name(rank)} {fault}; no request can be served any more")
+        return None
+
+    def _name(self, rank: int) -> str:
+        return f"tensor-parallel rank {rank} of {len(self._processes) + 1} (process {self._processes[rank - 1].pid})"
 
     def _cause(self) -> EvenFlowError:
         """Of the ranks that have ended: a signal first, then an error of its own, then a link that broke."""
         found: list[tuple[int, EvenFlowError]] = []
         world_size = len(self._processes) + 1
         for rank, process in enumerate(self._processes, 1):
-            code = process.poll()
-            if code is None:
+            if process.is_alive:
                 continue
-            who = f"tensor-parallel rank {rank} of {world_size} (process {process.pid})"
             error = read_obituary(self.folder / f"failed{rank}.json", f"rank {rank} of {world_size}: ")
             if error is not None:
                 found.append((2 if isinstance(error, WireError) else 1, error))
             else:
-                how = exit_in_words(code)
-                found.append((0, EngineDead(f"{who} ended with {how}; no request can be served any more")))
+                how = f"{self._name(rank)} ended with {process.ended_how}"
+                found.append((0, EngineDead(f"{how}; no request can be served any more")))
         return min(found, key=lambda entry: entry[0])[1]
 
 

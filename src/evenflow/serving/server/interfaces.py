@@ -21,6 +21,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def trouble(self) -> str | None:
+        """Why it cannot serve, or probably soon cannot, in words for a probe; None: all is well."""
+        ...
+
+    @property
     def is_ready(self) -> bool:
         """True once the engine is warm, until it has ended."""
         ...

@@ -73,7 +73,7 @@ async def serve(
         )
     )
     with _signals(state, server):
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
         log.info("listening on http://%s:%d", host, port)
         if on_listening is not None:
             on_listening(host, port)
@@ -81,10 +81,13 @@ async def serve(
         failing = asyncio.create_task(state.has_failed.wait())
         await asyncio.wait((serving, dying, failing), return_when=asyncio.FIRST_COMPLETED)
         failure = state.failure or (dying.result() if dying.done() else None)
+        has_stopped_by_itself = serving.done() and not server.should_exit
         server.should_exit = True
         for watch in (dying, failing):
             watch.cancel()
-        await serving
+        await serving  # raises what it failed of
+        if failure is None and has_stopped_by_itself:
+            failure = EvenFlowError("the HTTP server has stopped by itself; the log says why")
     if isinstance(failure, EvenFlowError):
         raise failure
     if failure is not None:

@@ -50,10 +50,9 @@ def add_probe_routes(app: FastAPI, state: ServerState) -> None:
     @app.get("/health", **documented(None, Health, (503,)))
     @app.get("/ping", **documented(None, Health, (503,)))
     async def health() -> Response:
-        """200 while the server can ever serve again; 503 once the engine, or one of its ranks, is dead."""
-        return json_reply(
-            Health("ok" if state.engine.is_alive else "the engine is dead"), 200 if state.engine.is_alive else 503
-        )
+        """200 while the server can ever serve again; 503, with the reason, once the engine is dead or shows no life."""
+        trouble = state.engine.trouble
+        return json_reply(Health(trouble or "ok"), 200 if trouble is None else 503)
 
     @app.get("/ready", **documented(None, Health, (503,)))
     async def ready() -> Response:

@@ -134,6 +134,7 @@ class EngineMetrics:
             ("evenflow_adapter_prefetches", "Adapters loaded for requests that waited.", stats.num_adapter_prefetches),
             ("evenflow_adapter_prefetches_wasted", "Of those, evicted before anybody used them.", stats.num_wasted_prefetches),
             ("evenflow_adapter_loaded_bytes", "Bytes of rows copied into the arena.", stats.loaded_adapter_bytes),
+            ("evenflow_shared_counter_failures", "Exchanges with shared counters that failed.", stats.num_failed_exchanges),
             ("evenflow_adapter_load_failures", "Loads that failed: rows lost or damaged.", stats.num_failed_adapter_loads),
             (
                 "evenflow_recomputed_tokens",
