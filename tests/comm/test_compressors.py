@@ -170,22 +170,22 @@ def test_paper_settings_have_the_script_sizes() -> None:
     shape = (128, 32, 768)
     for family in "TR":
         for number, k in zip("1234", (40960, 81920, 204800, 409600)):
-            assert get_compressor(f"paper:{family}{number}").plan(shape, torch.float16).payload_bytes == 10 * k
+            assert get_compressor(f"paper:{family}{number}").wire_plan(shape, torch.float16).payload_bytes == 10 * k
     vit = (50, 512, 768)
-    assert get_compressor("paper:T3").plan(vit, torch.float16).payload_bytes == 10 * 1_280_000
-    assert get_compressor("paper:A1").plan(shape, torch.float16).payload_bytes == 4096 * 50 * 2
-    assert get_compressor("paper:A1").plan(shape, torch.float16).payload_bytes == 10 * 40960
+    assert get_compressor("paper:T3").wire_plan(vit, torch.float16).payload_bytes == 10 * 1_280_000
+    assert get_compressor("paper:A1").wire_plan(shape, torch.float16).payload_bytes == 4096 * 50 * 2
+    assert get_compressor("paper:A1").wire_plan(shape, torch.float16).payload_bytes == 10 * 40960
 
 
 def test_paper_powersgd_expands_the_message() -> None:
     """At s = 128, h = 768 the fp64 wire of rank 50 is 1.82 times the dense fp16 tensor; fp16 would be 0.46."""
     shape = (1, 128, 768)
     dense = 128 * 768 * 2
-    paper = get_compressor("paper:P1").plan(shape, torch.float16).payload_bytes
-    corrected = get_compressor("powersgd:50:fp16").plan(shape, torch.float16).payload_bytes
+    paper = get_compressor("paper:P1").wire_plan(shape, torch.float16).payload_bytes
+    corrected = get_compressor("powersgd:50:fp16").wire_plan(shape, torch.float16).payload_bytes
     assert paper / dense == pytest.approx(1.82, abs=0.01)
     assert corrected / dense == pytest.approx(0.456, abs=0.01)
-    two = get_compressor("paper:P2").plan(shape, torch.float16).payload_bytes
+    two = get_compressor("paper:P2").wire_plan(shape, torch.float16).payload_bytes
     assert two / dense == pytest.approx(3.65, abs=0.01)
 
 

@@ -24,7 +24,7 @@ from evenflow.comm import (
     get_compressor,
     get_transport,
 )
-from evenflow.comm.transport import GATHER, SCATTER_SUM, SUMS, Place, drive_together
+from evenflow.comm.transport import GATHER, SCATTER_SUM, SUMS, Member, drive_together
 
 CASES = [
     ("none", "all-reduce"),
@@ -145,10 +145,10 @@ def test_two_processes_equal_two_virtual_ranks_bit_for_bit(tmp_path: Path) -> No
                 assert torch.equal(ranks[rank][f"{spec}/{name}"][step], expected[rank]), (spec, name, step, rank)
 
     compressors = [get_compressor("int8-g32") for _ in range(2)]
-    places = [Place(rank, 2) for rank in range(2)]
+    members = [Member(rank, 2) for rank in range(2)]
     xs = [given(rank, 0) for rank in range(2)]
-    parts = drive_together([SCATTER_SUM.steps(x, c, p, Context((), 1)) for x, c, p in zip(xs, compressors, places)])
-    whole = drive_together([GATHER.steps(x, c, p, Context((), 2)) for x, c, p in zip(parts, compressors, places)])
+    parts = drive_together([SCATTER_SUM.steps(x, c, p, Context((), 1)) for x, c, p in zip(xs, compressors, members)])
+    whole = drive_together([GATHER.steps(x, c, p, Context((), 2)) for x, c, p in zip(parts, compressors, members)])
     for rank in range(2):
         assert torch.equal(ranks[rank]["scatter"][0], parts[rank])
         assert torch.equal(ranks[rank]["gather"][0], whole[rank])

@@ -20,7 +20,7 @@ from evenflow.comm import (
 )
 from evenflow.comm.compressor import Context
 from evenflow.comm.ledger import Kind, sent_bytes
-from evenflow.comm.transport import GATHER, SCATTER_SUM, SUMS, Place, drive_together
+from evenflow.comm.transport import GATHER, SCATTER_SUM, SUMS, Member, drive_together
 
 SHAPES = [(2, 3, 128), (1, 130), (7, 640), (5, 1, 96)]
 CASES = [
@@ -101,8 +101,8 @@ def test_bytes_per_element_of_the_transports() -> None:
         scales = (W - 1) * 1024 * 4
         assert (one - scales) / ring == pytest.approx(W * 8 / 32)
         assert two / ring == pytest.approx(8.5 / 16)
-    top = get_compressor("paper:T1").plan(shape, torch.float16).payload_bytes
-    auto = get_compressor("paper:A1").plan(shape, torch.float16).payload_bytes
+    top = get_compressor("paper:T1").wire_plan(shape, torch.float16).payload_bytes
+    auto = get_compressor("paper:A1").wire_plan(shape, torch.float16).payload_bytes
     assert sent_bytes(Kind.ALL_GATHER, top, 2) == sent_bytes(Kind.ALL_REDUCE, auto, 2)
     assert sent_bytes(Kind.ALL_GATHER, top, 8) == 4 * sent_bytes(Kind.ALL_REDUCE, auto, 8)
 
@@ -112,11 +112,11 @@ def test_bytes_per_element_of_the_transports() -> None:
 def test_scatter_and_gather_are_the_halves(spec: str, world_size: int) -> None:
     compressor = get_compressor(spec)
     xs = inputs((8, 3, 64), world_size)
-    places = [Place(rank, world_size) for rank in range(world_size)]
+    members = [Member(rank, world_size) for rank in range(world_size)]
 
     def run(transport, tensors):  # type: ignore[no-untyped-def]
         return drive_together(
-            [transport.steps(x, compressor.replica(), place, Context("sp", 1)) for x, place in zip(tensors, places)]
+            [transport.steps(x, compressor.replica(), member, Context("sp", 1)) for x, member in zip(tensors, members)]
         )
 
     parts = run(SCATTER_SUM, xs)
@@ -204,7 +204,7 @@ def test_copy_sums_gradients_through_the_exchange() -> None:
 
 def test_an_inactive_exchange_is_dense() -> None:
     exchange = exchange_of("int4-g32", None, 2)
-    exchange.is_active = False
+    exchange.switch.is_on = False
     xs = inputs((4, 64), 2)
     assert torch.equal(exchange.reduce(xs), xs[0] + xs[1])
     exchange.ledger.check_integrity()

@@ -84,7 +84,7 @@ def test_plan_is_the_size_of_the_message_and_shapes_come_back(spec: str, dtype: 
         x = sample(shape, dtype)
         with torch.no_grad():
             message = compressor.encode(x)
-            plan = compressor.plan(x.shape, x.dtype)
+            plan = compressor.wire_plan(x.shape, x.dtype)
             y = compressor.decode(message, x.shape, x.dtype)
         assert message.numel() * message.element_size() == plan.payload_bytes
         assert message.is_contiguous()
@@ -106,14 +106,14 @@ def test_small_shapes_work_or_are_refused_with_a_reason(spec: str, shape: tuple[
     compressor, x = get_compressor(spec), sample(shape)
     if x.numel() == 0:
         with pytest.raises(ConfigError, match="empty"):
-            compressor.plan(x.shape, x.dtype)
+            compressor.wire_plan(x.shape, x.dtype)
         return
     if spec in TOO_MANY and x.numel() <= TOO_MANY[spec]:
         with pytest.raises(ConfigError, match="larger than the tensor"):
             compressor.encode(x)
         return
     with torch.no_grad():
-        message, plan = compressor.encode(x), compressor.plan(x.shape, x.dtype)
+        message, plan = compressor.encode(x), compressor.wire_plan(x.shape, x.dtype)
         y = compressor.decode(message, x.shape, x.dtype)
     assert message.nbytes == plan.payload_bytes
     assert y.shape == x.shape

@@ -18,7 +18,7 @@ from evenflow.base.errors import ConfigError, ModelError
 from evenflow.comm import TorchCollective
 from evenflow.mcbench.names import MODELS
 from evenflow.mcbench.runs.benchmark_models import make_model
-from evenflow.mcbench.runs.rank_worker import init_group
+from evenflow.mcbench.runs.build import init_group
 from evenflow.mcbench.split.attach import compress_model, compression_of, emulate_model
 from evenflow.mcbench.split.boundary import emulate_boundaries
 from evenflow.mcbench.split.parity import check_parity, first_tensor
@@ -215,10 +215,10 @@ def test_emulated_stages_train_the_layer_before_the_boundary_and_share_the_switc
     compression, inputs = compression_of(model), inputs_of("vit-tiny")
     boundaries = emulate_boundaries(model, 2, compression, 1)
     plain = first_tensor(model.train()(**inputs)).detach()
-    assert not boundaries[0].is_active
+    assert not boundaries[0].switch.is_on
     compression.advance()
     output = first_tensor(model(**inputs))
-    assert boundaries[0].is_active
+    assert boundaries[0].switch.is_on
     assert not torch.equal(output, plain)
     output.square().sum().backward()
     for layer in (1, 2):

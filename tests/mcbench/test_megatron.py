@@ -15,7 +15,7 @@ from torch import nn
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm import Ledger
-from evenflow.mcbench.runs.rank_worker import init_group
+from evenflow.mcbench.runs.build import init_group
 from evenflow.mcbench.split.megatron import compress_megatron
 
 IS_THERE = importlib.util.find_spec("megatron") is not None

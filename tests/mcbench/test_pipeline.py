@@ -16,14 +16,16 @@ from torch import Tensor
 from evenflow.base.errors import ConfigError
 from evenflow.comm import GradientRule, Ledger, get_compressor
 from evenflow.comm.collectives.links import Link
+from evenflow.comm.switch import Switch
 from evenflow.mcbench.runs.benchmark_models import make_model
+from evenflow.mcbench.runs.build import MeshGroups, init_group
 from evenflow.mcbench.runs.pretrain import Backbones
-from evenflow.mcbench.runs.rank_worker import Place, Trainee, check_pipeline_parity, init_group, virtual_model
+from evenflow.mcbench.runs.rank_worker import check_pipeline_parity, ledger_of, make_trainee, virtual_model
 from evenflow.mcbench.runs.run_config import RunConfig
 from evenflow.mcbench.split.boundary import Boundary, Kept, boundary_rule
 from evenflow.mcbench.split.parity import first_tensor
 from evenflow.mcbench.split.pipeline import StageModule, refuse_learned
-from evenflow.mcbench.split.rules import Policy, parse_gradients
+from evenflow.mcbench.split.rules import CompressionRules, parse_gradients
 from evenflow.mcbench.tasks.load import load_task
 
 FAMILIES = {
@@ -36,8 +38,8 @@ FAMILIES = {
 }
 
 
-def policy_of(spec: str, gradient: str = "") -> Policy:
-    return Policy.parse(spec, gradients=parse_gradients(gradient))
+def rules_of(spec: str, gradient: str = "") -> CompressionRules:
+    return CompressionRules.parse(spec, gradients=parse_gradients(gradient))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -66,7 +68,7 @@ def test_what_goes_back_over_a_boundary() -> None:
     size = x.numel()
 
     ledger = Ledger()
-    y, grad = through(Boundary(policy_of("pp.forward=topk:0.25", "masked"), ledger, 0, 2), x, weight)
+    y, grad = through(Boundary(rules_of("pp.forward=topk:0.25", "masked"), ledger, Switch(), 0, 2), x, weight)
     assert torch.equal(grad != 0, y != 0)
     assert torch.equal(grad[y != 0], weight[y != 0])
     # A quarter of the values go back, without their indices.
@@ -74,16 +76,16 @@ def test_what_goes_back_over_a_boundary() -> None:
     assert ledger.by_site["pp.forward"].counted == size / 4 * 8
 
     ledger = Ledger()
-    _, grad = through(Boundary(policy_of("pp.forward=q4"), ledger, 0, 1), x, weight)
+    _, grad = through(Boundary(rules_of("pp.forward=q4"), ledger, Switch(), 0, 1), x, weight)
     assert torch.equal(grad, weight)
     assert ledger.by_site["pp.backward"].counted == 4 * size
 
-    _, grad = through(Boundary(policy_of("pp.forward=int8-g32", "same"), Ledger(), 0, 1), x, weight)
+    _, grad = through(Boundary(rules_of("pp.forward=int8-g32", "same"), Ledger(), Switch(), 0, 1), x, weight)
     compressor = get_compressor("int8-g32")
     assert torch.equal(grad, compressor.decode(compressor.encode(weight), weight.shape, weight.dtype))
 
     ledger = Ledger()
-    boundary = Boundary(policy_of("pp=ae:4"), ledger, 0, 1)
+    boundary = Boundary(rules_of("pp=ae:4"), ledger, Switch(), 0, 1)
     boundary.compressor.prepare(16, 1)
     encoder, decoder = boundary.compressor.parameters()
     _, grad = through(boundary, x, weight)
@@ -93,9 +95,9 @@ def test_what_goes_back_over_a_boundary() -> None:
 
 
 def test_rules_that_contradict_each_other_are_refused() -> None:
-    assert boundary_rule(policy_of("pp=ae:4")) is GradientRule.AUTOGRAD
-    assert boundary_rule(policy_of("pp=topk:0.1", "pp=masked")) is GradientRule.MASKED
-    assert boundary_rule(policy_of("tp=topk:0.1", "masked")) is GradientRule.STRAIGHT_THROUGH
+    assert boundary_rule(rules_of("pp=ae:4")) is GradientRule.AUTOGRAD
+    assert boundary_rule(rules_of("pp=topk:0.1", "pp=masked")) is GradientRule.MASKED
+    assert boundary_rule(rules_of("tp=topk:0.1", "masked")) is GradientRule.STRAIGHT_THROUGH
     for spec, gradient, message in (
         ("pp.forward=ae:4", "masked", "can only be autograd"),
         ("pp.forward=q4", "autograd", "needs a linear compressor"),
@@ -104,7 +106,7 @@ def test_rules_that_contradict_each_other_are_refused() -> None:
         ("pp.forward=topk:0.1; pp.backward=q8", "masked", "leave one of them out"),
     ):
         with pytest.raises(ConfigError, match=message):
-            boundary_rule(policy_of(spec, gradient))
+            boundary_rule(rules_of(spec, gradient))
     kept = Kept(torch.tensor([0.0, 2.0, 0.0, 1.0]))
     assert kept.encode(torch.arange(4.0)).tolist() == [1.0, 3.0]
 
@@ -122,9 +124,9 @@ def parity_ranks(rank: int, folder: str, cases: list[dict[str, Any]]) -> None:
     report = {}
     for case in cases:
         config = RunConfig(microbatches=4, batch=8, seeds=1, **case)
-        report[f"{config.model}/{config.schedule}"] = check_pipeline_parity(config, load_task(config.task), Place.of(config))[
-            "error"
-        ]
+        report[f"{config.model}/{config.schedule}"] = check_pipeline_parity(
+            config, load_task(config.task), MeshGroups.of(config)
+        )["error"]
     dist.destroy_process_group()
     if rank == 0:
         Path(folder, "report.json").write_text(json.dumps(report))
@@ -170,13 +172,13 @@ def real_boundaries(rank: int, folder: str) -> None:
         for case in LEARNED:
             spec, _, gradient = case.partition("|")
             config = boundary_config(spec, gradient, schedule_name)
-            trainee = Trainee(config, task, config.training(), Place.of(config), 0, Link.parse("unlimited"))
+            trainee = make_trainee(config, task, config.training(), MeshGroups.of(config), 0, Link.parse("unlimited"))
             losses = []
             for _ in range(3):
                 trainee.step(0, torch.arange(8))
                 losses.append(trainee.last_loss)
-            sent = {site: entry.counted for site, entry in trainee.ledger.by_site.items() if site.startswith("pp")}
-            trainee.ledger.check_integrity()
+            sent = {site: entry.counted for site, entry in ledger_of(trainee).by_site.items() if site.startswith("pp")}
+            ledger_of(trainee).check_integrity()
             parameters = [float(p.double().sum()) for p in trainee.module.coder_parameters]  # type: ignore[union-attr]
             everybody: list[Any] = [None, None]
             dist.all_gather_object(everybody, (losses, sent, parameters))

@@ -17,11 +17,11 @@ from evenflow.base.errors import ConfigError
 from evenflow.comm import Ledger, TorchCollective
 from evenflow.mcbench.names import MODELS
 from evenflow.mcbench.runs.benchmark_models import make_model
-from evenflow.mcbench.runs.rank_worker import init_group
+from evenflow.mcbench.runs.build import init_group
 from evenflow.mcbench.runs.run_config import RunConfig
 from evenflow.mcbench.split.attach import compress_model, emulate_model
 from evenflow.mcbench.split.parity import check_parity, first_tensor
-from evenflow.mcbench.split.rules import Policy
+from evenflow.mcbench.split.rules import CompressionRules
 
 
 def inputs_of(name: str) -> dict[str, torch.Tensor]:
@@ -79,7 +79,7 @@ def test_two_ranks_with_a_split_sequence_equal_the_single_process(tmp_path: Path
 
 def test_what_cannot_be_split_is_said() -> None:
     with pytest.raises(ConfigError, match="in the place of tp's sums"):
-        Policy.parse("sp=q8; tp=q8")
+        CompressionRules.parse("sp=q8; tp=q8")
     with pytest.raises(ConfigError, match="not emulated"):
         emulate_model(make_model("vit-tiny", 0), 2, "sp=int8-g32")
     with pytest.raises(ConfigError, match="leave out --emulate"):

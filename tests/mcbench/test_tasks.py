@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from evenflow.base.errors import ConfigError, ModelError, RegistryError
+from evenflow.base.errors import ConfigError, ModelError, RegistryError, TrainingDiverged
 from evenflow.mcbench.runs.benchmark_models import load_model, make_model
-from evenflow.mcbench.runs.trainer import Schedule, batches, evaluate, train
+from evenflow.mcbench.runs.trainer import ModelTrainee, Schedule, batches, evaluate, train
 from evenflow.mcbench.suites.studies import activation_rank, energy_rank, logit_errors
 from evenflow.mcbench.tasks.load import load_task
 from evenflow.mcbench.tasks.pins import check_pin
@@ -98,12 +98,12 @@ def test_a_short_training_learns_and_divergence_is_reported() -> None:
     task = load_task("digits")
     model = make_model("vit-tiny", 0, num_labels=10, num_layers=1, hidden_size=32, num_heads=2)
     before = evaluate(model, task)["loss"]
-    train(model, task, Schedule(num_steps=40, batch_size=16, learning_rate=3e-3), 0)
+    train(ModelTrainee(model, task, Schedule(num_steps=40, batch_size=16, learning_rate=3e-3)), 0)
     assert evaluate(model, task)["loss"] < before - 0.05
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
-    with pytest.raises(ConfigError, match="diverged"):
-        train(model, task, Schedule(num_steps=2), 0)
+    with pytest.raises(TrainingDiverged, match="diverged at step 1: the loss is nan"):
+        train(ModelTrainee(model, task, Schedule(num_steps=2)), 0)
 
 
 def test_energy_rank() -> None:

@@ -20,6 +20,7 @@
     │   ├── ClientOverLimit      the client's own limit
     │   ├── ServerFull           everybody's limit
     │   └── SLOUnreachable       its first token would come later than it is wanted
+    ├── TrainingDiverged         a training run whose loss is no longer a finite number
     ├── WireError                what ranks send each other cannot be encoded, decoded or delivered
     │   └── NonFiniteInput       NaN, infinity, or a value beyond the range of the wire format
     └── EngineDead               the engine process ended; nothing can be served
@@ -131,6 +132,14 @@ class SLOUnreachable(Rejected):
     def __init__(self, message: str, retry_after_s: float = 1.0, predicted_ttft_s: float = 0.0) -> None:
         super().__init__(message, retry_after_s)
         self.predicted_ttft_s = predicted_ttft_s
+
+
+class TrainingDiverged(EvenFlowError):
+    """A training run whose loss, or what its ranks send each other, is no longer finite. ``step`` is 0-based."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"diverged at step {step + 1}: {reason}")
+        self.step = step
 
 
 class WireError(EvenFlowError):

@@ -116,7 +116,7 @@ def _say(text: str) -> None:
 
 def _list(args: argparse.Namespace) -> int:
     from evenflow.comm.catalogue import PAPER_SETTINGS, SUMMARIES, TRANSPORTS
-    from evenflow.mcbench.names import FILE_TASKS, MODELS, SITES, STUDIES, SUITES, TASKS
+    from evenflow.mcbench.names import FILE_TASKS, MODELS, STUDIES, SUITES, TASKS, WIRE_SITES
 
     if args.sizes:
         _list_sizes((*SUMMARIES, *(f"paper:{setting}" for setting in PAPER_SETTINGS)))
@@ -127,7 +127,7 @@ def _list(args: argparse.Namespace) -> int:
     _say(f"  the paper's settings: {', '.join(f'paper:{setting}' for setting in PAPER_SETTINGS)}")
     _say("  ef(SPEC) around any that keeps no memory of its own: error feedback")
     _say(f"transports: {', '.join(TRANSPORTS)}")
-    _say(f"sites: {', '.join(SITES)}")
+    _say(f"sites: {', '.join(WIRE_SITES)}")
     _say("  sp: real ranks only (no --emulate), without pipeline stages and without learned compressors")
     _say(f"models: {', '.join(MODELS)}, or a local folder")
     _say(f"tasks: {', '.join(TASKS)}; with --data-root: {', '.join(FILE_TASKS)}")
@@ -143,7 +143,7 @@ def _list_sizes(specs: Sequence[str]) -> None:
     _say(f"{'compressor':<22}{'algebra':<12}{'transport':<12}{'gradient':<18}bits per element (fp32 [512, 1024])")
     for spec in specs:
         compressor = get_compressor(spec)
-        bits = 8 * compressor.plan((512, 1024), torch.float32).payload_bytes / (512 * 1024)
+        bits = 8 * compressor.wire_plan((512, 1024), torch.float32).payload_bytes / (512 * 1024)
         transport = get_transport(None, compressor).name
         _say(f"{spec:<22}{compressor.algebra.value:<12}{transport:<12}{compressor.gradient.value:<18}{bits:.2f}")
 
@@ -169,7 +169,8 @@ def _run_under_torchrun(config: Any, path: str | None) -> int:
     import torch.distributed as dist
 
     from evenflow.comm.collectives.links import Link
-    from evenflow.mcbench.runs.rank_worker import run_rank, task_of
+    from evenflow.mcbench.runs.build import task_of
+    from evenflow.mcbench.runs.rank_worker import run_rank
     from evenflow.mcbench.runs.run import describe, summarise
     from evenflow.report.page import write_whole
 

@@ -60,7 +60,7 @@ SUMMARIES = {
     "hadamard-fp8": "rotated, then fp8-g128",
     "spike-int2": "2 bits, extremes of a group kept",
     "outlier-int4": "int4-g32, the largest channels in bf16",
-    "srht:0.1": "subsampled randomized Hadamard transform",
+    "srht:0.1": "subsampled randomised Hadamard transform",
     "aqsgd:4": "quantised delta to the same sample's last visit",
     "subspace:64": "projection on a fixed subspace",
     "subspace-learned:64": "projection on a learned subspace",

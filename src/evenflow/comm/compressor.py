@@ -50,9 +50,9 @@ class WirePlan:
     """How many bytes one encoded tensor has: the one fact that transports, ledgers and the cost model share."""
 
     payload_bytes: int
-    """All bytes of the message."""
+    """All bytes of the message, scales and indices included."""
     meta_bytes: int = 0
-    """Of these, scales and indices."""
+    """How many of ``payload_bytes`` are scales, indices or positions."""
     messages: int = 1
     """How many messages the bytes are split over (one per round)."""
 
@@ -73,17 +73,18 @@ NO_CONTEXT = Context()
 class Compressor(ABC):
     """Encode a floating tensor into one message and decode it again.
 
-    ``encode`` returns a contiguous tensor of exactly ``plan(x.shape, x.dtype).payload_bytes`` bytes: uint8 if NONLINEAR,
+    ``encode`` returns a contiguous tensor of exactly ``wire_plan(x.shape, x.dtype).payload_bytes`` bytes: uint8 if NONLINEAR,
     floats if LINEAR. ``decode`` returns a new tensor of the given shape and dtype. A non-finite entry is never hidden:
     either ``encode`` raises NonFiniteInput or ``decode`` returns something non-finite.
     """
 
     algebra: Algebra = Algebra.NONLINEAR
     rounds: int = 1
-    """How many reductions one exchange takes (2 for PowerSGD)."""
+    """How many reductions one exchange takes, each with a message of its own (2 for PowerSGD, 1 for all others)."""
     gradient: GradientRule = GradientRule.STRAIGHT_THROUGH
     by_rows: bool = True
-    """True: the last dimension has a meaning, so a tensor may be cut into pieces only between rows."""
+    """Whether the last dimension has a meaning to it. If True, a transport may cut a tensor into pieces only between rows,
+    where [..., width] counts as rows of ``width`` elements; if False, it may cut the flat tensor anywhere."""
     is_learned: bool = False
     """Whether its parameters are trained with the model."""
     spec: str = ""
@@ -95,16 +96,20 @@ class Compressor(ABC):
         self.synchronise: Callable[[Tensor], Tensor] = _identity
 
     @abstractmethod
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         """Return the size of the message for such a tensor. Pure; raises ConfigError if it cannot be encoded."""
 
     @abstractmethod
     def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        """Return the message for ``x``. Raises NonFiniteInput (see the class)."""
+        """Return the message for floating ``x`` of any shape: contiguous, one-dimensional or [rows, k], of ``message_dtype``.
+
+        It has exactly ``wire_plan(x.shape, x.dtype).payload_bytes`` bytes. ``x`` is not changed. Raises NonFiniteInput where
+        the format cannot show that an entry is not finite.
+        """
 
     @abstractmethod
     def decode(self, message: Tensor, shape: Shape, dtype: torch.dtype, context: Context = NO_CONTEXT) -> Tensor:
-        """Return the tensor that ``message`` stands for."""
+        """Return the tensor of ``shape`` and ``dtype`` that ``message`` stands for. Raises WireError for a wrong size."""
 
     def encode_into(self, message: Tensor, x: Tensor, context: Context = NO_CONTEXT) -> None:
         """Write the message for ``x`` to contiguous ``message``, which has its dtype and shape."""
@@ -121,12 +126,18 @@ class Compressor(ABC):
         total += self.decode(message, total.shape, dtype, context)
 
     def reduce(self, x: Tensor, context: Context = NO_CONTEXT) -> Generator[Tensor, Tensor, Tensor]:
-        """Yield each float message to be summed over ranks, receive the sum, return the decoded sum. LINEAR only."""
+        """Yield each message to be summed over ranks, be sent the sum (same shape and dtype), return the decoded sum.
+
+        LINEAR compressors only. The result has the shape and dtype of ``x``.
+        """
         total = yield self.encode(x, context)
         return self.decode(total, x.shape, x.dtype, context)
 
     def kept(self, x: Tensor, message: Tensor, context: Context) -> Tensor:
-        """Return the part of ``x`` that its own first ``message`` carries: what error feedback subtracts."""
+        """Return the part of ``x``, in its shape and dtype, that its own first ``message`` carries.
+
+        Error feedback keeps ``x - kept(x)`` and adds it to the next tensor of the same key.
+        """
         return self.decode(message, x.shape, x.dtype, context)
 
     def support(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
@@ -136,7 +147,10 @@ class Compressor(ABC):
     def prepare(  # noqa: B027 - most compressors have nothing to prepare
         self, width: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> None:
-        """Make what depends on the last dimension (trainable parameters), equal on all ranks for equal seeds."""
+        """Make what depends on the last dimension: trainable parameters for tensors [..., ``width``].
+
+        Equal on all ranks for equal seeds. Calling it again for the same width does nothing.
+        """
 
     def synchronise_with(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply ``function`` to parameters used while encoding: it sums their gradients over ranks."""

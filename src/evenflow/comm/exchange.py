@@ -22,12 +22,13 @@ from evenflow.comm.collectives.collective import Collective
 from evenflow.comm.compressor import Compressor, Context, GradientRule
 from evenflow.comm.factory import get_compressor
 from evenflow.comm.ledger import Kind, Ledger
+from evenflow.comm.switch import Switch
 from evenflow.comm.transport import (
     ALL_REDUCE,
     GATHER,
     SCATTER_SUM,
+    Member,
     Operation,
-    Place,
     Steps,
     Transport,
     drive,
@@ -36,8 +37,12 @@ from evenflow.comm.transport import (
 )
 
 
-class _Site:
-    """What both kinds of exchange share: books, the switch, and the running number."""
+class _SiteExchange:
+    """What both kinds of exchange share: books, the switch, and the running number.
+
+    ``site`` names the entry of the ledger. ``transport`` and ``rule`` default to what the compressor asks for; a ``ledger`` and
+    a ``switch`` may be shared by all exchanges of a model. Raises ConfigError if the gradient rule needs another transport.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class _Site:
         transport: Transport | None = None,
         rule: GradientRule | None = None,
         ledger: Ledger | None = None,
+        switch: Switch | None = None,
     ) -> None:
         self.site = site
         self.compressor = compressor
@@ -54,8 +60,8 @@ class _Site:
         if self.rule is GradientRule.AUTOGRAD and self.transport is not ALL_REDUCE:
             raise ConfigError(f"{site}: gradients through {compressor.spec} need all-reduce, not {self.transport.name}")
         self.ledger = ledger or Ledger()
-        self.is_active = True
-        """False: this exchange is dense (warm-up, or evaluation without compression)."""
+        self.switch = switch or Switch()
+        """Off: this exchange is dense (warm-up, or evaluation without compression)."""
         self.batch: Hashable = ()
         """Names the samples that come, for memories that belong to them."""
         self.step = 0
@@ -67,12 +73,12 @@ class _Site:
         return Context(self.batch if key == () else key, self.step)
 
     def _now(self, transport: Transport) -> tuple[Transport, Compressor]:
-        if self.is_active:
+        if self.switch.is_on:
             return transport, self.compressor
         return (ALL_REDUCE if transport is self.transport else transport), self._dense
 
     def _plan(self, transport: Transport, compressor: Compressor, x: Tensor, world_size: int) -> None:
-        self.ledger.plan(self.site, transport.planned_bytes(compressor, x.shape, x.dtype, world_size))
+        self.ledger.expect(self.site, transport.planned_bytes(compressor, x.shape, x.dtype, world_size))
 
     def _observe(self, operation: Operation, world_size: int) -> None:
         tensor = operation.tensor
@@ -80,7 +86,7 @@ class _Site:
 
     def _gradient(self, grad: Tensor, mask: Tensor | None, context: Context) -> Tensor:
         """Apply the rule to a gradient that is equal on all ranks."""
-        if self._same is not None and self.is_active:
+        if self._same is not None and self.switch.is_on:
             with torch.no_grad():
                 return self._same.decode(self._same.encode(grad, context), grad.shape, grad.dtype, context)
         return grad if mask is None else grad * mask
@@ -92,13 +98,16 @@ def _default_rule(compressor: Compressor, transport: Transport) -> GradientRule:
     return compressor.gradient
 
 
-class Exchange(_Site):
-    """A site's exchange among the ranks of a group."""
+class Exchange(_SiteExchange):
+    """A site's exchange among the ranks of a group: every rank holds one and calls the same methods in the same order.
+
+    Tensors are floating, of any shape, equal on all ranks; results have the dtype of the input.
+    """
 
     def __init__(self, site: str, compressor: Compressor, collective: Collective, **options: Any) -> None:
         super().__init__(site, compressor, **options)
         self.collective = collective
-        self.place = Place(collective.rank, collective.world_size)
+        self.member = Member(collective.rank, collective.world_size)
         if self.rule is GradientRule.AUTOGRAD:
             compressor.synchronise_with(self._sum_of_gradients)
 
@@ -108,8 +117,8 @@ class Exchange(_Site):
     def run(self, transport: Transport, x: Tensor, context: Context) -> Tensor:
         """Run one exchange without a gradient rule."""
         transport, compressor = self._now(transport)
-        self._plan(transport, compressor, x, self.place.world_size)
-        steps: Steps = transport.steps(x, compressor, self.place, context)
+        self._plan(transport, compressor, x, self.member.world_size)
+        steps: Steps = transport.steps(x, compressor, self.member, context)
         return drive(steps, self.collective, self._observe)
 
     def sum(self, x: Tensor, key: Hashable = ()) -> Tensor:
@@ -120,7 +129,7 @@ class Exchange(_Site):
     def reduce(self, x: Tensor, key: Hashable = ()) -> Tensor:
         """Return the compressed sum over ranks; the gradient follows the rule (operator g)."""
         context = self._next_context(key)
-        if self.rule is GradientRule.AUTOGRAD or not self.is_active:
+        if self.rule is GradientRule.AUTOGRAD or not self.switch.is_on:
             return self.run(self.transport, x, context)
         return _Reduce.apply(x, self, context)
 
@@ -151,7 +160,7 @@ class Exchange(_Site):
         context = self._next_context(key)
         _, compressor = self._now(self.transport)
         message = compressor.encode(x.detach(), context)
-        self.ledger.plan(self.site, compressor.plan(x.shape, x.dtype).payload_bytes)
+        self.ledger.expect(self.site, compressor.wire_plan(x.shape, x.dtype).payload_bytes)
         self._count_send(message)
         self.collective.send(message, to_rank)
 
@@ -163,17 +172,17 @@ class Exchange(_Site):
         return compressor.decode(message, shape, dtype, context)
 
     def _count_send(self, message: Tensor) -> None:
-        self._observe(Operation(Kind.SEND, message), self.place.world_size)
+        self._observe(Operation(Kind.SEND, message), self.member.world_size)
 
 
 def empty_message(compressor: Compressor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return an empty tensor with the dtype and size of a message."""
-    size = compressor.plan(shape, dtype).payload_bytes
+    size = compressor.wire_plan(shape, dtype).payload_bytes
     message_dtype = compressor.message_dtype(dtype)
     return torch.empty(size // message_dtype.itemsize, dtype=message_dtype)
 
 
-class VirtualExchange(_Site):
+class VirtualExchange(_SiteExchange):
     """A site's exchange among W virtual ranks of this process; trainable parameters are shared, memories are not."""
 
     def __init__(self, site: str, compressor: Compressor, world_size: int, **options: Any) -> None:
@@ -186,15 +195,15 @@ class VirtualExchange(_Site):
         transport, compressor = self._now(transport)
         self._plan(transport, compressor, xs[0], self.world_size)
         compressors = self.replicas if compressor is self.compressor else [compressor] * self.world_size
-        places = [Place(rank, self.world_size) for rank in range(self.world_size)]
+        members = [Member(rank, self.world_size) for rank in range(self.world_size)]
         return drive_together(
-            [transport.steps(x, c, place, context) for x, c, place in zip(xs, compressors, places)], self._observe
+            [transport.steps(x, c, member, context) for x, c, member in zip(xs, compressors, members)], self._observe
         )
 
     def reduce(self, xs: Sequence[Tensor], key: Hashable = ()) -> Tensor:
         """Return the compressed sum of the ranks' tensors, which all ranks hold; the gradient follows the rule."""
         context = self._next_context(key)
-        if self.rule is GradientRule.AUTOGRAD or not self.is_active:
+        if self.rule is GradientRule.AUTOGRAD or not self.switch.is_on:
             return self.run(self.transport, xs, context)[0]
         return _VirtualReduce.apply(self, context, *xs)
 
@@ -209,8 +218,8 @@ class _Reduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, exchange: Exchange, context: Context) -> Tensor:  # type: ignore[override]
         ctx.exchange, ctx.context = exchange, context
-        masked = exchange.rule is GradientRule.MASKED
-        ctx.mask = exchange.compressor.support(x, Context((context.key, exchange.place.rank), context.step)) if masked else None
+        own = Context((context.key, exchange.member.rank), context.step)
+        ctx.mask = exchange.compressor.support(x, own) if exchange.rule is GradientRule.MASKED else None
         return exchange.run(exchange.transport, x.detach(), context)
 
     @staticmethod
@@ -242,9 +251,9 @@ class _SumGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         exchange = ctx.exchange
-        world_size, dense = exchange.place.world_size, exchange._dense
+        world_size, dense = exchange.member.world_size, exchange._dense
         site = "parameters"
-        exchange.ledger.plan(site, ALL_REDUCE.planned_bytes(dense, grad.shape, grad.dtype, world_size))
+        exchange.ledger.expect(site, ALL_REDUCE.planned_bytes(dense, grad.shape, grad.dtype, world_size))
         exchange.ledger.count(site, Kind.ALL_REDUCE, grad.numel() * grad.element_size(), world_size)
         return exchange.collective.all_reduce(grad), None
 

@@ -37,11 +37,14 @@ def sent_bytes(kind: Kind, tensor_bytes: int, world_size: int) -> float:
 
 @dataclass(slots=True)
 class SiteBytes:
-    """What one site sent, per rank."""
+    """What one rank sent at one wire site."""
 
     exchanges: int = 0
+    """How many exchanges were begun."""
     planned: float = 0.0
+    """Bytes that their wire plans promised; fractions, because a collective sends (W - 1) / W of a tensor."""
     counted: float = 0.0
+    """Bytes of the operations that were carried out, by the same formula (``sent_bytes``)."""
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Ledger:
 
     by_site: dict[str, SiteBytes] = field(default_factory=dict)
 
-    def plan(self, site: str, planned: float) -> None:
+    def expect(self, site: str, planned: float) -> None:
         """Note one exchange that should send ``planned`` bytes."""
         entry = self.by_site.setdefault(site, SiteBytes())
         entry.exchanges += 1

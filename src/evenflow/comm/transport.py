@@ -28,15 +28,15 @@ from evenflow.comm.ledger import Kind, sent_bytes
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One collective operation to carry out on ``tensor``."""
+    """One collective operation to carry out on ``tensor``: a message [bytes] uint8 or [n] float, or [W, ...] of W pieces."""
 
     kind: Kind
     tensor: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where in its group a generator runs."""
+class Member:
+    """The rank that a generator runs for, and the size of its group."""
 
     rank: int
     world_size: int
@@ -47,9 +47,9 @@ Observer = Callable[[Operation, int], None]
 """Told about every operation and the world size before it is carried out."""
 
 
-def all_reduce(x: Tensor, compressor: Compressor, place: Place, context: Context) -> Steps:
+def all_reduce(x: Tensor, compressor: Compressor, member: Member, context: Context) -> Steps:
     """Sum float messages on the way. Linear compressors only; differentiable where they are."""
-    rounds = compressor.reduce(x, Context((context.key, place.rank), context.step))
+    rounds = compressor.reduce(x, Context((context.key, member.rank), context.step))
     try:
         message = next(rounds)
         while True:
@@ -59,65 +59,65 @@ def all_reduce(x: Tensor, compressor: Compressor, place: Place, context: Context
         return done.value
 
 
-def one_shot(x: Tensor, compressor: Compressor, place: Place, context: Context) -> Steps:
+def one_shot(x: Tensor, compressor: Compressor, member: Member, context: Context) -> Steps:
     """Gather all messages and sum what they decode to, in rank order."""
-    message = compressor.encode(x, Context((context.key, place.rank), context.step))
+    message = compressor.encode(x, Context((context.key, member.rank), context.step))
     messages = yield Operation(Kind.ALL_GATHER, message)
     total = _zeros(x.shape, x)
-    for rank in range(place.world_size):
+    for rank in range(member.world_size):
         compressor.add_decoded(messages[rank], total, x.dtype, Context((context.key, rank), context.step))
     return total.to(x.dtype)
 
 
-def two_shot(x: Tensor, compressor: Compressor, place: Place, context: Context) -> Steps:
+def two_shot(x: Tensor, compressor: Compressor, member: Member, context: Context) -> Steps:
     """Scatter pieces, sum the own one, encode the sum again and gather."""
-    own = yield from _scatter(_pieces(x, compressor, place.world_size), compressor, place, context)
-    whole = yield from _gather(own.to(x.dtype), compressor, place, context)
+    own = yield from _scatter(_pieces(x, compressor, member.world_size), compressor, member, context)
+    whole = yield from _gather(own.to(x.dtype), compressor, member, context)
     return whole.reshape(-1)[: x.numel()].view(x.shape)
 
 
-def scatter_sum(x: Tensor, compressor: Compressor, place: Place, context: Context) -> Steps:
+def scatter_sum(x: Tensor, compressor: Compressor, member: Member, context: Context) -> Steps:
     """Return this rank's part of the sum along the first dimension, which must be divisible by the world size."""
-    W = place.world_size
+    W = member.world_size
     if x.shape[0] % W:
         raise ConfigError(f"first dimension of {tuple(x.shape)} is not divisible by {W} ranks")
     pieces = x.reshape(W, x.shape[0] // W, *x.shape[1:])
-    own = yield from _scatter(pieces, compressor, place, context)
+    own = yield from _scatter(pieces, compressor, member, context)
     return own.to(x.dtype)
 
 
-def gather(x: Tensor, compressor: Compressor, place: Place, context: Context) -> Steps:
+def gather(x: Tensor, compressor: Compressor, member: Member, context: Context) -> Steps:
     """Return all ranks' tensors one after the other along the first dimension."""
-    whole = yield from _gather(x, compressor, place, context)
+    whole = yield from _gather(x, compressor, member, context)
     return whole.reshape(-1, *x.shape[1:])
 
 
-def _scatter(pieces: Tensor, compressor: Compressor, place: Place, context: Context) -> Steps:
+def _scatter(pieces: Tensor, compressor: Compressor, member: Member, context: Context) -> Steps:
     """Send piece w to rank w; return the sum [..] of the own pieces of all ranks, in at least fp32. pieces is [W, ...]."""
-    sender = [Context((context.key, place.rank, w), context.step) for w in range(place.world_size)]
+    sender = [Context((context.key, member.rank, w), context.step) for w in range(member.world_size)]
     if compressor.algebra is Algebra.LINEAR:
         messages = torch.stack([compressor.encode(piece, from_here) for piece, from_here in zip(pieces, sender)])
     else:
-        size = compressor.plan(pieces.shape[1:], pieces.dtype).payload_bytes
-        messages = torch.empty(place.world_size, size, dtype=torch.uint8, device=pieces.device)
+        size = compressor.wire_plan(pieces.shape[1:], pieces.dtype).payload_bytes
+        messages = torch.empty(member.world_size, size, dtype=torch.uint8, device=pieces.device)
         for message, piece, from_here in zip(messages, pieces, sender):
             compressor.encode_into(message, piece, from_here)
     if _sums_on_the_way(compressor):
         total = yield Operation(Kind.REDUCE_SCATTER, messages)
-        return compressor.decode(total, pieces.shape[1:], pieces.dtype, sender[place.rank])
+        return compressor.decode(total, pieces.shape[1:], pieces.dtype, sender[member.rank])
     received = yield Operation(Kind.ALL_TO_ALL, messages)
     own = _zeros(pieces.shape[1:], pieces)
-    for rank in range(place.world_size):
-        compressor.add_decoded(received[rank], own, pieces.dtype, Context((context.key, rank, place.rank), context.step))
+    for rank in range(member.world_size):
+        compressor.add_decoded(received[rank], own, pieces.dtype, Context((context.key, rank, member.rank), context.step))
     return own
 
 
-def _gather(own: Tensor, compressor: Compressor, place: Place, context: Context) -> Steps:
+def _gather(own: Tensor, compressor: Compressor, member: Member, context: Context) -> Steps:
     """Encode ``own`` and return every rank's decoded tensor [W, ...]."""
-    message = compressor.encode(own, Context((context.key, "gather", place.rank), context.step))
+    message = compressor.encode(own, Context((context.key, "gather", member.rank), context.step))
     messages = yield Operation(Kind.ALL_GATHER, message)
-    whole = own.new_empty(place.world_size, *own.shape)
-    for rank in range(place.world_size):
+    whole = own.new_empty(member.world_size, *own.shape)
+    for rank in range(member.world_size):
         compressor.decode_into(messages[rank], whole[rank], Context((context.key, "gather", rank), context.step))
     return whole
 
@@ -152,20 +152,20 @@ class Transport:
     """A named generator and the operations it will yield."""
 
     name: str
-    steps: Callable[[Tensor, Compressor, Place, Context], Steps]
+    steps: Callable[[Tensor, Compressor, Member, Context], Steps]
 
     def operations(self, compressor: Compressor, shape: Shape, dtype: torch.dtype, world_size: int) -> list[tuple[Kind, int]]:
         """Return (kind, bytes of the input tensor) of every operation of one exchange. Pure: uses ``compressor.plan`` alone."""
         W = world_size
         if self.name == "all-reduce":
-            return [(Kind.ALL_REDUCE, compressor.plan(shape, dtype).payload_bytes)]
+            return [(Kind.ALL_REDUCE, compressor.wire_plan(shape, dtype).payload_bytes)]
         if self.name in ("one-shot", "gather"):
-            return [(Kind.ALL_GATHER, compressor.plan(shape, dtype).payload_bytes)]
+            return [(Kind.ALL_GATHER, compressor.wire_plan(shape, dtype).payload_bytes)]
         if self.name == "scatter-sum":
             shape = (int(shape[0]) // W, *shape[1:])
         else:
             shape = piece_shape(shape, compressor, W)
-        piece = compressor.plan(shape, dtype).payload_bytes
+        piece = compressor.wire_plan(shape, dtype).payload_bytes
         first = Kind.REDUCE_SCATTER if _sums_on_the_way(compressor) else Kind.ALL_TO_ALL
         operations = [(first, W * piece)]
         if self.name == "two-shot":

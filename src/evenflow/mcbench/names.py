@@ -12,7 +12,7 @@ GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 FILE_TASKS = (*(f"glue/{name}" for name in GLUE_TASKS), "cifar10", "cifar100", "wikipedia", "text")
 """Tasks read from a data root."""
 
-SITES = ("tp.forward", "tp.backward", "sp.forward", "sp.backward", "pp.forward", "pp.backward")
+WIRE_SITES = ("tp.forward", "tp.backward", "sp.forward", "sp.backward", "pp.forward", "pp.backward")
 
 SUITES = ("paper", "modern")
 """Sets of training runs."""

@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> int:
     from evenflow.comm.collectives.links import Link
     from evenflow.mcbench.predict.break_even import break_even_rank
     from evenflow.mcbench.predict.calibration import calibrate_between_rank, calibrate_rank
-    from evenflow.mcbench.runs.rank_worker import init_group, run_rank
+    from evenflow.mcbench.runs.build import init_group
+    from evenflow.mcbench.runs.rank_worker import run_rank
     from evenflow.mcbench.runs.run_config import RunConfig
     from evenflow.mcbench.runs.timing import compute_rank, time_rank
 

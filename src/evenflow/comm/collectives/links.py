@@ -24,9 +24,10 @@ from evenflow.comm.collectives.collective import Collective
 from evenflow.comm.ledger import Kind, sent_bytes
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*(k|m|g)bit(?:/s)?", re.IGNORECASE)
-# What an idle link lets through at once is what a real one would not: as little as possible. But a bucket smaller than two of
-# the largest segments cuts each into packets of the interface's own size, whose handling halves the rate: so segments are
-# made smaller first. Counters see one header per segment; a wire with frames of 1500 bytes carries 4.6 % more.
+# A token bucket lets a burst pass unshaped after a pause, which a real link would not do, so the burst is kept small. The
+# kernel cuts every segment that does not fit into the bucket twice into packets of the interface's own size, and handling those
+# halves the achieved rate; therefore segments are limited to 32 KiB (_SEGMENT, in bytes) and the burst holds two of them. The
+# interface's counters see one header per segment; a wire with frames of 1500 bytes would carry 4.6 % more.
 _SEGMENT = 32768
 _BURST = "66kb"
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -61,7 +62,7 @@ def interface_bytes(interface: str) -> tuple[int, int] | None:
 
 
 class TokenBucket:
-    """Waits so that bytes pass at a rate, with bursts of at most ``burst_bytes``."""
+    """Makes its caller wait, so that bytes pass at ``bit_per_s`` bit/s on average, with bursts of at most ``burst_bytes``."""
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class SharedMemoryCollective:
         path = _PLACE / f"evenflow-{int(introductions[0, 0]):014x}"
         size = self.world_size * (_LINE + 2 * slot_bytes)
         handle, fault = self._create(path, size) if self.rank == 0 else (-1, "")
-        # Nobody may wait for memory that rank 0 could not get.
+        # All ranks are told whether rank 0 got the memory, so that none of them waits for memory that does not exist.
         if bool(inner.all_gather(torch.tensor([bool(fault), 0])).any()):
             raise WireError(f"there are no {size} bytes of shared memory in {_PLACE}: {fault or 'see rank 0'}")
         if self.rank:
@@ -62,7 +62,7 @@ class SharedMemoryCollective:
         os.close(handle)
         inner.barrier()
         if self.rank == 0:
-            path.unlink()  # nothing is left behind, however the ranks end
+            path.unlink()  # the memory lives on while it is mapped, and no file is left behind, however the ranks end
         self._counts = memory[: self.world_size * _LINE].view(np.int64)[:: _LINE // 8]
         slots = torch.from_numpy(memory[self.world_size * _LINE :])
         self._slots = slots.view(2, self.world_size, slot_bytes)
@@ -175,7 +175,7 @@ class SharedMemoryCollective:
                 f"rank {self.rank} of {self.world_size}: rank {rank} is gone (process {self._pids[rank]})"
             ) from None
         except PermissionError:
-            pass  # it is there, and not ours
+            pass  # the process is there and belongs to another user
 
 
 __all__ = ["SLOT_BYTES", "SharedMemoryCollective", "is_supported"]

@@ -61,8 +61,8 @@ class TimedCompressor(Compressor):
         self.algebra, self.rounds, self.gradient = inner.algebra, inner.rounds, inner.gradient
         self.by_rows, self.is_learned, self.spec = inner.by_rows, inner.is_learned, inner.spec
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
-        return self.inner.plan(shape, dtype)
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+        return self.inner.wire_plan(shape, dtype)
 
     def synchronise_with(self, function: Callable[[Tensor], Tensor]) -> None:
         self.inner.synchronise_with(function)

@@ -17,7 +17,10 @@ from evenflow.comm.spec_arguments import no_arguments, positive_int
 
 
 class AutoEncoder(Compressor):
-    """A linear encoder and decoder of width ``code_width``, trained with the model."""
+    """A linear encoder and decoder of width ``code_width``, trained with the model.
+
+    Message: [rows, code_width] in x's dtype.
+    """
 
     algebra = Algebra.LINEAR
     gradient = GradientRule.AUTOGRAD
@@ -29,7 +32,7 @@ class AutoEncoder(Compressor):
         self.encoder: nn.Parameter | None = None
         self.decoder: nn.Parameter | None = None
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         rows, _ = rows_and_width(shape)
         return WirePlan(rows * self.code_width * dtype.itemsize)
 
@@ -63,7 +66,7 @@ class AutoEncoder(Compressor):
         return (message.reshape(rows, self.code_width) @ self.decoder.T.to(message.dtype)).to(dtype).view(tuple(shape))
 
     def replica(self) -> Compressor:
-        # All memory is in the parameters (or the fixed draw), which ranks share.
+        # Everything it remembers is in the parameters, which all ranks share.
         return self
 
     def parameters(self) -> list[nn.Parameter]:

@@ -36,7 +36,7 @@ class Cast(Compressor):
         super().__init__()
         self.wire_dtype = wire_dtype
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         return WirePlan(num_elements(shape) * (self.wire_dtype or dtype).itemsize)
 
     def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
@@ -56,7 +56,7 @@ class Cast(Compressor):
 
     def reduce(self, x: Tensor, context: Context = NO_CONTEXT) -> Generator[Tensor, Tensor, Tensor]:
         total = yield self.encode(x, context)
-        return total.to(dtype=x.dtype).view(x.shape)  # the sum is nobody else's: no copy
+        return total.to(dtype=x.dtype).view(x.shape)  # the sum belongs to this exchange alone, so it needs no copy
 
 
 class PartialChannels(Compressor):
@@ -73,7 +73,7 @@ class PartialChannels(Compressor):
         """Return how many of ``width`` channels are summed."""
         return max(1, round(self.share * width))
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         rows, width = rows_and_width(shape)
         return WirePlan(rows * self.num_channels(width) * dtype.itemsize)
 

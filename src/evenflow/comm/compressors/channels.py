@@ -33,7 +33,7 @@ class ChannelInt(Compressor):
         self.is_paper_form = is_paper_form
         self.scale_dtype = torch.float16 if is_paper_form else torch.float32
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         rows, width = rows_and_width(shape)
         scales = width * self.scale_dtype.itemsize
         return WirePlan(scales + wire.packed_bytes(rows * _padded(width), self.bits), scales)

@@ -27,7 +27,11 @@ def _slot(context: Context, shape: Shape) -> Hashable:
 
 
 class DeltaInt(Compressor):
-    """Group-32 integers of the difference to the last decoded value of the same key."""
+    """Group-32 integers of the difference to the last decoded value of the same key.
+
+    Message: that of ``GroupInt`` (``bits`` bits an element and 2 bytes of scale per 32). It remembers one fp32 tensor for
+    each key at the sender and one at the receiver.
+    """
 
     by_rows = False
 
@@ -37,8 +41,8 @@ class DeltaInt(Compressor):
         self._sent: dict[Hashable, Tensor] = {}
         self._received: dict[Hashable, Tensor] = {}
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
-        return self.inner.plan(shape, torch.float32)
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+        return self.inner.wire_plan(shape, torch.float32)
 
     def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         slot = _slot(context, x.shape)
@@ -84,8 +88,8 @@ class ErrorFeedback(Compressor):
         self.gradient = inner.gradient
         self._error: dict[Hashable, Tensor] = {}
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
-        return self.inner.plan(shape, dtype)
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+        return self.inner.wire_plan(shape, dtype)
 
     def _corrected(self, x: Tensor, context: Context) -> Tensor:
         error = self._error.get(_slot(context, x.shape))

@@ -38,7 +38,7 @@ class BlockFloat(Compressor):
         self.largest = E4M3_MAX if bits == 8 else E2M1_VALUES[-1]
         self.scale_dtype = torch.uint8 if is_microscaled else torch.bfloat16
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         blocks = -(-num_elements(shape) // self.block)
         scales = blocks * self.scale_dtype.itemsize
         return WirePlan(wire.packed_bytes(blocks * self.block, self.bits) + scales, scales)

@@ -54,7 +54,7 @@ class PowerSGD(Compressor):
         count = int(shape[0]) if self.is_batched and len(shape) == 3 else 1
         return count, rows // count, width, min(self.matrix_rank, rows // count, width)
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         count, m, h, r = self.sizes(shape)
         return WirePlan(count * (m + h) * r * (self.wire_dtype or dtype).itemsize, messages=2)
 

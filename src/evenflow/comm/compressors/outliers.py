@@ -43,7 +43,7 @@ class SpikeInt(Compressor):
         self.bits = bits
         self.top = 2**bits - 1
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         groups = -(-num_elements(shape) // self.group)
         meta = groups * (2 + 2) * 2 + groups * 2
         return WirePlan(meta + wire.packed_bytes(groups * self.group, self.bits), meta)
@@ -106,9 +106,9 @@ class OutlierInt(Compressor):
         """Return how many of ``width`` channels are sent as floats."""
         return max(1, round(self.share * width))
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         rows, width = rows_and_width(shape)
-        rest = self.rest.plan(shape, dtype)
+        rest = self.rest.wire_plan(shape, dtype)
         m = self.num_outliers(width)
         return WirePlan(m * 4 + rows * m * 2 + rest.payload_bytes, m * 4 + rest.meta_bytes)
 
@@ -126,7 +126,7 @@ class OutlierInt(Compressor):
     def decode(self, message: Tensor, shape: Shape, dtype: torch.dtype, context: Context = NO_CONTEXT) -> Tensor:
         rows, width = rows_and_width(shape)
         m = self.num_outliers(width)
-        rest_bytes = self.rest.plan(shape, dtype).payload_bytes
+        rest_bytes = self.rest.wire_plan(shape, dtype).payload_bytes
         channels, columns, rest = wire.split(message, (m, torch.int32), (rows * m, torch.bfloat16), (rest_bytes, torch.uint8))
         matrix = self.rest.decode(rest, (rows, width), dtype)
         matrix[:, channels.long()] = wire.narrow(columns.view(rows, m).float(), dtype)

@@ -43,7 +43,7 @@ class GroupInt(Compressor):
         self.top = 2 ** (bits - 1) - 1
         self.use_kernels = use_kernels and group == 32 and bits in (4, 8)
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         groups = -(-num_elements(shape) // self.group)
         scales = groups * 2
         return WirePlan(wire.packed_bytes(groups * self.group, self.bits) + scales, scales)
@@ -52,7 +52,7 @@ class GroupInt(Compressor):
         return self.use_kernels and quantise_cpu.can_take(x)
 
     def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
-        plan = self.plan(x.shape, x.dtype)
+        plan = self.wire_plan(x.shape, x.dtype)
         flat = x.detach().reshape(-1).contiguous()
         if self._has_kernel(flat):
             message = torch.empty(plan.payload_bytes, dtype=torch.uint8)

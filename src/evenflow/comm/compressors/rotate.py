@@ -68,8 +68,8 @@ class Hadamard(Compressor):
     def _padded(self, shape: Shape) -> tuple[int]:
         return (-(-num_elements(shape) // self.block) * self.block,)
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
-        return self.inner.plan(self._padded(shape), torch.float32)
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+        return self.inner.wire_plan(self._padded(shape), torch.float32)
 
     def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         (size,) = self._padded(x.shape)
@@ -98,7 +98,7 @@ class SRHT(Compressor):
         padded = 1 << max(0, width - 1).bit_length()
         return padded, max(1, min(padded, round(self.share * width)))
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         rows, width = rows_and_width(shape)
         return WirePlan(rows * self.sizes(width)[1] * dtype.itemsize)
 

@@ -73,7 +73,7 @@ class TopK(Compressor):
         self.index_dtype = index_dtype
         self.value_dtype = value_dtype
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         k = self.count(shape)
         meta = k * self.index_dtype.itemsize
         return WirePlan(meta + k * (self.value_dtype or dtype).itemsize, meta)
@@ -94,7 +94,7 @@ class TopK(Compressor):
         return wire.join(index.to(self.index_dtype), values)
 
     def _check(self, flat: Tensor, values: Tensor) -> None:
-        # NaN and infinity sort first, so the chosen values are proof for the whole tensor.
+        # NaN and infinity count as the largest magnitudes, so if the chosen values are finite, the whole tensor is.
         check_finite(values, self.spec or "topk")
 
     def decode(self, message: Tensor, shape: Shape, dtype: torch.dtype, context: Context = NO_CONTEXT) -> Tensor:
@@ -119,7 +119,7 @@ class TopK(Compressor):
 class TopKBitmap(TopK):
     """Top-K with a bitmap. Message: values [k] in the order of their positions, then ceil(n / 8) bytes of bits."""
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         meta = -(-num_elements(shape) // 8)
         return WirePlan(meta + self.count(shape) * dtype.itemsize, meta)
 
@@ -171,7 +171,7 @@ class SharedRandomK(Compressor):
         super().__init__()
         self.count = count
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         return WirePlan(self.count(shape) * dtype.itemsize)
 
     def chosen(self, shape: Shape, context: Context, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ class Subspace(Compressor):
         self.is_learned = is_learned
         self.free: Tensor | None = None
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         rows, width = rows_and_width(shape)
         return WirePlan(rows * min(self.dimension, width) * dtype.itemsize)
 
@@ -65,7 +65,7 @@ class Subspace(Compressor):
         return (message.reshape(rows, basis.shape[1]) @ basis.T).to(dtype).view(tuple(shape))
 
     def replica(self) -> Compressor:
-        # All memory is in the parameters (or the fixed draw), which ranks share.
+        # Everything it remembers is the basis, which all ranks draw from the same seed or train together.
         return self
 
     def parameters(self) -> list[nn.Parameter]:

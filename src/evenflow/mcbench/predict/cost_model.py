@@ -86,7 +86,7 @@ def exchange_s(machine: Machine, rule: str, rows: int, width: int, world_size: i
 
 def transfer_s(machine: Machine, spec: str, rows: int, width: int) -> float:
     """Return the predicted time to send a fp32 tensor [rows, width] over a pipeline boundary."""
-    size = get_compressor(spec).plan((rows, width), torch.float32).payload_bytes
+    size = get_compressor(spec).wire_plan((rows, width), torch.float32).payload_bytes
     time_s = machine.boundary.at(size)
     if spec == "none":
         return time_s

@@ -78,7 +78,8 @@ def launch(
 def cores_of_ranks(world_size: int) -> list[list[int]]:
     """Return the cores of each rank, equally many and no core twice; empty lists where there are too few to share out.
 
-    A rank whose network threads are woken on its peer's core waits there until the peer's time slice is over: 3 ms a time.
+    Without cores of its own a rank's network threads may be woken on the core where another rank computes, and then each wait
+    there for up to 3 ms, until that rank's time slice is over.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     each = len(cores) // world_size

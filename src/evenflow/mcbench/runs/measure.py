@@ -69,8 +69,9 @@ def measure(
 def expected_s(samples: Sequence[float]) -> float:
     """Return the mean of the samples but the slowest tenth.
 
-    An exchange takes one of two times, whether a woken thread finds its core free or waits for the end of a time slice (3 ms).
-    A step adds up dozens of them, so their mean counts; a median is either the one time or the other.
+    One exchange is either quick or slow by a time slice (3 ms): a network thread that is woken finds its core free, or has to
+    wait until the other thread there has used up its slice. A training step adds up dozens of exchanges, so what counts is
+    their mean; a median would be one of the two times and hide how often the other occurs.
     """
     kept = sorted(samples)[: len(samples) - len(samples) // 10]
     return sum(kept) / len(kept)

@@ -13,9 +13,10 @@ import torch
 from evenflow.base.errors import WireError
 from evenflow.base.version import __version__
 from evenflow.comm.collectives.links import Link
+from evenflow.mcbench.runs.build import task_of
 from evenflow.mcbench.runs.launch import launch
 from evenflow.mcbench.runs.pretrain import Backbones
-from evenflow.mcbench.runs.rank_worker import run_virtual, task_of
+from evenflow.mcbench.runs.rank_worker import run_virtual
 from evenflow.mcbench.runs.run_config import RunConfig
 from evenflow.mcbench.tasks.scores import mean_and_interval
 
@@ -48,7 +49,7 @@ def run(config: RunConfig, progress: Progress = lambda text: None, backbones: Ba
         launched = launch("run", config.to_json(), config.world_size, Link.parse(config.link), show)
         records, failure = launched.records, launched.failure
         link["kind"] = launched.link_kind
-        if failure and not any(record["kind"] == "seed" for record in records):
+        if failure and not any(record["kind"] in ("seed", "diverged") for record in records):
             raise WireError(failure)
     result = summarise(config, task, records)
     result["link"] = {**link, "interface_bytes": next((r["value"] for r in records if r["kind"] == "interface"), None)}
@@ -59,17 +60,25 @@ def run(config: RunConfig, progress: Progress = lambda text: None, backbones: Ba
 
 
 def summarise(config: RunConfig, task: Any, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the result of a run from the partial results of its rank with the logits."""
+    """Return the result of a run from the partial results of its rank with the logits.
+
+    Seeds that diverged are listed under ``diverged`` and count in no mean; if all did, the headline is None.
+    """
     seeds = [record["value"] for record in records if record["kind"] == "seed"]
     by_kind = {record["kind"]: record["value"] for record in records if record["kind"] != "seed"}
     result: dict[str, Any] = {"parameters": config.to_json(), "key": config.key(), "metric": task.metrics[0]}
-    for name in seeds[0]["scores"]["compressed"]:
+    result["diverged"] = [record["value"] for record in records if record["kind"] == "diverged"]
+    for name in seeds[0]["scores"]["compressed"] if seeds else ():
         values = [seed["scores"]["compressed"][name] for seed in seeds]
         mean, half = mean_and_interval(values)
         result[name], result[f"{name}_by_seed"], result[f"{name}_interval"] = mean, values, half
     result["scores_by_seed"] = [seed["scores"] for seed in seeds]
+    if not seeds:
+        headline = task.metrics[0]
+        result |= {headline: None, f"{headline}_by_seed": [], f"{headline}_interval": None}
     result["dense_at_eval"] = {
-        name: mean_and_interval([seed["scores"]["dense"][name] for seed in seeds])[0] for name in seeds[0]["scores"]["dense"]
+        name: mean_and_interval([seed["scores"]["dense"][name] for seed in seeds])[0]
+        for name in (seeds[0]["scores"]["dense"] if seeds else ())
     }
     result["seeds"] = [seed["seed"] for seed in seeds]
     if len(seeds) == 1:
@@ -104,6 +113,8 @@ def describe(kind: str, value: Any) -> str:
     if kind == "seed":
         scores = ", ".join(f"{name} {score:.4f}" for name, score in value["scores"]["compressed"].items())
         return f"seed {value['seed']}: {scores}"
+    if kind == "diverged":
+        return f"seed {value['seed']}: {value['reason']}"
     if kind == "measured":
         return f"{value['ms_per_iteration']['total']:.1f} ms per iteration"
     if kind == "pipeline_parity":

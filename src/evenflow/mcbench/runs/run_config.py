@@ -13,7 +13,7 @@ from evenflow.comm.collectives.links import Link
 from evenflow.mcbench.names import MODELS
 from evenflow.mcbench.runs.trainer import DEFAULT_SCHEDULES, FINE_TUNING_RATE, Schedule
 from evenflow.mcbench.split.pipeline import SCHEDULES
-from evenflow.mcbench.split.rules import Policy, parse_gradients
+from evenflow.mcbench.split.rules import CompressionRules, parse_gradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +65,17 @@ class RunConfig:
             raise ConfigError("virtual ranks have no link; leave out --link or --emulate")
         if self.pretrain and not self.emulate:
             raise ConfigError(f"pretrain={self.pretrain} needs virtual ranks: add --emulate")
-        policy = self.policy()
-        if self.pp > 1 and "pp.backward" in policy.rules and self.microbatches < 1:
+        rules = self.rules()
+        if self.pp > 1 and "pp.backward" in rules.by_site and self.microbatches < 1:
             raise ConfigError("pipelines need micro-batches")
         ranks = {"tp": self.tp, "sp": self.tp, "pp": self.pp}
-        unused = [name for name in policy.rules if ranks[name[:2]] == 1]
+        unused = [name for name in rules.by_site if ranks[name[:2]] == 1]
         if unused:
             raise ConfigError(
                 f"rules for {', '.join(unused)}, but there is only one rank at that site (tp={self.tp}, pp={self.pp})"
             )
 
-        if policy.is_sequence_parallel and (self.emulate or self.pp > 1):
+        if rules.is_sequence_parallel and (self.emulate or self.pp > 1):
             raise ConfigError("sequence parallelism runs on real ranks without pipeline stages: leave out --emulate, and --pp")
 
     @property
@@ -83,9 +83,9 @@ class RunConfig:
         """How many ranks the run has."""
         return self.tp * self.pp
 
-    def policy(self) -> Policy:
+    def rules(self) -> CompressionRules:
         """Return the rules as values."""
-        return Policy.parse(
+        return CompressionRules.parse(
             self.compress, self.layers, self.modules, warmup_steps=self.warmup_steps, gradients=parse_gradients(self.gradient)
         )
 

@@ -18,18 +18,20 @@ from torch import Tensor
 from evenflow.base.errors import ConfigError, WireError
 from evenflow.comm import Collective, SilentCollective
 from evenflow.comm.collectives.links import Link
+from evenflow.mcbench.runs.build import MeshGroups, task_of
 from evenflow.mcbench.runs.launch import launch
 from evenflow.mcbench.runs.measure import measure
-from evenflow.mcbench.runs.rank_worker import Place, Trainee, task_of
+from evenflow.mcbench.runs.rank_worker import ledger_of, make_trainee
 from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.runs.trainer import ModelTrainee
 
 
 def compute_s(config: RunConfig, steps: int = 15) -> float:
     """Return the median seconds of a step whose tensor-parallel exchanges send nothing. Raises WireError, ConfigError.
 
-    All ranks compute at the same time, uncompressed; the results are wrong and thrown away. A barrier stands where an
-    exchange would, less its own time: so waiting for the slower rank is part of the computation, as it is in training, and
-    what an exchange itself costs (waking threads, copying) is not, since the calibration of exchanges holds it.
+    All ranks compute at the same time, uncompressed, and throw their (wrong) results away. A barrier stands in the place of
+    each exchange. Waiting there for a slower rank counts as computation, as it does in training; the barrier's own time is
+    subtracted, because the calibration of exchanges already holds what waking threads and copying cost.
     """
     if config.pp > 1:
         raise ConfigError("steps without communication are timed for tensor parallelism alone; allowed: pp = 1")
@@ -44,9 +46,9 @@ def compute_s(config: RunConfig, steps: int = 15) -> float:
 def compute_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link) -> None:
     """Time steps without communication, as one rank."""
     config = RunConfig.from_json(payload["config"])
-    place = Place.of(config)
-    silent = _InStep(place.tp)
-    step, _ = _step(config, replace(place, tp=silent), link)
+    groups = MeshGroups.of(config)
+    silent = _InStep(groups.tp)
+    step, _ = _step(config, replace(groups, tp=silent), link)
     seconds, own = [], []
     for _ in range(payload["steps"] + 3):
         silent.barriers_s, silent.copies_s = [], 0.0
@@ -54,7 +56,7 @@ def compute_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], l
         step()
         seconds.append(time.perf_counter() - start - silent.copies_s)
         own.append(silent.barriers_s)
-    everybody = place.tp.all_gather(torch.tensor(own, dtype=torch.float64))
+    everybody = groups.tp.all_gather(torch.tensor(own, dtype=torch.float64))
     # Whoever comes last to a barrier waits for nobody: its time there is the barrier's own.
     barriers_s = everybody.amin(0).sum(1).tolist()
     emit("compute", median(total - barrier for total, barrier in list(zip(seconds, barriers_s))[3:]))
@@ -73,7 +75,7 @@ class _InStep(SilentCollective):
         start = time.perf_counter()
         self.inner.barrier()
         met = time.perf_counter()
-        copied = super().all_reduce(x)  # a real sum copies too, and is calibrated with it
+        copied = super().all_reduce(x)  # its time is subtracted: a real sum copies, too, and was calibrated with it
         self.barriers_s.append(met - start)
         self.copies_s += time.perf_counter() - met
         return copied
@@ -106,18 +108,18 @@ def time_variants(
 def time_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None], link: Link) -> None:
     """Time the variants in turn, as one rank."""
     configs = {name: RunConfig.from_json(values) for name, values in payload["configs"].items()}
-    place = Place.of(next(iter(configs.values())))
-    steps = {name: _step(config, place, link) for name, config in configs.items()}
+    groups = MeshGroups.of(next(iter(configs.values())))
+    steps = {name: _step(config, groups, link) for name, config in configs.items()}
     for number in range(payload["rounds"]):
         for name, (step, trainee) in steps.items():
             warm = 3 if number == 0 else 1
-            result = measure(step, trainee.stopwatch, trainee.ledger, payload["steps"], warm, payload.get("interface", ""))
+            result = measure(step, trainee.stopwatch, ledger_of(trainee), payload["steps"], warm, payload.get("interface", ""))
             emit("measured", {"variant": name, "round": number, **result})
 
 
-def _step(config: RunConfig, place: Place, link: Link) -> tuple[Callable[[], None], Trainee]:
+def _step(config: RunConfig, groups: MeshGroups, link: Link) -> tuple[Callable[[], None], ModelTrainee]:
     task = task_of(config)
     schedule = config.training().over(len(task.train))
-    trainee = Trainee(config, task, schedule, place, 0, link)
+    trainee = make_trainee(config, task, schedule, groups, 0, link)
     index = torch.arange(min(schedule.batch_size, len(task.train)))
     return lambda: trainee.step(0, index), trainee

@@ -1,20 +1,25 @@
-"""Train and test one model on one task: the same loop for single, virtual and real ranks.
+"""Train and test one model on one task: one loop for single, virtual and real ranks, pipelined or not.
 
-It sees a model, a task and a seed. What a forward call sends over the wire is the model's own affair.
+The loop (``train``) sees a ``Trainee`` and a seed. ``ModelTrainee`` is a whole model in this process, with or without virtual
+ranks, or one tensor-parallel rank of it; ``pipeline_trainee`` has the one that is a pipeline stage. What a forward call sends
+over the wire is the model's own affair.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from evenflow.base.errors import ConfigError
+from evenflow.base.errors import ConfigError, NonFiniteInput, TrainingDiverged
+from evenflow.comm.collectives.stopwatch import Stopwatch
 from evenflow.mcbench.names import GLUE_TASKS
 from evenflow.mcbench.split.parity import first_tensor
+from evenflow.mcbench.split.wiring import Compression
 from evenflow.mcbench.tasks.scores import loss_of, scores
 from evenflow.mcbench.tasks.task import Split, Task
 
@@ -90,54 +95,110 @@ def batches(split: Split, schedule: Schedule, seed: int) -> Iterator[tuple[int, 
             step += 1
 
 
-NameBatch = Callable[[Hashable], None]
-"""Told the name of the batch that comes: its number if batches are fixed, its place in the test split."""
 Observe = Callable[[int, float], None]
-"""Told the step and its training loss."""
+"""Told the 0-based step and its training loss."""
 
 
-def train(
-    model: nn.Module,
-    task: Task,
-    schedule: Schedule,
-    seed: int,
-    after_step: Callable[[], None] = lambda: None,
-    name_batch: NameBatch = lambda name: None,
-    observe: Observe | None = None,
-) -> float:
-    """Train ``model`` in place with AdamW; return the last loss. Raises ConfigError if the loss is no longer finite."""
+class Trainee(Protocol):
+    """A model, or this rank's part of one, with its optimiser and its task."""
+
+    task: Task
+    schedule: Schedule
+
+    def step(self, number: int, index: Tensor) -> None:
+        """Train on one batch: examples ``index`` [batch] int64 of the training split, batch ``number`` of the epoch.
+
+        Raises NonFiniteInput if a tensor that ranks send each other is not finite.
+        """
+        ...
+
+    def loss(self) -> float:
+        """Return the last step's loss, equal on all ranks; a collective call where only some of them know it."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the scores over the test split; on ranks without logits, an empty dictionary."""
+        ...
+
+
+def train(trainee: Trainee, seed: int, observe: Observe | None = None) -> float:
+    """Train over the whole schedule; return the last loss.
+
+    Raises TrainingDiverged as soon as the loss, or what ranks send each other, is no longer finite.
+    """
     value = math.nan
-    optimizer = schedule.optimizer(model)
-    model.train()
-    for step, (number, index) in enumerate(batches(task.train, schedule, seed)):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
-        inputs, labels = task.train.batch(index)
-        if schedule.fixed_batches:
-            name_batch(number)
-        loss = loss_of(task, first_tensor(model(**inputs)), labels)
-        value = float(loss.detach())
+    for step, (number, index) in enumerate(batches(trainee.task.train, trainee.schedule, seed)):
+        try:
+            trainee.step(number, index)
+        except NonFiniteInput as error:
+            raise TrainingDiverged(step, str(error)) from error
+        value = trainee.loss()
         if not math.isfinite(value):
-            raise ConfigError(f"loss is {value} at step {step}: the run diverged")
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        after_step()
+            raise TrainingDiverged(step, f"the loss is {value}")
         if observe is not None:
             observe(step, value)
     return value
 
 
+class ModelTrainee:
+    """A whole model in this process, or one tensor-parallel rank of it. Owner of the optimiser and the number of steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        schedule: Schedule,
+        compression: Compression | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        self.module, self.task, self.schedule, self.compression = model, task, schedule, compression
+        self.stopwatch = stopwatch or Stopwatch(is_running=False)
+        self.optimizer = schedule.optimizer(self.module)
+        self.number = 0
+        self.last_loss = math.nan
+
+    def step(self, number: int, index: Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(self.number)
+        self.module.train()
+        inputs, labels = self.task.train.batch(index)
+        if self.compression is not None and self.schedule.fixed_batches:
+            self.compression.name_batch(number)
+        self.compute_gradients(inputs, labels, number)
+        with self.stopwatch.part("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.number += 1
+        if self.compression is not None:
+            self.compression.advance()
+
+    def compute_gradients(self, inputs: dict[str, Tensor], labels: Tensor, number: int) -> None:
+        """Run forward and backward over one batch, and remember its loss."""
+        with self.stopwatch.part("forward"):
+            loss = loss_of(self.task, first_tensor(self.module(**inputs)), labels)
+        with self.stopwatch.part("backward"):
+            loss.backward()
+        self.last_loss = float(loss.detach())
+
+    def loss(self) -> float:
+        return self.last_loss
+
+    def evaluate(self) -> dict[str, float]:
+        return evaluate(self.module, self.task, compression=self.compression)
+
+
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, task: Task, batch_size: int = 256, name_batch: NameBatch = lambda name: None
-) -> dict[str, float]:
-    """Return the task's scores over its test split."""
+def evaluate(model: nn.Module, task: Task, batch_size: int = 256, compression: Compression | None = None) -> dict[str, float]:
+    """Return the task's scores over its test split, in batches of ``batch_size`` examples.
+
+    ``compression`` is told the name of every batch, for compressors that remember samples.
+    """
     model.eval()
     logits = []
     for start in range(0, len(task.test), batch_size):
         index = torch.arange(start, min(start + batch_size, len(task.test)))
         inputs, _ = task.test.batch(index)
-        name_batch(("test", start))
+        if compression is not None:
+            compression.name_batch(("test", start))
         logits.append(first_tensor(model(**inputs)))
     return scores(task, torch.cat(logits), task.test.labels)

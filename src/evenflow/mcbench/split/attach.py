@@ -20,7 +20,7 @@ from evenflow.comm import Collective, Ledger, TorchCollective
 from evenflow.comm.collectives.links import Link
 from evenflow.comm.collectives.stopwatch import Stopwatch
 from evenflow.mcbench.split.roles import check_divisible, layer_of, roles_of
-from evenflow.mcbench.split.rules import Policy, select_layers
+from evenflow.mcbench.split.rules import CompressionRules, select_layers
 from evenflow.mcbench.split.sequence import attach_sequence
 from evenflow.mcbench.split.wiring import Compression, GroupWiring, VirtualWiring, Wiring
 
@@ -50,24 +50,24 @@ def compress_model(
     All ranks must hold equal weights before. Raises ConfigError (heads that do not divide, a pattern that matches
     nothing), ModelError (a family without a plan), RegistryError (unknown names in ``spec``).
     """
-    policy = Policy.parse(spec, layers, modules, **options)
+    rules = CompressionRules.parse(spec, layers, modules, **options)
     names = mesh.mesh_dim_names or ()
     if "tp" not in names:
         raise ConfigError(f"the mesh has the dimensions {names}; it needs one called tp")
     collective: Collective = TorchCollective(mesh["tp"].get_group())
-    return attach(model, policy, GroupWiring(collective, link, stopwatch), ledger, stopwatch)
+    return attach(model, rules, GroupWiring(collective, link, stopwatch), ledger, stopwatch)
 
 
 def emulate_model(
     model: nn.Module, world_size: int, spec: str, layers: str = "all", modules: str = ".*", **options: Any
 ) -> nn.Module:
     """Compress the exchanges that ``world_size`` tensor-parallel ranks would have, in this one process."""
-    return attach(model, Policy.parse(spec, layers, modules, **options), VirtualWiring(world_size))
+    return attach(model, CompressionRules.parse(spec, layers, modules, **options), VirtualWiring(world_size))
 
 
 def attach(
     model: nn.Module,
-    policy: Policy,
+    rules: CompressionRules,
     wiring: Wiring,
     ledger: Ledger | None = None,
     stopwatch: Stopwatch | None = None,
@@ -75,18 +75,18 @@ def attach(
     """Put the exchanges into the model. See ``compress_model`` for errors."""
     roles = roles_of(model)
     check_divisible(model, roles, wiring.world_size)
-    chosen_layers = select_layers(policy.layers, roles.num_layers)
-    pattern = re.compile(policy.modules)
+    chosen_layers = select_layers(rules.layers, roles.num_layers)
+    pattern = re.compile(rules.modules)
     sites = [*roles.rows, *roles.owners, *roles.lone_columns]
     if not any(pattern.search(name) for name in sites):
-        raise ConfigError(f"module pattern {policy.modules!r} matches none of the {len(sites)} sites, such as {sites[0]}")
+        raise ConfigError(f"module pattern {rules.modules!r} matches none of the {len(sites)} sites, such as {sites[0]}")
 
-    compression = Compression(policy, ledger if ledger is not None else Ledger(), stopwatch)
+    compression = Compression(rules, ledger if ledger is not None else Ledger(), stopwatch)
     named = dict(model.named_modules())
     seeds: Iterator[int] = iter(range(10**9))
 
     def exchange(site: str, name: str, width: int) -> Any:
-        made = wiring.exchange(site, policy, is_chosen(name), compression)
+        made = wiring.exchange(site, rules, is_chosen(name), compression)
         like = next(model.parameters())
         compression.add(made, width, next(seeds), like)
         return made
@@ -94,10 +94,10 @@ def attach(
     def is_chosen(name: str) -> bool:
         return layer_of(name) in chosen_layers and bool(pattern.search(name))
 
-    if policy.is_sequence_parallel:
+    if rules.is_sequence_parallel:
         if not isinstance(wiring, GroupWiring):
             raise ConfigError("sequence parallelism is not emulated: start real ranks (no --emulate)")
-        attach_sequence(model, roles, policy, wiring, compression, is_chosen)
+        attach_sequence(model, roles, rules, wiring, compression, is_chosen)
         return _finish(model, compression)
     for name in roles.rows:
         wiring.row(named[name], exchange("tp.forward", name, named[name].out_features))
@@ -112,7 +112,7 @@ def attach(
 
 def _finish(model: nn.Module, compression: Compression) -> nn.Module:
     """Hang the compression on the model: its switch, its parameters, itself."""
-    model.register_forward_pre_hook(lambda module, args: compression.switch(module.training))
+    model.register_forward_pre_hook(lambda module, args: compression.set_switch(module.training))
     model.add_module("_compression_parameters", compression.parameters)
     object.__setattr__(model, "_evenflow_compression", compression)
     return model

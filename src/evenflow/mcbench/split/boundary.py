@@ -20,18 +20,19 @@ from evenflow.base.errors import ConfigError
 from evenflow.comm import Algebra, Compressor, Context, GradientRule, Ledger, WirePlan, get_compressor
 from evenflow.comm.compressor import NO_CONTEXT, Shape
 from evenflow.comm.ledger import Kind
+from evenflow.comm.switch import Switch
 from evenflow.mcbench.split.roles import roles_of
-from evenflow.mcbench.split.rules import Policy, stage_layers
+from evenflow.mcbench.split.rules import CompressionRules, stage_layers
 from evenflow.mcbench.split.wiring import Compression
 
 
-def boundary_rule(policy: Policy) -> GradientRule:
+def boundary_rule(rules: CompressionRules) -> GradientRule:
     """Return what goes back over a boundary. Raises ConfigError for rules that contradict each other."""
-    forward, backward = policy.rules.get("pp.forward"), policy.rules.get("pp.backward")
+    forward, backward = rules.by_site.get("pp.forward"), rules.by_site.get("pp.backward")
     if forward is None:
         return GradientRule.STRAIGHT_THROUGH
     compressor, _ = forward.make()
-    asked = policy.gradients.get("pp.forward")
+    asked = rules.gradients.get("pp.forward")
     rule = asked or GradientRule.STRAIGHT_THROUGH
     if compressor.is_learned:
         if asked not in (None, GradientRule.AUTOGRAD):
@@ -58,15 +59,15 @@ def width_of(model: nn.Module) -> int:
     return getattr(config, "hidden_size", None) or config.d_model
 
 
-def backward_spec(policy: Policy) -> str:
+def backward_spec(rules: CompressionRules) -> str:
     """Return the compressor of gradients under a straight-through or same rule."""
     if (
-        policy.gradients.get("pp.forward") is GradientRule.SAME
-        and "pp.backward" not in policy.rules
-        and "pp.forward" in policy.rules
+        rules.gradients.get("pp.forward") is GradientRule.SAME
+        and "pp.backward" not in rules.by_site
+        and "pp.forward" in rules.by_site
     ):
-        return policy.rules["pp.forward"].spec
-    return policy.rule("pp.backward").spec
+        return rules.by_site["pp.forward"].spec
+    return rules.rule("pp.backward").spec
 
 
 class Kept(Compressor):
@@ -80,7 +81,7 @@ class Kept(Compressor):
         super().__init__()
         self.index = decoded.detach().reshape(-1).nonzero().view(-1)
 
-    def plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
+    def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         return WirePlan(len(self.index) * dtype.itemsize)
 
     def encode(self, x: Tensor, context: Context = NO_CONTEXT) -> Tensor:
@@ -95,23 +96,23 @@ class Kept(Compressor):
 class Boundary:
     """One emulated pipeline boundary: what the next stage would receive, micro-batch by micro-batch."""
 
-    def __init__(self, policy: Policy, ledger: Ledger, index: int, num_microbatches: int) -> None:
+    def __init__(self, rules: CompressionRules, ledger: Ledger, switch: Switch, index: int, num_microbatches: int) -> None:
+        self.switch = switch
         self.ledger, self.index, self.num_microbatches = ledger, index, num_microbatches
-        self.rule = boundary_rule(policy)
+        self.rule = boundary_rule(rules)
         # Sender and receiver keep memories of their own. Parameters are shared, as one process trains them.
-        forward = policy.rule("pp.forward")
+        forward = rules.rule("pp.forward")
         self.compressor = forward.make()[0]
         receiver = self.compressor if self.rule is GradientRule.AUTOGRAD else forward.make()[0]
         self.forward_pair = (self.compressor, receiver)
-        self.backward_pair = (get_compressor(backward_spec(policy)), get_compressor(backward_spec(policy)))
-        self.is_active = True
+        self.backward_pair = (get_compressor(backward_spec(rules)), get_compressor(backward_spec(rules)))
         self.number = 0
         self.batch: Hashable = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the hidden states of the next stage."""
         self.number += 1
-        if not self.is_active or self.rule is not GradientRule.AUTOGRAD:
+        if not self.switch.is_on or self.rule is not GradientRule.AUTOGRAD:
             return _Boundary.apply(x, self)
         return torch.cat([self._through(part, chunk) for chunk, part in enumerate(self.chunks(x))])
 
@@ -127,14 +128,14 @@ class Boundary:
         """Encode and decode differentiably; the gradient of the message is what goes back."""
         context = self.context(self.number, chunk)
         message = self.compressor.encode(part, context)
-        self.note("pp.forward", self.compressor.plan(part.shape, part.dtype).payload_bytes, message)
+        self.note("pp.forward", self.compressor.wire_plan(part.shape, part.dtype).payload_bytes, message)
         if message.requires_grad:
             message.register_hook(lambda grad: self.note("pp.backward", grad.numel() * grad.element_size(), grad))
         return self.compressor.decode(message, part.shape, part.dtype, context)
 
     def note(self, site: str, planned: int, message: Tensor) -> None:
         """Note one message in the books."""
-        self.ledger.plan(site, planned)
+        self.ledger.expect(site, planned)
         self.ledger.count(site, Kind.SEND, message.numel() * message.element_size(), 2)
 
     def carry(self, x: Tensor, site: str, pairs: list[tuple[Compressor, Compressor]], number: int) -> list[Tensor]:
@@ -143,7 +144,7 @@ class Boundary:
         for chunk, (part, (sender, receiver)) in enumerate(zip(self.chunks(x), pairs)):
             context = self.context(number, chunk)
             message = sender.encode(part, context)
-            self.note(site, sender.plan(part.shape, part.dtype).payload_bytes, message)
+            self.note(site, sender.wire_plan(part.shape, part.dtype).payload_bytes, message)
             parts.append(receiver.decode(message, part.shape, part.dtype, context))
         return parts
 
@@ -155,9 +156,9 @@ class _Boundary(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, boundary: Boundary) -> Tensor:  # type: ignore[override]
         count = boundary.num_microbatches
         ctx.boundary, ctx.number, dense = boundary, boundary.number, (get_compressor("none"),) * 2
-        parts = boundary.carry(x, "pp.forward", [boundary.forward_pair if boundary.is_active else dense] * count, ctx.number)
-        ctx.pairs = [boundary.backward_pair if boundary.is_active else dense] * count
-        if boundary.is_active and boundary.rule is GradientRule.MASKED:
+        parts = boundary.carry(x, "pp.forward", [boundary.forward_pair if boundary.switch.is_on else dense] * count, ctx.number)
+        ctx.pairs = [boundary.backward_pair if boundary.switch.is_on else dense] * count
+        if boundary.switch.is_on and boundary.rule is GradientRule.MASKED:
             ctx.pairs = [(Kept(part),) * 2 for part in parts]
         return torch.cat(parts)
 
@@ -172,7 +173,7 @@ def emulate_boundaries(model: nn.Module, num_stages: int, compression: Compressi
     modules = dict(model.named_modules())
     made = []
     for index, own in enumerate(stage_layers(roles.num_layers, num_stages)[:-1]):
-        boundary = Boundary(compression.policy, compression.ledger, index, num_microbatches)
+        boundary = Boundary(compression.rules, compression.ledger, compression.switch, index, num_microbatches)
         compression.add(boundary, width_of(model), boundary_seed(index), next(model.parameters()))
 
         def hook(module: nn.Module, args: Any, output: Any, boundary: Boundary = boundary) -> Any:

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from evenflow.comm import Collective, Compressor, Context, GradientRule, get_compressor
 from evenflow.mcbench.split.boundary import boundary_rule, boundary_seed
-from evenflow.mcbench.split.rules import Policy
+from evenflow.mcbench.split.rules import CompressionRules
 
 
 class Coders:
     """The compressors at both ends of one stage. Owner of their running numbers, which are equal on both sides."""
 
-    def __init__(self, policy: Policy, index: int, num_stages: int, width: int, like: Tensor) -> None:
+    def __init__(self, rules: CompressionRules, index: int, num_stages: int, width: int, like: Tensor) -> None:
         self.index, self.num_stages = index, num_stages
-        self.is_used = num_stages > 1 and boundary_rule(policy) is GradientRule.AUTOGRAD
+        self.is_used = num_stages > 1 and boundary_rule(rules) is GradientRule.AUTOGRAD
 
         def make(boundary: int) -> Compressor | None:
             if not self.is_used or not 0 <= boundary < num_stages - 1:
                 return None
-            compressor = get_compressor(policy.rules["pp.forward"].spec)
+            compressor = get_compressor(rules.by_site["pp.forward"].spec)
             compressor.prepare(width, boundary_seed(boundary), dtype=like.dtype, device=like.device)
             return compressor
 
@@ -43,7 +43,7 @@ class Coders:
         """Return an empty message for hidden states of that shape."""
         compressor = self.entry or self.exit
         assert compressor is not None
-        size = compressor.plan(hidden.shape, hidden.dtype).payload_bytes // hidden.element_size()
+        size = compressor.wire_plan(hidden.shape, hidden.dtype).payload_bytes // hidden.element_size()
         return torch.empty(size, dtype=hidden.dtype, requires_grad=True)
 
     def next_context(self) -> Context:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm import Exchange, Ledger, TorchCollective
-from evenflow.mcbench.split.rules import Policy
+from evenflow.mcbench.split.rules import CompressionRules
 
 
 def compress_megatron(model: nn.Module, spec: str, modules: str = ".*", *, ledger: Ledger | None = None) -> nn.ParameterList:
@@ -27,8 +27,8 @@ def compress_megatron(model: nn.Module, spec: str, modules: str = ".*", *, ledge
         from megatron.core.tensor_parallel.layers import RowParallelLinear
     except ImportError as error:
         raise ConfigError(f"Megatron models need megatron-core: {error}") from None
-    policy = Policy.parse(spec, modules=modules)
-    if others := sorted(set(policy.rules) - {"tp.forward"}):
+    rules = CompressionRules.parse(spec, modules=modules)
+    if others := sorted(set(rules.by_site) - {"tp.forward"}):
         raise ConfigError(f"rules for {', '.join(others)}; allowed on a Megatron model: tp.forward")
     chosen = [
         module for name, module in model.named_modules() if isinstance(module, RowParallelLinear) and re.search(modules, name)
@@ -39,7 +39,7 @@ def compress_megatron(model: nn.Module, spec: str, modules: str = ".*", *, ledge
     for seed, layer in enumerate(chosen):
         if layer.sequence_parallel:
             raise ConfigError("sequence-parallel RowParallelLinear scatters its sum; allowed: sequence_parallel=False")
-        compressor, transport = policy.rule("tp.forward").make()
+        compressor, transport = rules.rule("tp.forward").make()
         exchange = Exchange("tp.forward", compressor, TorchCollective(layer.tp_group), transport=transport, ledger=books)
         compressor.prepare(layer.output_size, seed, dtype=layer.weight.dtype, device=layer.weight.device)
         learned.extend(compressor.parameters())

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from evenflow.base.errors import ConfigError, RegistryError
-from evenflow.comm import Collective, Compressor, Context, GradientRule, Ledger, get_compressor
+from evenflow.comm import Collective, Compressor, Context, GradientRule, get_compressor
 from evenflow.comm.exchange import empty_message
 from evenflow.comm.ledger import Kind
 from evenflow.mcbench.split.boundary import Kept, backward_spec, boundary_rule
 from evenflow.mcbench.split.coders import Coders
 from evenflow.mcbench.split.parity import first_tensor
 from evenflow.mcbench.split.roles import Roles, roles_of
-from evenflow.mcbench.split.rules import Policy, stage_layers
+from evenflow.mcbench.split.rules import stage_layers
 from evenflow.mcbench.split.wiring import Compression
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
@@ -88,7 +88,7 @@ class StageModule(nn.Module):
     def forward(self, x: Tensor, **inputs: Tensor) -> Tensor:
         """Return hidden states, or logits on the last stage. ``x`` is ignored on the first stage."""
         if self.compression is not None:
-            self.compression.switch(self.training)
+            self.compression.set_switch(self.training)
         coders = self.active_coders
         context = coders.next_context() if coders is not None else None
         if coders is not None and coders.entry is not None and context is not None:
@@ -167,32 +167,33 @@ class CompressedPipelineStage(PipelineStage):
         group: dist.ProcessGroup,
         hidden: Tensor,
         output: Tensor,
-        policy: Policy,
-        ledger: Ledger,
+        compression: Compression,
         num_microbatches: int,
     ) -> None:
         device = torch.device("cpu")
         super().__init__(module, index, num_stages, device, input_args=(hidden,), output_args=(output,), group=group)
-        self.policy, self.ledger = policy, ledger
+        rules = compression.rules
+        self.ledger, self.switch = compression.ledger, compression.switch
         self.num_microbatches = num_microbatches
-        self.rule = boundary_rule(policy)
+        self.rule = boundary_rule(rules)
         self._dense = get_compressor("none")
         # Under the autograd rule the stage module itself encodes: what travels here is a message already.
         is_coded = self.rule is GradientRule.AUTOGRAD
-        self.forward_compressor = self._dense if is_coded else get_compressor(policy.rule("pp.forward").spec)
-        self.backward_compressor = self._dense if is_coded else get_compressor(backward_spec(policy))
+        self.forward_compressor = self._dense if is_coded else get_compressor(rules.rule("pp.forward").spec)
+        self.backward_compressor = self._dense if is_coded else get_compressor(backward_spec(rules))
         refuse_learned("pp.backward", self.backward_compressor)
         self._kept: dict[tuple[int, int, bool], Kept] = {}
         self._forward_messages: dict[int, list[Tensor]] = {}
         self._backward_messages: dict[int, list[Tensor]] = {}
-        self._number, self._batch, self._is_active = 0, (), True
+        self._number = 0
+        self._batch: Hashable = ()
 
-    def begin(self, number: int, batch: Hashable, is_active: bool) -> None:
+    def begin(self, number: int, batch: Hashable) -> None:
         """Name the step that follows: a running number and a batch, equal on all ranks."""
-        self._number, self._batch, self._is_active = number, batch, is_active  # type: ignore[assignment]
+        self._number, self._batch = number, batch
 
     def _compressor(self, is_forward: bool, chunk: int, part: int) -> Compressor:
-        if not self._is_active:
+        if not self.switch.is_on:
             return self._dense
         if is_forward:
             return self.forward_compressor
@@ -201,10 +202,10 @@ class CompressedPipelineStage(PipelineStage):
     def _masked(self, chunk: int, part: int, is_sender: bool) -> Compressor:
         """Return what carries the gradient of a micro-batch: the own end of the forward message decides the positions."""
         kept = self._kept.get((chunk, part, is_sender))
-        return kept if kept is not None and self._is_active else self._compressor(False, chunk, part)
+        return kept if kept is not None and self.switch.is_on else self._compressor(False, chunk, part)
 
     def _keep(self, decoded: Tensor, chunk: int, part: int, is_sender: bool) -> None:
-        if self.rule is GradientRule.MASKED and self._is_active:
+        if self.rule is GradientRule.MASKED and self.switch.is_on:
             self._kept[chunk, part, is_sender] = Kept(decoded)
 
     def _context(self, chunk: int, part: int) -> Context:
@@ -216,7 +217,7 @@ class CompressedPipelineStage(PipelineStage):
             # The gradient goes back to where this stage received from.
             compressor = self._compressor(True, chunk, part) if is_forward else self._masked(chunk, part, is_sender=False)
             shape, dtype, context = op.tensor.shape, op.tensor.dtype, self._context(chunk, part)
-            self.ledger.plan(site, compressor.plan(shape, dtype).payload_bytes)
+            self.ledger.expect(site, compressor.wire_plan(shape, dtype).payload_bytes)
             op.tensor = compressor.encode(op.tensor.detach(), context).contiguous()
             if is_forward and self.rule is GradientRule.MASKED:
                 self._keep(compressor.decode(op.tensor, shape, dtype, context), chunk, part, is_sender=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.comm import Compressor, GradientRule, Transport, get_compressor, get_transport
-from evenflow.mcbench.names import SITES
+from evenflow.mcbench.names import WIRE_SITES
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ def parse_rules(text: str) -> dict[str, Rule]:
     for part in filter(None, (piece.strip() for piece in text.split(";"))):
         site, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not value:
-            raise ConfigError(f"rule {part!r}; allowed: site=compressor[/transport], sites {', '.join(SITES)}")
-        sites = [name for name in SITES if site in (name, name.split(".")[0])]
+            raise ConfigError(f"rule {part!r}; allowed: site=compressor[/transport], sites {', '.join(WIRE_SITES)}")
+        sites = [name for name in WIRE_SITES if site in (name, name.split(".")[0])]
         if not sites:
-            raise RegistryError(f"unknown site {site!r}; known: tp, sp, pp, {', '.join(SITES)}")
+            raise RegistryError(f"unknown site {site!r}; known: tp, sp, pp, {', '.join(WIRE_SITES)}")
         spec, slash, transport = value.rpartition("/")
         rule = Rule(spec.strip(), transport.strip()) if slash else Rule(value)
         rule.make()
@@ -105,10 +105,11 @@ def stage_layers(num_layers: int, num_stages: int) -> list[range]:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """All choices of compression of one run."""
+class CompressionRules:
+    """What one run compresses: a rule for each wire site, the layers and modules they apply to, and when."""
 
-    rules: Mapping[str, Rule] = field(default_factory=dict)
+    by_site: Mapping[str, Rule] = field(default_factory=dict)
+    """The rule of each wire site that has one."""
     layers: str = "all"
     modules: str = ".*"
     """Regular expression; only sites whose module name it matches are compressed."""
@@ -123,21 +124,21 @@ class Policy:
             re.compile(self.modules)
         except re.error as error:
             raise ConfigError(f"module pattern {self.modules!r}: {error}") from None
-        if self.is_sequence_parallel and any(site.startswith("tp") for site in self.rules):
+        if self.is_sequence_parallel and any(site.startswith("tp") for site in self.by_site):
             raise ConfigError("rules for sp and tp: sequence parallelism has gathers and scatters in the place of tp's sums")
         if self.warmup_steps < 0:
             raise ConfigError(f"warm-up of {self.warmup_steps} steps; allowed: 0 or more")
 
     @staticmethod
-    def parse(spec: str, layers: str = "all", modules: str = ".*", **options: object) -> Policy:
-        """Make a policy from a SPEC."""
-        return Policy(parse_rules(spec), layers, modules, **options)  # type: ignore[arg-type]
+    def parse(spec: str, layers: str = "all", modules: str = ".*", **options: object) -> CompressionRules:
+        """Read the rules of a SPEC. Raises ConfigError or RegistryError naming what is allowed."""
+        return CompressionRules(parse_rules(spec), layers, modules, **options)  # type: ignore[arg-type]
 
     @property
     def is_sequence_parallel(self) -> bool:
         """Whether the sequence is split between tensor-parallel blocks: any rule for sp, be it ``sp=none``."""
-        return any(site.startswith("sp") for site in self.rules)
+        return any(site.startswith("sp") for site in self.by_site)
 
     def rule(self, site: str, is_chosen: bool = True) -> Rule:
         """Return the rule of a site, dense if there is none or the module is not chosen."""
-        return self.rules.get(site, DENSE) if is_chosen else DENSE
+        return self.by_site.get(site, DENSE) if is_chosen else DENSE

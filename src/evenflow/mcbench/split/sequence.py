@@ -6,8 +6,8 @@ Norms, residuals and row biases work on parts, so the gradients of their paramet
 cannot be cut evenly is filled up with zeros, which are dropped when parts are gathered. The split before the first layer and
 the gather after the last are dense; their bytes are booked under the site ``sp.ends``.
 
-OPT flattens batch and sequence in front of its MLP: a matrix of rows is gathered and scattered as it is, since an MLP does not
-mind the order of rows.
+OPT flattens batch and sequence to [batch * sequence, hidden] in front of its MLP. Such a matrix is gathered and scattered by
+its rows as they are, because an MLP treats every row alike, in whatever order they come.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from evenflow.base.errors import ConfigError
 from evenflow.comm import Exchange
 from evenflow.mcbench.split.roles import Roles, layer_of
-from evenflow.mcbench.split.rules import Policy
+from evenflow.mcbench.split.rules import CompressionRules
 from evenflow.mcbench.split.wiring import Compression, GroupWiring
 
 
@@ -93,23 +93,23 @@ class _Join(torch.autograd.Function):
 def attach_sequence(
     model: nn.Module,
     roles: Roles,
-    policy: Policy,
+    rules: CompressionRules,
     wiring: GroupWiring,
     compression: Compression,
     is_chosen: Callable[[str], bool],
 ) -> None:
     """Cut the model and put gathers and scatters into it. Raises ConfigError for compressors that are trained."""
     for site in ("sp.forward", "sp.backward"):
-        compressor, _ = policy.rule(site).make()
+        compressor, _ = rules.rule(site).make()
         if compressor.is_learned:
             raise ConfigError(f"{site}={compressor.spec}: gathers and scatters take no trained compressors")
     named = dict(model.named_modules())
-    dense = Policy()
+    dense = CompressionRules()
     ends = wiring.exchange("sp.ends", dense, False, compression)
     sequence = Sequence(wiring.rank, wiring.world_size, ends)
 
     def pair(name: str) -> tuple[Exchange, Exchange]:
-        made = [wiring.exchange(site, policy, is_chosen(name), compression) for site in ("sp.forward", "sp.backward")]
+        made = [wiring.exchange(site, rules, is_chosen(name), compression) for site in ("sp.forward", "sp.backward")]
         for exchange in made:
             compression.exchanges.append(exchange)
         return made[0], made[1]
@@ -147,7 +147,7 @@ def _join_output(sequence: Sequence, output: Any) -> Any:
 
 def _summing(wiring: GroupWiring, compression: Compression) -> Callable[[Tensor], Tensor]:
     """Return a gradient hook: each rank saw its part of the sequence only."""
-    exchange = wiring.exchange("parameters", Policy(), False, compression)
+    exchange = wiring.exchange("parameters", CompressionRules(), False, compression)
     return lambda grad: exchange.sum(grad)
 
 

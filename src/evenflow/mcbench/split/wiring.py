@@ -13,31 +13,31 @@ from evenflow.base.errors import ConfigError
 from evenflow.comm import Collective, Compressor, Exchange, Ledger, VirtualExchange
 from evenflow.comm.collectives.links import Link, shaped
 from evenflow.comm.collectives.stopwatch import Stopwatch, TimedCollective, TimedCompressor
+from evenflow.comm.switch import Switch
 from evenflow.mcbench.split.roles import Roles
-from evenflow.mcbench.split.rules import Policy
+from evenflow.mcbench.split.rules import CompressionRules
 
 
 class AnyExchange(Protocol):
-    """What the switchboard needs of an exchange or boundary, real or virtual."""
+    """What ``Compression`` needs of an exchange or boundary, real or virtual."""
 
     compressor: Compressor
-    is_active: bool
     batch: Hashable
 
 
 class Compression:
-    """The exchanges of one model: their books and their switch. Mutated by the model's own forward calls."""
+    """The exchanges of one model: their books and their one switch. The model's own forward calls set the switch."""
 
-    def __init__(self, policy: Policy, ledger: Ledger, stopwatch: Stopwatch | None) -> None:
-        self.policy = policy
+    def __init__(self, rules: CompressionRules, ledger: Ledger, stopwatch: Stopwatch | None) -> None:
+        self.rules = rules
         self.ledger = ledger
         self.stopwatch = stopwatch
         self.exchanges: list[AnyExchange] = []
         self.parameters = nn.ParameterList()
         self.num_steps = 0
-        self.is_on = True
+        self.switch = Switch()
         self.is_forced: bool | None = None
-        """True or False: on or off at evaluation, whatever the policy says."""
+        """True or False: on or off at evaluation, whatever the rules say."""
 
     def add(self, exchange: AnyExchange, width: int, seed: int, like: Tensor) -> None:
         """Register an exchange and make its trainable parameters."""
@@ -54,13 +54,16 @@ class Compression:
         for exchange in self.exchanges:
             exchange.batch = batch
 
-    def switch(self, is_training: bool) -> None:
+    @property
+    def is_on(self) -> bool:
+        """Whether the exchanges compress now."""
+        return self.switch.is_on
+
+    def set_switch(self, is_training: bool) -> None:
         """Turn compression on or off for the forward (and backward) that follows."""
-        is_warm = self.num_steps >= self.policy.warmup_steps
-        at_eval = self.policy.active_at_eval if self.is_forced is None else self.is_forced
-        self.is_on = is_on = is_warm and (is_training or at_eval)
-        for exchange in self.exchanges:
-            exchange.is_active = is_on
+        is_warm = self.num_steps >= self.rules.warmup_steps
+        at_eval = self.rules.active_at_eval if self.is_forced is None else self.is_forced
+        self.switch.is_on = is_warm and (is_training or at_eval)
 
 
 class Wiring(Protocol):
@@ -68,7 +71,7 @@ class Wiring(Protocol):
 
     world_size: int
 
-    def exchange(self, site: str, policy: Policy, is_chosen: bool, compression: Compression) -> Any: ...
+    def exchange(self, site: str, rules: CompressionRules, is_chosen: bool, compression: Compression) -> Any: ...
 
     def row(self, module: nn.Module, exchange: Any) -> None: ...
 
@@ -105,12 +108,13 @@ class GroupWiring:
         self.stopwatch = stopwatch
         self.rank, self.world_size = collective.rank, collective.world_size
 
-    def exchange(self, site: str, policy: Policy, is_chosen: bool, compression: Compression) -> Exchange:
-        compressor, transport = policy.rule(site, is_chosen).make()
-        rule = policy.gradients.get(site) if is_chosen else None
+    def exchange(self, site: str, rules: CompressionRules, is_chosen: bool, compression: Compression) -> Exchange:
+        compressor, transport = rules.rule(site, is_chosen).make()
+        rule = rules.gradients.get(site) if is_chosen else None
         if self.stopwatch is not None:
             compressor = TimedCompressor(compressor, self.stopwatch)
-        return Exchange(site, compressor, self.collective, transport=transport, rule=rule, ledger=compression.ledger)
+        books = {"ledger": compression.ledger, "switch": compression.switch}
+        return Exchange(site, compressor, self.collective, transport=transport, rule=rule, **books)
 
     def row(self, module: nn.Module, exchange: Exchange) -> None:
         assert isinstance(module, nn.Linear)
@@ -164,15 +168,16 @@ class VirtualWiring:
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
 
-    def exchange(self, site: str, policy: Policy, is_chosen: bool, compression: Compression) -> VirtualExchange:
-        rule = policy.rule(site, is_chosen)
+    def exchange(self, site: str, rules: CompressionRules, is_chosen: bool, compression: Compression) -> VirtualExchange:
+        rule = rules.rule(site, is_chosen)
         if rule.spec.startswith("caat"):
             raise ConfigError(
                 "caat keeps different channels on each rank and cannot be emulated in one model; start real ranks"
             )
         compressor, transport = rule.make()
-        gradient = policy.gradients.get(site) if is_chosen else None
-        return VirtualExchange(site, compressor, self.world_size, transport=transport, rule=gradient, ledger=compression.ledger)
+        gradient = rules.gradients.get(site) if is_chosen else None
+        books = {"ledger": compression.ledger, "switch": compression.switch}
+        return VirtualExchange(site, compressor, self.world_size, transport=transport, rule=gradient, **books)
 
     def row(self, module: nn.Module, exchange: VirtualExchange) -> None:
         assert isinstance(module, nn.Linear)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from evenflow.comm import DEFAULT_SPECS
 from evenflow.mcbench.runs.benchmark_models import make_model
-from evenflow.mcbench.runs.trainer import Schedule, train
+from evenflow.mcbench.runs.trainer import ModelTrainee, Schedule, train
 from evenflow.mcbench.split.attach import emulate_model
 from evenflow.mcbench.split.parity import first_tensor
 from evenflow.mcbench.split.roles import roles_of
@@ -29,7 +29,7 @@ def activation_rank(task_name: str = "digits", steps: int = 200, seed: int = 0) 
     task = load_task(task_name)
     sizes = {"num_labels": task.num_labels, "vocab_size": task.vocab_size, "max_length": max(task.length, 16)}
     model = make_model(task.default_model, seed, **sizes)
-    train(model, task, Schedule(num_steps=steps, batch_size=32, learning_rate=2e-3), seed)
+    train(ModelTrainee(model, task, Schedule(num_steps=steps, batch_size=32, learning_rate=2e-3)), seed)
     roles, modules = roles_of(model), dict(model.named_modules())
     outputs: dict[str, Tensor] = {}
 

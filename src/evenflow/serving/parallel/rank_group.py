@@ -83,7 +83,7 @@ class RankGroup:
 
     def _book(self, site: str, kind: Kind, x: torch.Tensor) -> None:
         num_bytes = x.numel() * x.element_size()
-        self.ledger.plan(site, sent_bytes(kind, num_bytes, self.world_size))
+        self.ledger.expect(site, sent_bytes(kind, num_bytes, self.world_size))
         self.ledger.count(site, kind, num_bytes, self.world_size)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.mcbench.runs.run_config import RunConfig
-from evenflow.mcbench.split.rules import Policy, parse_rules, select_layers, stage_layers
+from evenflow.mcbench.split.rules import CompressionRules, parse_rules, select_layers, stage_layers
 
 
 def test_rules_are_read_by_site_and_direction() -> None:
@@ -80,4 +80,4 @@ def test_run_configurations_come_back_and_bad_ones_are_named() -> None:
         with pytest.raises(ConfigError, match=message):
             RunConfig(**fields)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="module pattern"):
-        Policy.parse("none", modules="(")
+        CompressionRules.parse("none", modules="(")

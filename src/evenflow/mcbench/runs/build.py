@@ -1,0 +1,63 @@
+"""What a run is made of, from its configuration: the task, the model before it is split, and the groups of its ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from evenflow.base.errors import ConfigError
+from evenflow.comm import Collective, TorchCollective
+from evenflow.mcbench.names import MODELS
+from evenflow.mcbench.runs.benchmark_models import load_model, make_model
+from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.tasks.load import load_task
+from evenflow.mcbench.tasks.task import Task
+
+
+def build_model(config: RunConfig, task: Task, seed: int) -> nn.Module:
+    """Return the run's model before it is split. Equal on all ranks for equal seeds."""
+    name = config.model or task.default_model
+    if name in MODELS:
+        return make_model(
+            name,
+            seed,
+            num_labels=task.num_labels,
+            vocab_size=task.vocab_size,
+            max_length=max(task.length, 16),
+            **config.sizes(),
+        )
+    torch.manual_seed(seed)
+    return load_model(name, task.kind, task.num_labels)
+
+
+def task_of(config: RunConfig) -> Task:
+    """Load the run's task."""
+    folder = config.model if config.model and config.model not in MODELS else None
+    return load_task(config.task, config.data_root or None, folder)
+
+
+@dataclass
+class MeshGroups:
+    """The groups of this rank in the mesh of pipeline stages and tensor-parallel ranks."""
+
+    mesh: DeviceMesh
+    tp: Collective
+    pp: TorchCollective
+
+    @staticmethod
+    def of(config: RunConfig) -> MeshGroups:
+        """Make this rank's groups; the default group must exist. Raises ConfigError for another world size."""
+        if dist.get_world_size() != config.world_size:
+            raise ConfigError(f"{dist.get_world_size()} ranks were started; tp x pp = {config.tp} x {config.pp}")
+        mesh = init_device_mesh("cpu", (config.pp, config.tp), mesh_dim_names=("pp", "tp"))
+        return MeshGroups(mesh, TorchCollective(mesh["tp"].get_group()), TorchCollective(mesh["pp"].get_group()))
+
+
+def init_group(rank: int, world_size: int, rendezvous: Path) -> None:
+    """Join the default gloo group through a file."""
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
