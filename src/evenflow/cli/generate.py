@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from evenflow.base.errors import ConfigError
-from evenflow.cli.engine_options import add_engine_options, engine_config, parse_adapters
+from evenflow.cli.option_flags import add_config_flag, add_option_flags, options_given, parse_adapters
+from evenflow.serving.config.engine_config import EngineConfig
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -18,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="complete prompts from the command line",
         description="Complete prompts with the base model or an adapter. Prompts: --prompt, or one per line on stdin.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="Hugging Face folder of the base model")
+    parser.add_argument("model_dir", nargs="?", type=Path, metavar="MODEL_DIR", help="Hugging Face folder of the base model")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
     parser.add_argument(
         "--adapter", action="append", default=[], metavar="NAME=DIR", help="answer with it too; may be repeated"
@@ -29,7 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="(1)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of text")
-    add_engine_options(parser)
+    add_config_flag(parser)
+    add_option_flags(parser, EngineConfig, "engine")
     parser.set_defaults(run=run)
 
 
@@ -46,43 +48,19 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no prompt; give --prompt TEXT, or one prompt per line on standard input")
     adapters = parse_adapters(args.adapter)
     names: list[str | None] = list(adapters) or [None]
-    config = engine_config(args, args.model)
-    shared = (
-        "device",
-        "page_tokens",
-        "kernels",
-        "enable_prefix_caching",
-        "num_threads",
-        "tensor_parallel",
-        "lora_sharding",
-        "compress",
-        "cache_dir",
-        "adapter_cache",
-        "adapter_cache_bytes",
-        "adapter_eviction",
-        "adapter_prefetch_bytes",
-        "log_level",
-    )
-    options = {name: getattr(config, name) for name in shared}
+    options = options_given(args, EngineConfig)[EngineConfig]
+    if args.model_dir is not None:
+        options["model"] = args.model_dir
+    if "model" not in options:
+        raise ConfigError("no model; give MODEL_DIR")
+    model = options.pop("model")
     sampling = SamplingParams(
         max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, stop=tuple(args.stop), seed=None
     )
-    with LLM(
-        args.model,
-        adapters,
-        policy=config.policy,
-        dtype=config.dtype,
-        memory=config.memory_bytes,
-        max_num_seqs=config.max_num_seqs,
-        max_batch_tokens=config.max_batch_tokens,
-        max_model_len=config.max_model_len,
-        seed=config.seed,
-        max_lora_rank=config.max_lora_rank,
-        **options,
-    ) as llm:
+    with LLM(model, adapters, log_level=args.log_level, **options) as llm:
         texts: list = prompts
         if args.chat:
-            template = ChatTemplate.from_folder(args.model)
+            template = ChatTemplate.from_folder(model)
             texts = [llm.tokenizer.encode_rendered(template.render([{"role": "user", "content": p}])) for p in prompts]
         pairs = [(text, prompt, name) for text, prompt in zip(texts, prompts) for name in names]
         results = llm.generate([text for text, _, _ in pairs], sampling, adapters=[name for _, _, name in pairs])

@@ -16,8 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from evenflow.base.children import error_from_name
-from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, InvalidRequest
-from evenflow.base.memory_size import parse_size
+from evenflow.base.errors import EngineDead, EvenFlowError, InvalidRequest
 from evenflow.serving.client.messages import (
     Abort,
     AdapterInfo,
@@ -36,6 +35,7 @@ from evenflow.serving.client.messages import (
 )
 from evenflow.serving.client.process import EngineConnection
 from evenflow.serving.config.engine_config import EngineConfig
+from evenflow.serving.config.option import fields_given
 from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.models.model_config import load_config
 from evenflow.serving.text import Tokenizer
@@ -103,35 +103,13 @@ class LLM:
         self,
         model: str | Path,
         adapters: Mapping[str, str | Path] | None = None,
-        *,
-        policy: str = "vtc",
-        dtype: str = "auto",
-        memory: str | int | None = None,
-        max_num_seqs: int = 16,
-        max_batch_tokens: int = 512,
-        max_model_len: int | None = None,
-        weights: Mapping[str, float] | None = None,
-        seed: int = 0,
         **options: object,
     ) -> None:
-        known = set(EngineConfig.__dataclass_fields__) - {"model", "memory_bytes", "weight_by_client"}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise ConfigError(
-                f"LLM has no option {', '.join(unknown)}; allowed: {', '.join(sorted(known | {'memory', 'weights'}))}"
-            )
-        config = EngineConfig(
-            model=Path(model),
-            policy=policy,
-            dtype=dtype,
-            memory_bytes=None if memory is None else parse_size(memory),
-            max_num_seqs=max_num_seqs,
-            max_batch_tokens=max_batch_tokens,
-            max_model_len=max_model_len,
-            weight_by_client=dict(weights or {}),
-            seed=seed,
-            **options,  # type: ignore[arg-type]
-        )
+        """``options`` are those of EngineConfig, by the names of the command line or by its fields, in any unit that a
+        command line takes: ``memory="2GiB"``, ``threads=2``. Raises ConfigError for an option that there is not.
+        """
+        given = fields_given(EngineConfig, {"model": model, **options}, "LLM")
+        config = EngineConfig(**given)
         load_config(config.model)  # says what is wrong with the folder before a process is started
         self.tokenizer = Tokenizer.from_folder(config.model)
         self._ids = itertools.count()

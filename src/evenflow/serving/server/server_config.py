@@ -1,12 +1,14 @@
-"""What a server is told when it is made: frozen, validated here, each field with unit and reason."""
+"""What a server is told when it is made: a frozen dataclass of options, read and checked here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from evenflow.base.errors import ConfigError, InvalidRequest
+from evenflow.serving.config.kinds import Count, Names, Number, PathTo, Size, Table, Text
+from evenflow.serving.config.option import option, read_options
 from evenflow.serving.core.sampling import SamplingParams
 
 MIB = 1 << 20
@@ -14,53 +16,81 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """Settings of one HTTP server. Raises ConfigError, naming the field, for a value outside its range."""
+    """Settings of one HTTP server. Raises ConfigError, naming the option, for a value outside its range."""
 
-    served_model_names: tuple[str, ...] = ("base",)
-    """Names of the base model in ``model``; the first one is shown, the others are aliases."""
-    model_names: tuple[str, ...] = ()
-    """What adapters may call the base model beside that, e.g. its folder; with none, what they say is not compared."""
-    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
-    """For requests that do not say: fields of SamplingParams. ``max_tokens`` among them is a limit for all requests."""
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0: any free port."""
-    clients_file: Path | None = None
-    """clients.toml: keys, weights, limits. None: everyone may enter and says who they are."""
-    adapter_dir: Path | None = None
-    """Folder whose sub-folders are adapters, loaded when their name is first asked for."""
-    max_queue: int = 4096
-    """Completions that may wait for their first token, of all clients together; beyond it 503."""
-    max_body_bytes: int = 32 * MIB
-    """A larger request body is refused before it is read to its end."""
-    max_choices: int = 1024
-    """Completions one HTTP request may ask for (prompts x n)."""
-    drain_timeout_s: float = 30.0
-    """After SIGTERM, running requests get this long to finish."""
-    keepalive_s: float = 15.0
-    """A stream that has nothing to say for so long sends a comment, so that proxies do not cut it."""
-    metrics_top_k: int = 50
-    """Clients, and adapters, with series of their own in /metrics; the rest is summed as "other"."""
+    served_model_names: tuple[str, ...] = option(
+        Names(),
+        ("base",),
+        "Names of the base model in `model`; the first one is shown, the others are aliases. "
+        'On the command line without it: "base" and the name of the folder.',
+        name="served_model_name",
+    )
+    model_names: tuple[str, ...] = option(
+        Names(),
+        (),
+        "What adapters may call the base model beside its served names, e.g. its folder; with none, what they say is not "
+        "compared.",
+        has_flag=False,
+    )
+    sampling_defaults: Mapping[str, float] = option(
+        Table(),
+        default_factory=dict,
+        help="For requests that do not say: fields of SamplingParams. On the command line they come from --generation-config.",
+        has_flag=False,
+    )
+    host: str = option(Text("a name or an address", "HOST"), "127.0.0.1", "Address to listen at.")
+    port: int = option(Count(0, 65535), 8000, "Port to listen at; 0: any free one.")
+    clients_file: Path | None = option(
+        PathTo("FILE"),
+        None,
+        "clients.toml: keys, weights and limits of clients.",
+        name="clients",
+        when_none="everyone may enter and says who they are",
+    )
+    adapter_dir: Path | None = option(
+        PathTo(), None, "Folder whose sub-folders are adapters, loaded when their name is first asked for.", when_none="none"
+    )
+    max_queue: int = option(
+        Count(1),
+        4096,
+        "Completions that may wait for their first token, of all clients together; beyond it 503.",
+        aliases=("max_num_queued_reqs",),
+    )
+    max_body_bytes: int = option(
+        Size(), 32 * MIB, "A larger request body is refused before it is read to its end.", name="max_body"
+    )
+    max_choices: int = option(Count(1), 1024, "Completions that one HTTP request may ask for: prompts times n.")
+    drain_timeout_s: float = option(
+        Number(least=0, unit="seconds", metavar="S"),
+        30.0,
+        "After SIGTERM, running requests get this long to finish.",
+        name="drain_timeout",
+    )
+    keepalive_s: float = option(
+        Number(above=0, unit="seconds", metavar="S"),
+        15.0,
+        "A stream that has nothing to say for so long sends a comment.",
+        name="keepalive",
+        reason="Proxies cut connections that are silent for longer.",
+    )
+    metrics_top_k: int = option(
+        Count(0),
+        50,
+        'Clients, and adapters, with series of their own in /metrics; the rest is summed as "other".',
+        name="metrics_top",
+    )
 
     def __post_init__(self) -> None:
+        read_options(self)
+
         def check(ok: bool, name: str, allowed: str) -> None:
             if not ok:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
 
-        object.__setattr__(self, "served_model_names", tuple(self.served_model_names))
-        for name in ("clients_file", "adapter_dir"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, Path(getattr(self, name)))
         names = self.served_model_names
         check(bool(names) and all(names) and len(set(names)) == len(names), "served_model_names", "one or more different names")
         try:
             SamplingParams(**self.sampling_defaults)  # type: ignore[arg-type]
         except InvalidRequest as error:
             raise ConfigError(f"generation_config.json: {error}; or start with --generation-config none") from None
-        check(0 <= self.port <= 65535, "port", "0 to 65535")
         check(self.adapter_dir is None or self.adapter_dir.is_dir(), "adapter_dir", "a folder that exists")
-        for name in ("max_queue", "max_body_bytes", "max_choices"):
-            check(getattr(self, name) >= 1, name, "1 or more")
-        check(self.drain_timeout_s >= 0, "drain_timeout_s", "0 or more seconds")
-        check(self.keepalive_s > 0, "keepalive_s", "above 0 seconds")
-        check(self.metrics_top_k >= 0, "metrics_top_k", "0 or more")
