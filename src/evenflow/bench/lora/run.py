@@ -7,7 +7,7 @@ neither a web framework nor a message format is installed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
 
@@ -20,9 +20,10 @@ from evenflow.fairness.measures.runlog import RequestRecord
 from evenflow.fairness.registry import create_policy
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, choose
 from evenflow.serving.backends.devices.storage import Storage
-from evenflow.serving.core.plan import StepPlan
+from evenflow.serving.core.plan import StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
 from evenflow.serving.core.sampling import GREEDY
+from evenflow.serving.engine.step import compute_step
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.models.rope_table import rope_table
 from evenflow.serving.scheduler.limits import SchedulerLimits
@@ -132,7 +133,7 @@ class Run:
             missing = self._testbed.max_num_seqs - self.scheduler.num_waiting
             for row in islice(self._source, missing):
                 self.add(row, 0.0)
-            counts.add(self.step(0.0))
+            counts.add(self.step(_no_time))
         return counts
 
     def drain(self, rows: list[TraceRow]) -> Counts:
@@ -142,7 +143,7 @@ class Run:
         for row in rows:
             self.add(row, 0.0)
         while self.scheduler.has_work:
-            counts.add(self.step(0.0))
+            counts.add(self.step(_no_time))
         return counts
 
     def serve(self, trace: Trace) -> tuple[list[RequestRecord], Counts]:
@@ -154,8 +155,12 @@ class Run:
         arrivals = iter(trace)
         arrival = next(arrivals, None)
         started_s = time.perf_counter()
+
+        def clock() -> float:
+            return time.perf_counter() - started_s
+
         while arrival is not None or self.scheduler.has_work:
-            now_s = time.perf_counter() - started_s
+            now_s = clock()
             while arrival is not None and arrival.arrival_s <= now_s:
                 request = self.request(arrival, arrival.arrival_s)
                 requests.append(request)
@@ -163,10 +168,10 @@ class Run:
                     rejected.add(request.request_id)
                 arrival = next(arrivals, None)
             if self.scheduler.has_work:
-                counts.add(self.step(now_s, started_s))
+                counts.add(self.step(clock))
             elif arrival is not None:
-                time.sleep(max(0.0, arrival.arrival_s - (time.perf_counter() - started_s)))
-        counts.seconds = time.perf_counter() - started_s
+                time.sleep(max(0.0, arrival.arrival_s - clock()))
+        counts.seconds = clock()
         records = [
             RequestRecord(
                 request.client_id,
@@ -205,30 +210,19 @@ class Run:
         """Queue one request."""
         self.scheduler.add(self.request(row, now_s), now_s)
 
-    def step(self, now_s: float, started_s: float = 0.0) -> Counts:
-        """One step. ``started_s``: where the clock of ``now_s`` has its zero."""
+    def step(self, clock: Callable[[], float]) -> Counts:
+        """One step; what happened in it. ``clock``: seconds, with the zero of the requests' arrival times."""
         scheduler, residency = self.scheduler, self.residency
         before_s = time.perf_counter()
         loads, loaded = residency.num_loads, residency.loaded_bytes
         snapshot = scheduler.snapshot()
         counts = Counts(preemptions=-snapshot.num_preemptions, recomputed_tokens=-snapshot.recomputed_tokens)
-        plan = scheduler.plan(now_s)
-        counts.finished += len(scheduler.take_ended())
-        if plan is not None:
-            result = self._executor.run(plan)
-            finished: dict[RequestId, FinishReason] = {}
-            for request_id, token in result.tokens.items():
-                request = scheduler.get(request_id)
-                assert request is not None
-                assert token.error is None, token.error
-                if request.num_output_tokens + 1 >= request.max_output_tokens:
-                    finished[request_id] = FinishReason.LENGTH
-                    if self.keep_outputs:
-                        self.outputs[request_id] = [*request.output_token_ids, token.token_id]
-            scheduler.commit(result, finished, time.perf_counter() - started_s)
-            counts.output_tokens = len(result.tokens)
-            counts.finished += len(finished)
-            self._count_plan(plan, counts)
+        step, ended = compute_step(scheduler, self._executor, clock, self._finished)
+        counts.finished += len(ended)
+        if step is not None:
+            counts.output_tokens = len(step.result.tokens)
+            counts.finished += len(step.finished)
+            self._count_plan(step.plan, counts)
         snapshot = scheduler.snapshot()
         counts.preemptions += snapshot.num_preemptions
         counts.recomputed_tokens += snapshot.recomputed_tokens
@@ -236,6 +230,19 @@ class Run:
         counts.loaded_bytes = residency.loaded_bytes - loaded
         counts.seconds = time.perf_counter() - before_s
         return counts
+
+    def _finished(self, plan: StepPlan, result: StepResult) -> dict[RequestId, FinishReason]:
+        """Requests end at their length and nowhere before; their tokens mean nothing."""
+        finished: dict[RequestId, FinishReason] = {}
+        for request_id, token in result.tokens.items():
+            request = self.scheduler.get(request_id)
+            assert request is not None
+            assert token.error is None, token.error
+            if request.num_output_tokens + 1 >= request.max_output_tokens:
+                finished[request_id] = FinishReason.LENGTH
+                if self.keep_outputs:
+                    self.outputs[request_id] = [*request.output_token_ids, token.token_id]
+        return finished
 
     def _count_plan(self, plan: StepPlan, counts: Counts) -> None:
         for load in plan.loads:
@@ -250,6 +257,11 @@ class Run:
     def _activate(self) -> None:
         """The runs share the model; its backends are those of the run that computes."""
         self._testbed.model.bind(self._attention, self._lora)
+
+
+def _no_time() -> float:
+    """The clock of a run in which arrival times do not count: it stands still, so that nobody ever waits too long."""
+    return 0.0
 
 
 __all__ = ["Counts", "Run"]

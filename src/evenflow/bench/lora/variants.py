@@ -26,13 +26,14 @@ from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
+from evenflow.serving.core.executor import Executor
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.layout import ArenaLayout, place
 from evenflow.serving.models.decoder import Decoder
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.weights import load_weights
-from evenflow.serving.runner.executor import Executor, LocalExecutor
+from evenflow.serving.runner.executor import LocalExecutor
 from evenflow.serving.runner.sampler import Sampler
 from evenflow.serving.runner.worker import Worker
 from evenflow.serving.scheduler.prefetch import BudgetedPrefetch, Prefetch

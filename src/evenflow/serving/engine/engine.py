@@ -1,7 +1,7 @@
 """One engine: a scheduler above, an executor below, the text rules between.
 
-``step`` is plan, run, stop rules, commit. The engine is the only place that ends a request because of
-what it said. It knows no HTTP; names of adapters become digests here, and nowhere below.
+``step`` computes one step (see ``compute_step``) and tells what each request gained by it. The engine is the only
+place that ends a request because of what it said. It knows no HTTP; names of adapters become digests here, and nowhere below.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from evenflow.fairness.registry import without_secrets
 from evenflow.serving.adapters.catalog import Catalog, PreparedAdapter
 from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, WireStats
 from evenflow.serving.config.engine_config import EngineConfig
+from evenflow.serving.core.executor import Executor
 from evenflow.serving.core.plan import StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
 from evenflow.serving.core.structured import TokenMask
@@ -33,9 +34,10 @@ from evenflow.serving.engine.constraints import Constraints
 from evenflow.serving.engine.live_shares import LiveShares
 from evenflow.serving.engine.meters import Meters, collect_stats
 from evenflow.serving.engine.reply import Reply
+from evenflow.serving.engine.step import compute_step
 from evenflow.serving.memory.residency import Residency
-from evenflow.serving.runner.executor import Executor
 from evenflow.serving.scheduler.scheduler import Scheduler
+from evenflow.serving.scheduler.snapshot import EndedRequest
 from evenflow.serving.text import Tokenizer
 
 log = logging.getLogger("evenflow.engine")
@@ -136,31 +138,29 @@ class Engine:
         """Compute one step for everybody who runs; what each request gained by it."""
         outputs = self._take_compiled()
         started_s = self._clock()
-        plan = self._scheduler.plan(started_s)
-        outputs += self._take_ended()
-        self.is_stalled = plan is None
-        if plan is None:
-            return outputs
-        planned_s = self._clock()
-        result = self._executor.run(plan)
-        ran_s = self._clock()
-        self._constraints.advance(plan, result)
-        finished: dict[RequestId, FinishReason] = {}
-        gained = self._read(plan, result, finished)
-        self._scheduler.commit(result, finished, ran_s)
-        for digest in result.failed_loads:
+        gained: list[RequestOutput] = []
+
+        def read(plan: StepPlan, result: StepResult) -> dict[RequestId, FinishReason]:
+            self._constraints.advance(plan, result)
+            return self._read(plan, result, gained)
+
+        step, ended = compute_step(self._scheduler, self._executor, self._clock, read)
+        self.is_stalled = step is None
+        if step is None:
+            return outputs + self._tell_ended(ended)
+        for digest in step.result.failed_loads:
             self._note_damage(digest)
-        outputs += self._take_ended()
+        outputs += self._tell_ended(ended)
         for output in gained:
             reply = self._replies.get(RequestId(output.request_id))
             if reply is None:  # its adapter could not be loaded: what it was about to say means nothing
                 continue
             if output.finish_reason is not None:
-                output.usage = reply.usage(ran_s)
+                output.usage = reply.usage(step.ran_s)
                 self._drop(reply.request)
             outputs.append(output)
-        scheduling_s = (planned_s - started_s) + (self._clock() - ran_s)
-        self._meters.record(scheduling_s=scheduling_s, executing_s=ran_s - planned_s, num_tokens=plan.num_tokens)
+        scheduling_s = (step.planned_s - started_s) + (self._clock() - step.ran_s)
+        self._meters.record(scheduling_s=scheduling_s, executing_s=step.ran_s - step.planned_s, num_tokens=step.plan.num_tokens)
         return outputs
 
     def register_adapter(self, name: str, adapter: PreparedAdapter, *, replace: bool = False) -> None:
@@ -336,9 +336,9 @@ class Engine:
             slo_ttft_s=message.slo_ttft_s,
         )
 
-    def _read(self, plan: StepPlan, result: StepResult, finished: dict[RequestId, FinishReason]) -> list[RequestOutput]:
-        """Turn tokens into text; note in ``finished`` who is done."""
-        outputs: list[RequestOutput] = []
+    def _read(self, plan: StepPlan, result: StepResult, gained: list[RequestOutput]) -> dict[RequestId, FinishReason]:
+        """Turn tokens into text, appended to ``gained``; return the requests that are done, and why."""
+        finished: dict[RequestId, FinishReason] = {}
         tokens = result.tokens
         for sequence in plan.sequences:
             request_id = sequence.request_id
@@ -353,18 +353,19 @@ class Engine:
             output = reply.push(token)
             if reply.finish_reason is not None:
                 finished[request_id] = reply.finish_reason
-            outputs.append(output)
-        return outputs
+            gained.append(output)
+        return finished
 
-    def _take_ended(self) -> list[RequestOutput]:
+    def _tell_ended(self, requests: Sequence[EndedRequest]) -> list[RequestOutput]:
         """Outputs for the requests that the scheduler itself had to end."""
         outputs = []
-        for ended in self._scheduler.take_ended():
+        for ended in requests:
             request = ended.request
             reply = self._replies[request.request_id]
             if request.finish_reason is FinishReason.LENGTH:
                 output = reply.cut()
-                output.usage = reply.usage(self._clock())
+                assert request.finished_s is not None
+                output.usage = reply.usage(request.finished_s)
             else:
                 output = RequestOutput(
                     request.request_id,

@@ -12,6 +12,7 @@ from typing import Protocol
 from evenflow.fairness.policy import Verdict
 from evenflow.serving.core.plan import SampledToken, StepPlan, StepResult
 from evenflow.serving.core.request import FinishReason, Request, RequestId
+from evenflow.serving.engine.step import compute_step
 from evenflow.serving.scheduler.scheduler import Scheduler
 
 _TOKEN = SampledToken(token_id=0)
@@ -42,16 +43,30 @@ class LinearStepTime:
         return self.base_s + self.per_token_s * rows + self.per_context_token_s * context
 
 
-class SimulatedExecutor:
-    """Answers a plan with a token for every sequence that wants one, and with the time it would have taken."""
+class VirtualClock:
+    """A clock that moves only when it is told to; seconds from 0."""
 
-    def __init__(self, step_time: StepTime) -> None:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now_s
+
+
+class SimulatedExecutor:
+    """Answers a plan with a token for every sequence that wants one, and moves the clock by the time it would have taken."""
+
+    def __init__(self, step_time: StepTime, clock: VirtualClock) -> None:
         self._step_time = step_time
+        self._clock = clock
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Compute nothing."""
+        """Compute nothing; when it returns, the step's time is over."""
         tokens = {sequence.request_id: _TOKEN for sequence in plan.sequences if sequence.sample is not None}
-        return StepResult(plan.step, tokens, {}, self._step_time(plan))
+        duration_s = self._step_time(plan)
+        self._clock.now_s += duration_s
+        return StepResult(plan.step, tokens, {}, duration_s)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -99,43 +114,15 @@ def simulate(
 
     Raises RuntimeError if the policy lets nothing start though nothing else is left to happen.
     """
-    executor = SimulatedExecutor(step_time)
+    clock = VirtualClock()
+    executor = SimulatedExecutor(step_time, clock)
     result = Simulation()
-    arrivals = iter(requests)
-    arrival = next(arrivals, None)
-    pending_aborts = list(reversed(aborts))
-    now_s = 0.0
-    while until_s is None or now_s < until_s:
-        while arrival is not None and arrival.arrival_s <= now_s:
-            result.requests.append(arrival)
-            verdict = scheduler.add(arrival, now_s)
-            if verdict.is_accepted:
-                result.token_times_s[arrival.request_id] = []
-            else:
-                result.verdicts[arrival.request_id] = verdict
-            following = next(arrivals, None)
-            assert following is None or following.arrival_s >= arrival.arrival_s, "arrival times fall"
-            arrival = following
-        while pending_aborts and pending_aborts[-1][0] <= now_s:
-            scheduler.abort(pending_aborts.pop()[1], now_s)
-        plan = scheduler.plan(now_s)
-        scheduler.take_ended()
-        if plan is None:
-            events = [arrival.arrival_s] if arrival is not None else []
-            events += [time_s for time_s, _ in pending_aborts[-1:]]
-            if not events:
-                if scheduler.has_work:
-                    raise RuntimeError(f"the policy starts none of {scheduler.num_waiting} waiting requests")
-                break
-            now_s = min(events)
-            continue
-        start_s = now_s
-        step = executor.run(plan)
-        now_s += step.duration_s
+
+    def is_complete(plan: StepPlan, step: StepResult) -> dict[RequestId, FinishReason]:
         finished: dict[RequestId, FinishReason] = {}
         for request_id in step.tokens:
             times_s = result.token_times_s[request_id]
-            times_s.append(now_s)
+            times_s.append(clock.now_s)
             request = scheduler.get(request_id)
             assert request is not None
             length = request.known_output_tokens
@@ -143,9 +130,37 @@ def simulate(
                 has_ended is not None and has_ended(request)
             ):
                 finished[request_id] = FinishReason.LENGTH
-        scheduler.commit(step, finished, now_s)
+        return finished
+
+    arrivals = iter(requests)
+    arrival = next(arrivals, None)
+    pending_aborts = list(reversed(aborts))
+    while until_s is None or clock.now_s < until_s:
+        start_s = clock.now_s
+        while arrival is not None and arrival.arrival_s <= start_s:
+            result.requests.append(arrival)
+            verdict = scheduler.add(arrival, start_s)
+            if verdict.is_accepted:
+                result.token_times_s[arrival.request_id] = []
+            else:
+                result.verdicts[arrival.request_id] = verdict
+            following = next(arrivals, None)
+            assert following is None or following.arrival_s >= arrival.arrival_s, "arrival times fall"
+            arrival = following
+        while pending_aborts and pending_aborts[-1][0] <= start_s:
+            scheduler.abort(pending_aborts.pop()[1], start_s)
+        step, _ = compute_step(scheduler, executor, clock, is_complete)
+        if step is None:
+            events = [arrival.arrival_s] if arrival is not None else []
+            events += [time_s for time_s, _ in pending_aborts[-1:]]
+            if not events:
+                if scheduler.has_work:
+                    raise RuntimeError(f"the policy starts none of {scheduler.num_waiting} waiting requests")
+                break
+            clock.now_s = min(events)
+            continue
         result.num_steps += 1
-        result.total_s = now_s
+        result.total_s = step.ran_s
         if observe is not None:
-            observe(plan, start_s, now_s)
+            observe(step.plan, step.planned_s, step.ran_s)
     return result

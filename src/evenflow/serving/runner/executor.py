@@ -1,23 +1,9 @@
-"""Where a plan runs: here, on several ranks, or on a virtual clock. One small protocol."""
+"""The executor of one process: plans run on its worker, on the thread that asks."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from evenflow.serving.core.plan import StepPlan, StepResult
 from evenflow.serving.runner.worker import Worker
-
-
-class Executor(Protocol):
-    """Turns a StepPlan into a StepResult."""
-
-    def run(self, plan: StepPlan) -> StepResult:
-        """Compute one step. Raises only if the engine cannot go on."""
-        ...
-
-    def close(self) -> None:
-        """Give back what it holds. Idempotent."""
-        ...
 
 
 class LocalExecutor:
@@ -33,3 +19,6 @@ class LocalExecutor:
     def close(self) -> None:
         """See Executor."""
         self._worker.close()
+
+
+__all__ = ["LocalExecutor"]
