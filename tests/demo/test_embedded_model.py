@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from random import Random
-
 from typing import Any
 
 import pytest

@@ -8,9 +8,9 @@ import time
 import pytest
 from engine_harness import EngineHarness
 
-from evenflow.serving.adapters.row_file import RowFile
 from evenflow import LLM, SamplingParams
 from evenflow.base.errors import AdapterDamaged, AdapterError, AdapterNotFound, AdapterRejected
+from evenflow.serving.adapters.row_file import RowFile
 from evenflow.serving.core.shape import MODULES
 from evenflow.serving.models.model_config import load_config
 from evenflow.serving.models.random.random_adapter import make_adapter

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from evenflow.base.errors import AdapterCacheFull, AdapterDamaged, AdapterError, AdapterNotFound, AdapterRejected, ConfigError
-from evenflow.serving.adapters.row_file import RowFile
 from evenflow.serving.adapters import row_file as rows_module
 from evenflow.serving.adapters import row_store as store_module
 from evenflow.serving.adapters.catalog import Catalog
-from evenflow.serving.adapters.row_file import open_rows
+from evenflow.serving.adapters.row_file import RowFile, open_rows
 from evenflow.serving.adapters.row_store import RowStore, layout_fingerprint
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.memory.layout import ArenaLayout

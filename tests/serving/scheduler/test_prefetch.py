@@ -7,8 +7,8 @@ import pytest
 from evenflow.base.errors import AdapterNotFound, ConfigError
 from evenflow.bench.lora.baselines.partition import PartitionedArena
 from evenflow.fairness.books.queue import ClientQueues
-from evenflow.fairness.registry import create_policy, policy_registry
 from evenflow.fairness.policy import Schedulable, Service
+from evenflow.fairness.registry import create_policy, policy_registry
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.plan import SampledToken, StepResult
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
