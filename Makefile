@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: setup demo serve test test-all gpu check format clean help
+.PHONY: setup demo serve test test-all gpu check docs format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -30,22 +30,32 @@ serve: $(STAMP)  ## the embedded model on 127.0.0.1:8000
 test: $(STAMP)  ## the default test suite (below five minutes on two cores)
 	@$(PYTEST) -n 2 --dist loadfile
 
-test-all: $(STAMP)  ## the default suite and the slow tests
-	@$(PYTEST) -m "not gpu"
+test-all: $(STAMP)  ## the default suite and the slow tests, with coverage and its floor
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -m "not gpu"
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 gpu:  ## on a GPU machine, with $(PYTHON) as it is: GPU tests, then the LoRA benchmark (HARDWARE=name)
 	@TRITON_INTERPRET=0 PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/contracts tests/serving/runner/test_forward.py tests/serving/backends tests/e2e/test_triton_engine.py
 	@TRITON_INTERPRET=0 PYTHONPATH=src $(PYTHON) benchmarks/recipes/gpu_lora.py --hardware $(or $(HARDWARE),$(error give HARDWARE=name of this GPU))
 
-check: $(STAMP)  ## format, lint, types, import contracts
+check: $(STAMP)  ## format, lint, sizes, spelling, dead code, import contracts, the site, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+	@$(BIN)/python tools/checks/tree.py
+	@git ls-files -z | xargs -0 $(BIN)/codespell
+	@$(BIN)/python tools/checks/dead_code.py
 	@$(BIN)/lint-imports
+	@$(BIN)/mkdocs build --strict --quiet --site-dir $(VENV)/site
+	@$(BIN)/mypy
+
+docs: $(STAMP)  ## the manual on 127.0.0.1:8001, built again when a page changes
+	@$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 format: $(STAMP)  ## rewrite the sources in the house's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

@@ -32,7 +32,7 @@ def served(step_time, shape, server=SERVER):
     done = simulate(scheduler, requests, step_time).requests
     prefill_s = np.mean([request.first_token_s - request.admitted_s for request in done])
     decode_s = np.mean([request.finished_s - request.first_token_s for request in done])
-    return Point(*shape, float(prefill_s), float(decode_s))
+    return Point(num_requests, input_tokens, output_tokens, float(prefill_s), float(decode_s))
 
 
 def test_the_step_times_of_a_chunked_server_are_found_exactly():

@@ -210,7 +210,7 @@ def test_rotation_helps_where_outliers_are() -> None:
     x[:, 3] = 20.0
     plain, rotated = get_compressor("int4-g32"), get_compressor("hadamard-int4")
 
-    def error(c) -> float:  # type: ignore[no-untyped-def]
+    def error(c) -> float:
         y = c.decode(c.encode(x), x.shape, x.dtype)
         return float((y - x).abs().max())
 

@@ -121,11 +121,11 @@ def gradient_error(rank: int, group: TorchCollective) -> float:
         with torch.no_grad():
             x += epsilon * own
             for parameter, move in zip(compressor.parameters(), moves):
-                parameter += epsilon * move
+                parameter.add_(epsilon * move)
             losses.append(loss())
             x -= epsilon * own
             for parameter, move in zip(compressor.parameters(), moves):
-                parameter -= epsilon * move
+                parameter.sub_(epsilon * move)
     numeric = (losses[0] - losses[1]) / 2e-5
     return float((numeric - slope).abs() / numeric.abs())
 

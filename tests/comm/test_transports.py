@@ -37,7 +37,7 @@ def inputs(shape: tuple[int, ...], world_size: int, dtype: torch.dtype = torch.f
     return [torch.randn(shape, generator=generator).to(dtype) for _ in range(world_size)]
 
 
-def exchange_of(spec: str, transport: str | None, world_size: int, **options) -> VirtualExchange:  # type: ignore[no-untyped-def]
+def exchange_of(spec: str, transport: str | None, world_size: int, **options) -> VirtualExchange:
     compressor = get_compressor(spec)
     return VirtualExchange("tp.forward", compressor, world_size, transport=get_transport(transport, compressor), **options)
 
@@ -114,7 +114,7 @@ def test_scatter_and_gather_are_the_halves(spec: str, world_size: int) -> None:
     xs = inputs((8, 3, 64), world_size)
     members = [Member(rank, world_size) for rank in range(world_size)]
 
-    def run(transport, tensors):  # type: ignore[no-untyped-def]
+    def run(transport, tensors):
         return drive_together(
             [transport.steps(x, compressor.replica(), member, Context("sp", 1)) for x, member in zip(tensors, members)]
         )

@@ -93,7 +93,7 @@ def test_lora_rows_are_the_same_bit_for_bit_for_any_threads_and_company(dtype):
         for t, seq in enumerate(seqs):
             backends[0].plan(batch_of(storage, [seq], [[0]]))
             backends[0].run(1, site, x[t : t + 1], alone[t : t + 1])
-        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         assert all(torch.equal(out, alone) for out in results)
         assert not torch.equal(alone, y)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,10 @@ from evenflow.serving.models.model_config import parse_config
 from evenflow.serving.models.random.random_model import TINY
 
 LAYOUT = ArenaLayout(parse_config(TINY).shape, 4)
-LOADERS = {"cpu": CpuPageLoader, "staged": lambda storage: StagedPageLoader(storage, staging_pages=2)}
+LOADERS: dict[str, Callable[[Storage], CpuPageLoader | StagedPageLoader]] = {
+    "cpu": CpuPageLoader,
+    "staged": lambda storage: StagedPageLoader(storage, staging_pages=2),
+}
 IMAGE = np.random.default_rng(0).integers(1, 255, (7, LAYOUT.page_bytes), np.uint8)
 PAGES = [9, 3, 4, 5, 0, 11, 10]
 

@@ -27,7 +27,7 @@ def _events(is_chat: bool) -> bytes:
     for word in words:
         part = {"delta": {"content": word}} if is_chat else {"text": word}
         events.append({"choices": [{"index": 0, **part}]})
-    last = {"delta": {}} if is_chat else {"text": ""}
+    last: dict[str, object] = {"delta": {}} if is_chat else {"text": ""}
     events.append({"choices": [{"index": 0, "finish_reason": "stop", **last}]})
     events.append({"choices": [], "usage": {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": OUTPUT_TOKENS}})
     lines = [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -126,7 +127,7 @@ def test_transformers_and_peft_say_the_same(llm):
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     questions = [e.question for kind in FACTS for e in held_out_exchanges(kind, 1, seed=3)]
     for name, folder in [(None, None), *adapter_paths().items()]:
-        model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.bfloat16)
+        model: Any = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.bfloat16)
         if folder is not None:
             model = PeftModel.from_pretrained(model, folder)
         ours = llm.generate(
@@ -135,7 +136,7 @@ def test_transformers_and_peft_say_the_same(llm):
         same = 0
         for question, mine in zip(questions, ours, strict=True):
             turns = [{"role": "user", "content": question}]
-            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+            ids: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
             out = model.generate(**ids, max_new_tokens=48, do_sample=False)
             same += tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) == mine.text
         # bf16: a near tie between two tokens may fall either way

@@ -10,6 +10,7 @@ from engine_harness import EngineHarness
 
 from evenflow import LLM, SamplingParams
 from evenflow.base.errors import AdapterDamaged, AdapterError, AdapterNotFound, AdapterRejected
+from evenflow.serving.adapters.row_file import RowFile
 from evenflow.serving.core.shape import MODULES
 from evenflow.serving.models.model_config import load_config
 from evenflow.serving.models.random.random_adapter import make_adapter
@@ -102,6 +103,7 @@ def test_unloading_frees_pages_file_and_rows(tiny_model, folders, tmp_path):
     engine = EngineHarness(tiny_model, {"r64": folders["r64"]}, adapter_cache=tmp_path / "cache")
     engine.generate((PROMPT, "r64"))
     rows = engine.engine.catalog.rows(engine.engine.catalog.resolve("r64"))
+    assert isinstance(rows, RowFile)
     assert rows.is_open
     assert engine.scheduler.snapshot().num_adapter_pages == rows.header.record.num_pages
     engine.engine.unload_adapter("r64", purge=True)

@@ -63,7 +63,7 @@ def test_rpm_forgets_clients_that_were_away():
     for i in range(1000):
         server.now_s = float(i)
         server.submit(f"c{i}", 1, 1)
-    assert len(server.policy._times_by_client) <= 62
+    assert len(server.policy._times_by_client) <= 62  # type: ignore[attr-defined]
 
 
 def test_round_robin_takes_one_request_of_each_in_turn():

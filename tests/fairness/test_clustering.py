@@ -37,7 +37,7 @@ class Watched(PassThrough):
 def a_server(spec: str, **kwargs):
     queues = ClientQueues()
     policy = create_policy(spec, queues=queues, seed=1, is_simulation=True)
-    watched = Watched(policy, policy._policy)
+    watched = Watched(policy, policy._policy)  # type: ignore[attr-defined]
     return ToyServer(watched, queues, **{"memory_tokens": MEMORY, **kwargs}), watched
 
 

@@ -105,7 +105,7 @@ def test_an_abort_teaches_what_was_served():
         for _ in range(3):
             server.step()
         server.abort(request)
-    assert server.policy._predictor.predict(ended("a", 1)) == 3
+    assert server.policy._predictor.predict(ended("a", 1)) == 3  # type: ignore[attr-defined]
 
 
 def test_prediction_narrows_the_difference():
@@ -240,7 +240,7 @@ def test_clients_that_are_away_take_no_memory(spec):
         for _ in range(12):
             server.step()
     assert len(server.policy.counters()) <= 3
-    level = server.policy._level
+    level = server.policy._level  # type: ignore[attr-defined]
     if hasattr(level, "_levels"):
         assert len(level._levels) <= 6
 

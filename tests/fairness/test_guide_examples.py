@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from evenflow.base.registry import Registry
 from evenflow.fairness import ClientQueues, PolicyDefaults, PolicySettings, Schedulable, create_policy
@@ -15,7 +16,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "add-a-policy.md"
 
 def test_the_example_policy_serves_the_shortest_prompt_first():
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    names = {
+    names: dict[str, Any] = {
         "ClientQueues": ClientQueues,
         "PolicyDefaults": PolicyDefaults,
         "PolicySettings": PolicySettings,

@@ -28,12 +28,12 @@ def test_selection_is_far_below_a_linear_scan(spec):
     selections, scans = [], []
     for round_number in range(2000):
         start = time.perf_counter()
-        request = policy.pick(0.0)
-        is_last = queues.remove(request)
-        policy.admitted(request, Service(prefill_tokens=request.num_prompt_tokens))
+        picked = policy.pick(0.0)
+        is_last = queues.remove(picked)
+        policy.admitted(picked, Service(prefill_tokens=picked.num_prompt_tokens))
         if is_last:
-            policy.emptied(request.client_id)
-        policy.charge(request, Service(prefill_tokens=request.num_prompt_tokens, decode_tokens=1))
+            policy.emptied(picked.client_id)
+        policy.charge(picked, Service(prefill_tokens=picked.num_prompt_tokens, decode_tokens=1))
         selections.append(time.perf_counter() - start)
         if round_number % 100 == 0:
             start = time.perf_counter()

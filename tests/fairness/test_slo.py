@@ -9,7 +9,14 @@ from evenflow.fairness.measures.slo import attainment, measure_quality, satisfac
 def served(arrival_s, ttft_s, latency_s, tokens=(10, 5)):
     first = arrival_s + ttft_s
     return RequestRecord(
-        "c", arrival_s, *tokens, tokens[1], admitted_s=arrival_s, first_token_s=first, finished_s=arrival_s + latency_s
+        "c",
+        arrival_s,
+        tokens[0],
+        tokens[1],
+        tokens[1],
+        admitted_s=arrival_s,
+        first_token_s=first,
+        finished_s=arrival_s + latency_s,
     )
 
 

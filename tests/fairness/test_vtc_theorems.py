@@ -14,7 +14,7 @@ from evenflow.fairness.books.level import HalfLiftedLevel
 from evenflow.fairness.measures.fairness_measures import Accounts, Windows, accumulated_difference, bound_2u
 from evenflow.fairness.measures.runlog import backlog_by_client
 from evenflow.fairness.policies.vtc import VTC
-from evenflow.fairness.toy_server import ToyServer
+from evenflow.fairness.toy_server import ToyRequest, ToyServer
 
 MEMORY = 400
 LONGEST_INPUT, LONGEST_OUTPUT = 60, 40
@@ -133,6 +133,7 @@ def test_work_conservation(spec, seed):
         assert (head is None) == (not queues)
         if head is not None and used + head.num_prompt_tokens + head.known_output_tokens <= MEMORY:
             server.step()
+            assert isinstance(head, ToyRequest)
             assert head.was_admitted, f"{running} ran, the head fitted and did not start"
 
     random_run(spec, seed, steps=150, check=check)

@@ -75,7 +75,7 @@ def test_only_chosen_layers_and_modules_are_compressed() -> None:
     model, inputs = make_model("llama-tiny", 0), inputs_of("llama-tiny")
     dense = first_tensor(copy.deepcopy(model)(**inputs)).detach()
 
-    def changed(**options) -> bool:  # type: ignore[no-untyped-def]
+    def changed(**options) -> bool:
         split = emulate_model(copy.deepcopy(model), 2, "tp.forward=q4", **options).eval()
         difference = float((first_tensor(split(**inputs)) - dense).abs().max())
         return difference > 1e-4
@@ -170,7 +170,7 @@ def two_ranks(rank: int, folder: str, models: tuple[str, ...]) -> None:
         Path(folder, "report.json").write_text(json.dumps(report))
 
 
-def virtual_difference(mesh, spec: str) -> float:  # type: ignore[no-untyped-def]
+def virtual_difference(mesh, spec: str) -> float:
     """Return the largest relative difference of logits between two real and two virtual ranks."""
     model, inputs = make_model("vit-tiny", 0), inputs_of("vit-tiny")
     real = first_tensor(compress_model(copy.deepcopy(model), mesh, spec).train()(**inputs)).detach()
@@ -178,7 +178,7 @@ def virtual_difference(mesh, spec: str) -> float:  # type: ignore[no-untyped-def
     return float((real - virtual).abs().max() / virtual.abs().max())
 
 
-def encoders_stay_equal(mesh, group: TorchCollective) -> float:  # type: ignore[no-untyped-def]
+def encoders_stay_equal(mesh, group: TorchCollective) -> float:
     model = compress_model(make_model("vit-tiny", 0), mesh, "tp.forward=ae:8")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(3):

@@ -78,6 +78,6 @@ def test_run_configurations_come_back_and_bad_ones_are_named() -> None:
         ({"pp": 2, "schedule": "zigzag"}, "allowed: gpipe, 1f1b"),
     ):
         with pytest.raises(ConfigError, match=message):
-            RunConfig(**fields)  # type: ignore[arg-type]
+            RunConfig(**fields)
     with pytest.raises(ConfigError, match="module pattern"):
         CompressionRules.parse("none", modules="(")

@@ -39,7 +39,7 @@ def parse(*words: str) -> Any:
 
 
 def test_an_emulated_run_holds_everything() -> None:
-    result = run(RunConfig(tp=2, pp=2, compress="tp=int8-g32/two-shot; pp=topk:0.1", **SMALL))  # type: ignore[arg-type]
+    result = run(RunConfig(tp=2, pp=2, compress="tp=int8-g32/two-shot; pp=topk:0.1", **SMALL))
     assert 0 <= result["accuracy"] <= 1
     assert len(result["accuracy_by_seed"]) == 2
     assert set(result["bytes_per_step"]) == {"tp.forward", "tp.backward", "pp.forward", "pp.backward"}
@@ -55,7 +55,7 @@ def test_an_emulated_run_holds_everything() -> None:
 
 
 def test_emulated_pipeline_boundaries_count_exactly_their_messages() -> None:
-    result = run(RunConfig(pp=2, compress="pp=int8-g32", **{**SMALL, "seeds": 1}))  # type: ignore[arg-type]
+    result = run(RunConfig(pp=2, compress="pp=int8-g32", **{**SMALL, "seeds": 1}))
     micro_batch = 4 * 17 * 32  # 4 of 8 images, 16 patches and a class token, hidden 32
     assert result["bytes_per_step"]["pp.forward"]["planned"] == 2 * micro_batch * (1 + 2 / 32)
     assert "note" in result
@@ -64,7 +64,7 @@ def test_emulated_pipeline_boundaries_count_exactly_their_messages() -> None:
 def test_aqsgd_uses_fixed_batches_and_learned_boundaries_train() -> None:
     assert RunConfig(pp=2, compress="pp.forward=aqsgd:4").training().fixed_batches
     assert not RunConfig(pp=2, compress="pp=q8").training().fixed_batches
-    result = run(RunConfig(pp=2, compress="pp.forward=ae:8", **{**SMALL, "seeds": 1}))  # type: ignore[arg-type]
+    result = run(RunConfig(pp=2, compress="pp.forward=ae:8", **{**SMALL, "seeds": 1}))
     # The gradient of an auto-encoder's code is as narrow as the code, and travels by autograd.
     assert result["bytes_per_step"]["pp.forward"]["planned"] == 8 * 17 * 8 * 4
 
@@ -132,7 +132,7 @@ def test_several_at_a_time_keep_results_when_a_process_dies(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_several_at_a_time_get_the_scores_of_one_at_a_time(tmp_path: Path) -> None:
-    configs = [RunConfig(tp=2, compress=spec, **SMALL) for spec in ("none", "tp=q4", "tp=int8-g32")]  # type: ignore[arg-type]
+    configs = [RunConfig(tp=2, compress=spec, **SMALL) for spec in ("none", "tp=q4", "tp=int8-g32")]
     for jobs, folder in ((1, tmp_path / "one"), (2, tmp_path / "two")):
         assert run_suite(configs, folder, jobs=jobs).done == 3
     for config in configs:
@@ -147,8 +147,8 @@ def test_what_is_timed_runs_alone(tmp_path: Path) -> None:
 
 
 def test_report_pairs_seeds_with_the_dense_run(tmp_path: Path) -> None:
-    dense = run(RunConfig(tp=2, **SMALL))  # type: ignore[arg-type]
-    rough = run(RunConfig(tp=2, compress="tp.forward=q2", **SMALL))  # type: ignore[arg-type]
+    dense = run(RunConfig(tp=2, **SMALL))
+    rough = run(RunConfig(tp=2, compress="tp.forward=q2", **SMALL))
     row = next(row for row in accuracy_rows([dense, rough]) if row[2] == "tp.forward=q2")
     differences = [a - b for a, b in zip(rough["accuracy_by_seed"], dense["accuracy_by_seed"])]
     assert row[5] == pytest.approx(sum(differences) / 2)

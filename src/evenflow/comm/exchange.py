@@ -216,14 +216,14 @@ class _Reduce(torch.autograd.Function):
     """Compressed sum forward, gradient rule backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: Exchange, context: Context) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, exchange: Exchange, context: Context) -> Tensor:
         ctx.exchange, ctx.context = exchange, context
         own = Context((context.key, exchange.member.rank), context.step)
         ctx.mask = exchange.compressor.support(x, own) if exchange.rule is GradientRule.MASKED else None
         return exchange.run(exchange.transport, x.detach(), context)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.exchange._gradient(grad, ctx.mask, ctx.context), None, None
 
 
@@ -231,12 +231,12 @@ class _Copy(torch.autograd.Function):
     """Nothing forward, compressed sum of gradients backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: Exchange, key: Hashable) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, exchange: Exchange, key: Hashable) -> Tensor:
         ctx.exchange, ctx.key = exchange, key
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.exchange.sum(grad, ctx.key), None, None
 
 
@@ -244,12 +244,12 @@ class _SumGradient(torch.autograd.Function):
     """A parameter used on every rank with its own data: its gradient is summed, dense, under the site ``parameters``."""
 
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, exchange: Exchange) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, parameter: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
         return parameter.view_as(parameter)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         exchange = ctx.exchange
         world_size, dense = exchange.member.world_size, exchange._dense
         site = "parameters"
@@ -262,12 +262,12 @@ class _ReduceScatter(torch.autograd.Function):
     """Scatter-sum forward, gather backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: Exchange, backward: Exchange) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, exchange: Exchange, backward: Exchange) -> Tensor:
         ctx.backward_exchange = backward
         return exchange.scatter(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.backward_exchange.gather(grad.contiguous()), None, None
 
 
@@ -275,12 +275,12 @@ class _AllGather(torch.autograd.Function):
     """Gather forward, scatter-sum backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: Exchange, backward: Exchange) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, exchange: Exchange, backward: Exchange) -> Tensor:
         ctx.backward_exchange = backward
         return exchange.gather(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.backward_exchange.scatter(grad.contiguous()), None, None
 
 
@@ -288,7 +288,7 @@ class _VirtualReduce(torch.autograd.Function):
     """``_Reduce`` for all virtual ranks at once."""
 
     @staticmethod
-    def forward(ctx: Any, exchange: VirtualExchange, context: Context, *xs: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, exchange: VirtualExchange, context: Context, *xs: Tensor) -> Tensor:
         ctx.exchange, ctx.context = exchange, context
         ctx.masks = [
             compressor.support(x, Context((context.key, rank), context.step)) if exchange.rule is GradientRule.MASKED else None
@@ -297,7 +297,7 @@ class _VirtualReduce(torch.autograd.Function):
         return exchange.run(exchange.transport, [x.detach() for x in xs], context)[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         exchange = ctx.exchange
         if exchange.rule is GradientRule.MASKED:
             return None, None, *(grad * mask for mask in ctx.masks)
@@ -309,12 +309,12 @@ class _VirtualCopy(torch.autograd.Function):
     """``_Copy`` for all virtual ranks at once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: VirtualExchange, key: Hashable) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, exchange: VirtualExchange, key: Hashable) -> tuple[Tensor, ...]:
         ctx.exchange, ctx.key = exchange, key
         return tuple(x.view_as(x) for _ in range(exchange.world_size))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         exchange = ctx.exchange
         with torch.no_grad():
             context = exchange._next_context(ctx.key)

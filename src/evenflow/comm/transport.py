@@ -212,11 +212,11 @@ class _DifferentiableSum(torch.autograd.Function):
     """All-reduce whose output gradient is equal on all ranks, so that it is the gradient of each input."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, collective: Collective) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx, x: Tensor, collective: Collective) -> Tensor:  # type: ignore[no-untyped-def]
         return collective.all_reduce(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         return grad, None
 
 

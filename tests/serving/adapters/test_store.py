@@ -16,7 +16,7 @@ from evenflow.base.errors import AdapterCacheFull, AdapterDamaged, AdapterError,
 from evenflow.serving.adapters import row_file as rows_module
 from evenflow.serving.adapters import row_store as store_module
 from evenflow.serving.adapters.catalog import Catalog
-from evenflow.serving.adapters.row_file import open_rows
+from evenflow.serving.adapters.row_file import RowFile, open_rows
 from evenflow.serving.adapters.row_store import RowStore, layout_fingerprint
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.memory.layout import ArenaLayout
@@ -129,7 +129,9 @@ def test_damaged_rows_are_an_error_and_never_a_crash_or_wrong_bytes(tmp_path, ad
     catalog = Catalog(LAYOUT, store=RowStore(tmp_path / "cache", LAYOUT))
     digest = catalog.register("a", adapter)
     before = catalog.image(digest) if is_open else None
-    path = catalog.rows(digest).path
+    rows = catalog.rows(digest)
+    assert isinstance(rows, RowFile)
+    path = rows.path
     if not is_open:
         catalog.rows(digest).close()
     damage(path)
@@ -272,7 +274,9 @@ def test_purging_an_unloaded_adapter_deletes_its_rows(tmp_path, adapter):
     catalog = Catalog(LAYOUT, store=RowStore(tmp_path / "cache", LAYOUT))
     digest = catalog.register("a", adapter)
     catalog.register("b", adapter)
-    path = catalog.rows(digest).path
+    rows = catalog.rows(digest)
+    assert isinstance(rows, RowFile)
+    path = rows.path
     catalog.retain(digest)
     catalog.unregister("a", purge=True)
     assert path.exists(), "another name needs them"
@@ -291,6 +295,7 @@ def test_unloading_closes_the_file(tmp_path, adapter):
     rows = catalog.rows(digest)
     catalog.image(digest)
     assert catalog.is_on_host(digest)
+    assert isinstance(rows, RowFile)
     assert rows.is_open
     assert catalog.host_bytes == rows.size_bytes
     links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]

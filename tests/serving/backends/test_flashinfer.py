@@ -72,7 +72,7 @@ class Wrapper:
 @pytest.fixture
 def flashinfer(monkeypatch):
     module = types.ModuleType("flashinfer")
-    module.BatchPrefillWithPagedKVCacheWrapper = Wrapper
+    module.BatchPrefillWithPagedKVCacheWrapper = Wrapper  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flashinfer", module)
 
 

@@ -21,6 +21,7 @@ class Session:
 
     def __init__(self, name, key, text, chain):
         self.owner, self.key, self.text, self.chain = PageOwner("request", name), key, text, chain
+        self.pages: list[int] = []
 
 
 class PrefixCacheMachine(RuleBasedStateMachine):

@@ -5,6 +5,7 @@ import torch
 from evenflow.serving.backends.attention.torch_attention import TorchAttention
 from evenflow.serving.backends.devices.batch import build_batch
 from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.backends.lora.torch_lora import TorchLoRA
 from evenflow.serving.core.plan import PlannedSequence, SampleSpec, StepPlan
 from evenflow.serving.core.request import RequestId
@@ -27,7 +28,7 @@ class Harness:
         cos, sin = rope_table(config.rope, config.shape.head_dim, config.context_length())
         self.model = load_model(folder, config, dtype, group=group, shard=shard)
         self.attention = TorchAttention(self.storage, cos, sin, config.shape.head_dim**-0.5)
-        self.lora = TorchLoRA(self.storage)
+        self.lora: LoRABackend = TorchLoRA(self.storage)
         if shard and shard.exchanged:
             self.lora = ExchangedLoRA(self.lora, shard, group)
         self.model.bind(self.attention, self.lora)

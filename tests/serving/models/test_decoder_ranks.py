@@ -177,11 +177,11 @@ def test_a_value_beyond_the_wire_fails_its_row_alone(compress, carried, too_larg
         part_TO[1, 7] = value if where == "the sum alone" or rank == 0 else 0.5
         return RankGroup(collective, compress, 64).sum_outputs(part_TO, "o")
 
-    for total_TO in on_ranks(2, lambda *place: one_rank(*place, carried)):
+    for total_TO in on_ranks(2, lambda rank, collective: one_rank(rank, collective, carried)):
         assert total_TO.isfinite().all()
     assert not caplog.records
     beyond = too_large if where == "the sum alone" else 2 * min(too_large, 1.6e38)
-    totals = on_ranks(2, lambda *place: one_rank(*place, beyond))
+    totals = on_ranks(2, lambda rank, collective: one_rank(rank, collective, beyond))
     assert not totals[0][1].isfinite().all()
     assert all(total_TO[[0, 2]].isfinite().all() for total_TO in totals)
     if where == "one rank":

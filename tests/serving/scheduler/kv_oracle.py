@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, AdapterLoad, SampledToken, StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, Request, RequestId
@@ -41,7 +42,7 @@ class KVOracle:
         self._num_pages = num_pages
         self._page_tokens = page_tokens
         self._adapter_pages = adapter_pages
-        self._content: dict[int, object] = {}
+        self._content: dict[int, Any] = {}
         """Page -> list of (token id, mark of everything it depends on) by slot, or the digest of the adapter it holds."""
         self._slots: dict[int, tuple[AdapterDigest, tuple[int, ...]]] = {}
 

@@ -7,6 +7,7 @@ import pytest
 from evenflow.base.errors import AdapterNotFound, ConfigError
 from evenflow.bench.lora.baselines.partition import PartitionedArena
 from evenflow.fairness.books.queue import ClientQueues
+from evenflow.fairness.policy import Schedulable, Service
 from evenflow.fairness.registry import create_policy, policy_registry
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.plan import SampledToken, StepResult
@@ -98,7 +99,12 @@ def test_who_waited_for_a_prefetch_is_charged_for_its_bytes_once():
     server = Server(policy="vtc")
     charged = []
     real = server.policy.admitted
-    server.policy.admitted = lambda request, planned: (charged.append(planned.adapter_bytes), real(request, planned))
+
+    def admitted(request: Schedulable, planned: Service) -> None:
+        charged.append(planned.adapter_bytes)
+        real(request, planned)
+
+    server.policy.admitted = admitted
     server.add(None, num_output=3)
     server.add("a", num_output=1)
     server.add("a", num_output=1)

@@ -286,7 +286,7 @@ def test_head_of_line_nobody_overtakes_the_policys_choice() -> None:
     assert server.step() == {"a": 12}
     assert server.scheduler.snapshot().waiting_for == "memory"
     server.drain()
-    assert server.requests[RequestId("large")].admitted_s <= server.requests[RequestId("tiny")].admitted_s  # type: ignore[operator]
+    assert server.requests[RequestId("large")].admitted_s <= server.requests[RequestId("tiny")].admitted_s
 
 
 def test_the_watermark_leaves_room_for_growth() -> None:

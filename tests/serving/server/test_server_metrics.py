@@ -192,7 +192,7 @@ def test_a_thousand_clients_and_adapters_are_k_series_and_other():
 def test_labelled_counters_never_fall_and_nothing_is_lost_without_eviction(rounds, k):
     """``rounds``: what each name gains between two snapshots."""
     top, true, shown_before = TopK(k, 1), defaultdict(int), {}
-    gained = lost = 0
+    gained = lost = 0.0
     for gains in rounds:
         for name, gain in gains.items():
             true[name] += gain

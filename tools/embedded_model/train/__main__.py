@@ -31,13 +31,12 @@ from embedded_model.train.tokenizer import save_tokenizer, train_tokenizer
 
 def _new_model(tokenizer: Tokenizer, seed: int) -> Any:
     torch.manual_seed(seed)
-    config: Any = transformers.LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        bos_token_id=None,
-        eos_token_id=tokenizer.token_to_id(END),
-        pad_token_id=tokenizer.token_to_id(PAD),
-        **MODEL,
-    )
+    special: dict[str, Any] = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.token_to_id(END),
+        "pad_token_id": tokenizer.token_to_id(PAD),
+    }
+    config: Any = transformers.LlamaConfig(vocab_size=tokenizer.get_vocab_size(), **special, **MODEL)
     return transformers.LlamaForCausalLM(config)
 
 

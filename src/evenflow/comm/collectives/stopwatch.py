@@ -92,7 +92,7 @@ class TimedCompressor(Compressor):
         with self.stopwatch.part("decode"):
             self.inner.add_decoded(message, total, dtype, context)
 
-    def reduce(self, x: Tensor, context: Context = NO_CONTEXT):  # type: ignore[no-untyped-def,override]
+    def reduce(self, x: Tensor, context: Context = NO_CONTEXT):  # type: ignore[no-untyped-def]
         rounds = self.inner.reduce(x, context)
         with self.stopwatch.part("encode"):
             message = next(rounds)

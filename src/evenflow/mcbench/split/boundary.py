@@ -153,7 +153,7 @@ class _Boundary(torch.autograd.Function):
     """Encode and decode forward; the gradient backward by the rule, micro-batch by micro-batch."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, boundary: Boundary) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, boundary: Boundary) -> Tensor:
         count = boundary.num_microbatches
         ctx.boundary, ctx.number, dense = boundary, boundary.number, (get_compressor("none"),) * 2
         parts = boundary.carry(x, "pp.forward", [boundary.forward_pair if boundary.switch.is_on else dense] * count, ctx.number)
@@ -163,7 +163,7 @@ class _Boundary(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return torch.cat(ctx.boundary.carry(grad, "pp.backward", ctx.pairs, ctx.number)), None
 
 

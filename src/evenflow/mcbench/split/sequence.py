@@ -68,12 +68,12 @@ class _Split(torch.autograd.Function):
     """Own part forward, gather backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sequence: Sequence) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, sequence: Sequence) -> Tensor:
         ctx.sequence = sequence
         return x.chunk(sequence.world_size)[sequence.rank].clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.sequence.ends.gather(grad.contiguous()), None
 
 
@@ -81,12 +81,12 @@ class _Join(torch.autograd.Function):
     """Gather forward, own part backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sequence: Sequence) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, sequence: Sequence) -> Tensor:
         ctx.sequence = sequence
         return sequence.ends.gather(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.chunk(ctx.sequence.world_size)[ctx.sequence.rank].contiguous(), None
 
 

@@ -88,11 +88,6 @@ def headline(task: Task, result: dict[str, float]) -> float:
     return result[task.metrics[0]]
 
 
-def is_better_higher(task: Task) -> bool:
-    """Whether more of the headline is better."""
-    return task.metrics[0] != "loss"
-
-
 def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
     """Return the mean and the half width of its 95 % interval (Student's t); None for fewer than two values."""
     data = torch.tensor(values, dtype=torch.float64)
