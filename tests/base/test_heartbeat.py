@@ -15,7 +15,7 @@ class Child:
     def __init__(self, limit_s: float = 10.0) -> None:
         self.now_s = 0.0
         self.watchdog = Watchdog(limit_s, lambda: self.now_s)
-        self.progress, self.processor_s, self.is_serving = 0, 0.0, True
+        self.progress, self.processor_s, self.is_serving = 0.0, 0.0, True
 
     def live(self, seconds: float, *, steps: float = 0.0, busy: float = 0.0, is_silent: bool = False) -> str | None:
         """Half seconds in which so many steps are done and so much of the processor is used per second; the last verdict."""

@@ -7,10 +7,10 @@ import stat
 
 import pytest
 
+from evenflow.access.identity import read_directory
+from evenflow.access.keys import hash_key
 from evenflow.base.errors import ConfigError
 from evenflow.cli import keys
-from evenflow.serving.server.access.identity import read_directory
-from evenflow.serving.server.access.keys import hash_key
 
 FILE = """\
 # who may come in

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -133,7 +134,7 @@ class Contest:
 
     def alive(self) -> list[ToyRequest]:
         waiting = [r for c in list(self.server.queues.clients) for r in self.server.queues.waiting(c)]
-        return [*self.server.running, *waiting]
+        return [*self.server.running, *waiting]  # type: ignore[list-item]
 
     def look(self) -> None:
         server = self.server
@@ -175,7 +176,7 @@ def test_nobody_gets_more_than_is_promised(spec: str, actions: list[tuple], weig
         contest.act(action)
     u = promise.u
     if promise.predicts:
-        inner = getattr(contest.policy, "_policy", contest.policy)
+        inner: Any = getattr(contest.policy, "_policy", contest.policy)
         assert inner._most_held <= U, "more was predicted than the memory holds"
         u += inner._most_held
     for (f, g), widest in contest.widest.items():
@@ -217,7 +218,7 @@ def test_who_teaches_a_predictor_to_expect_too_much_keeps_nobody_waiting(
         contest.act(("submit", 1 + newcomer, 10, 10, 0, 100, "y"))
     for _ in range(30):
         contest.act(("step", 10))
-    inner = getattr(contest.policy, "_policy", contest.policy)
+    inner: Any = getattr(contest.policy, "_policy", contest.policy)
     u = promise.u + (inner._most_held if promise.predicts else 0.0)
     assert contest.widest
     assert max(contest.widest.values()) <= 2 * (u + promise.slack) * (1 + 1e-9)

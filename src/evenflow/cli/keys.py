@@ -55,7 +55,7 @@ def new_client_key(path: Path, name: str, weight: float | None = None) -> str:
     """Make a key for ``name``, store its hash in ``path`` (made if missing) and return the key."""
     import tomlkit
 
-    from evenflow.serving.server.access.keys import hash_key, new_key
+    from evenflow.access.keys import hash_key, new_key
 
     document = _read(path)
     if name == ADMIN:
@@ -109,7 +109,7 @@ def _read(path: Path, *, must_exist: bool = False):  # type: ignore[no-untyped-d
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
-    from evenflow.serving.server.access.identity import read_directory
+    from evenflow.access.identity import read_directory
 
     if not path.exists() and not must_exist:
         return tomlkit.document()
@@ -124,7 +124,7 @@ def _write(path: Path, document: object) -> None:
     """Replace the file in one move, readable by its owner alone if it is new, if it would load again."""
     import tomlkit
 
-    from evenflow.serving.server.access.identity import read_directory
+    from evenflow.access.identity import read_directory
 
     target = path.resolve()
     try:

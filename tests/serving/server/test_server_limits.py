@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evenflow.access.identity import Client
 from evenflow.base.errors import ClientOverLimit, ServerFull
 from evenflow.serving.client.messages import ClientStats, EngineStats
-from evenflow.serving.server.access.identity import Client
 from evenflow.serving.server.access.limits import LONGEST_WAIT_S, WINDOW_S, Limits, SlidingWindow, format_duration
 
 

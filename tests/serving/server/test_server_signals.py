@@ -18,8 +18,8 @@ import httpx
 import pytest
 from server_fakes import make_adapter
 
+from evenflow.access.keys import hash_key
 from evenflow.base.errors import ConfigError
-from evenflow.serving.server.access.keys import hash_key
 from evenflow.serving.server.run import run_server
 from evenflow.serving.server.server_config import ServerConfig
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, LiveServer, in_process, make_adapter
 
+from evenflow.access.keys import hash_key
 from evenflow.serving.client.messages import RequestOutput
-from evenflow.serving.server.access.keys import hash_key
 from evenflow.serving.server.app import create_app
 from evenflow.serving.server.server_config import ServerConfig
 
@@ -408,7 +408,7 @@ def test_an_objective_that_is_none_is_refused(body, headers, param):
 
 def test_an_error_inside_the_server_is_500_and_tells_nothing(tmp_path):
     def break_it(engine: FakeEngine) -> None:
-        engine.answer = lambda submit: str(1 / 0)  # type: ignore[assignment]
+        engine.answer = lambda submit: str(1 / 0)
 
     response = ask("/v1/completions", TEXT, engine=break_it, headers={"x-request-id": "mine-1"})
     assert response.status_code == 500

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evenflow.base.memory_size import format_size
 from evenflow.base.openmp import start_numba_threads
+from evenflow.fairness.books.live_shares import LiveShares
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.registry import create_policy, without_secrets
 from evenflow.serving.adapters.catalog import Catalog
@@ -17,7 +18,6 @@ from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.engine.constraints import Constraints
 from evenflow.serving.engine.engine import Engine
-from evenflow.serving.engine.live_shares import LiveShares
 from evenflow.serving.grammar.compiler import GrammarCompiler
 from evenflow.serving.memory.arena import Arena
 from evenflow.serving.memory.eviction import EVICTION_ORDERS

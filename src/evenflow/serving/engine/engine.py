@@ -22,6 +22,7 @@ from evenflow.base.errors import (
     Rejected,
 )
 from evenflow.comm.ledger import Ledger
+from evenflow.fairness.books.live_shares import LiveShares
 from evenflow.fairness.registry import without_secrets
 from evenflow.serving.adapters.catalog import Catalog, PreparedAdapter
 from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, WireStats
@@ -31,7 +32,6 @@ from evenflow.serving.core.plan import StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
 from evenflow.serving.core.structured import TokenMask
 from evenflow.serving.engine.constraints import Constraints
-from evenflow.serving.engine.live_shares import LiveShares
 from evenflow.serving.engine.meters import Meters, collect_stats
 from evenflow.serving.engine.reply import Reply
 from evenflow.serving.engine.step import compute_step

@@ -21,9 +21,9 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
+from evenflow.access.identity import Client
 from evenflow.base.errors import ClientOverLimit, ServerFull
 from evenflow.serving.client.messages import EngineStats
-from evenflow.serving.server.access.identity import Client
 
 WINDOW_S = 60.0
 RESOLUTION_S = 0.25

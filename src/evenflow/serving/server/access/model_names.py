@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from evenflow.access.identity import Client
 from evenflow.base.errors import (
     AdapterCacheFull,
     AdapterError,
@@ -28,7 +29,6 @@ from evenflow.base.errors import (
 from evenflow.serving.adapters.base_model_hint import is_same_model
 from evenflow.serving.client.messages import AdapterInfo
 from evenflow.serving.server.access.adapter_folder import AdapterFolder
-from evenflow.serving.server.access.identity import Client
 from evenflow.serving.server.interfaces import Engine
 
 log = logging.getLogger("evenflow.server")

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator
 
 from msgspec import UNSET
 
+from evenflow.access.identity import Client
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.client.messages import Logprobs, RequestOutput
-from evenflow.serving.server.access.identity import Client
 from evenflow.serving.server.api.generation import Call, RunningCall, new_response_id
 from evenflow.serving.server.api.logprobs import chat_logprobs, prompt_logprobs
 from evenflow.serving.server.api.prompts import Prompt

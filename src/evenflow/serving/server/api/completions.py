@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 
 from msgspec import UNSET
 
+from evenflow.access.identity import Client
 from evenflow.serving.client.messages import Logprobs, RequestOutput
-from evenflow.serving.server.access.identity import Client
 from evenflow.serving.server.api.generation import Call, RunningCall, new_response_id
 from evenflow.serving.server.api.logprobs import completion_logprobs, prompt_logprobs
 from evenflow.serving.server.api.prompts import Prompt, split_prompt

@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from evenflow.serving.server.access.identity import Client
+from evenflow.access.identity import Client
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.body_parsing import BodyParser, read_body
 from evenflow.serving.server.http.error_answers import body_of, headers_of, status_of

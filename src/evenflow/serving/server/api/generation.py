@@ -12,10 +12,10 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from evenflow.access.identity import Client
 from evenflow.base.errors import AdapterNotFound, InvalidRequest, Rejected
 from evenflow.serving.client.messages import RequestOutput, Submit, Usage
 from evenflow.serving.core.sampling import SamplingParams
-from evenflow.serving.server.access.identity import Client
 from evenflow.serving.server.access.limits import Ticket
 from evenflow.serving.server.api.prompts import Prompt
 from evenflow.serving.server.api.responses import PromptTokensDetails, Timings, UsageBody

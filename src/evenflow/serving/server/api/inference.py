@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from evenflow.access.identity import Client
 from evenflow.base.errors import InvalidRequest
-from evenflow.serving.server.access.identity import Client
 from evenflow.serving.server.api.chat import chat_answer, chat_call, chat_events
 from evenflow.serving.server.api.completions import completion_answer, completion_call, completion_events
 from evenflow.serving.server.api.endpoint import json_reply, read_request

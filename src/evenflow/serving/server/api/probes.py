@@ -6,9 +6,9 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from evenflow.access.identity import Client
 from evenflow.base.errors import AdapterNotFound, ServerFull
 from evenflow.base.version import __version__
-from evenflow.serving.server.access.identity import Client
 from evenflow.serving.server.access.model_names import NamedAdapter
 from evenflow.serving.server.api.endpoint import json_reply
 from evenflow.serving.server.api.responses import Health, ModelCard, ModelList, Version

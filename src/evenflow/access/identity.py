@@ -29,9 +29,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from evenflow.access.keys import hash_key, is_hash
 from evenflow.base.errors import ConfigError, InvalidKey, InvalidRequest, NotAllowed
 from evenflow.fairness.books.weights import HEAVIEST, LIGHTEST
-from evenflow.serving.server.access.keys import hash_key, is_hash
 
 ANONYMOUS = "anonymous"
 ADMIN = "admin"
