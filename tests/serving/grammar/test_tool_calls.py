@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import jsonschema
 import pytest
@@ -19,7 +20,7 @@ from evenflow.serving.text.reasoning import thinking_by
 from evenflow.serving.text.tools.families import TOOL_PARSERS, tool_parser
 from evenflow.serving.text.tools.offered import check_calls, read_tools, template_calls
 
-PRICE = {
+PRICE: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "price",
@@ -32,7 +33,10 @@ PRICE = {
         },
     },
 }
-HOURS = {"type": "function", "function": {"name": "opening_hours", "parameters": {"type": "object", "properties": {}}}}
+HOURS: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "opening_hours", "parameters": {"type": "object", "properties": {}}},
+}
 SCHEMA_BY_NAME = {tool["function"]["name"]: tool["function"]["parameters"] for tool in (PRICE, HOURS)}
 
 
@@ -169,8 +173,11 @@ def test_allowed_tools_and_the_flat_form():
 
 
 def test_results_answer_calls():
-    call = {"id": "c1", "type": "function", "function": {"name": "price", "arguments": '{"n": 1}'}}
-    history = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c1", "content": "6"}]
+    call: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "price", "arguments": '{"n": 1}'}}
+    history: list[dict[str, Any]] = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "6"},
+    ]
     check_calls(history)
     assert template_calls([call])[0]["function"]["arguments"] == {"n": 1}
     with pytest.raises(InvalidRequest, match="'c2'"):

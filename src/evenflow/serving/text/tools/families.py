@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from evenflow.base.errors import RegistryError
 from evenflow.serving.text.tools.call_scanner import CallDelta, CallScanner
@@ -145,7 +145,7 @@ class PythonicParser(ToolParser):
         return calls
 
 
-TOOL_PARSERS: Mapping[str, Callable[[Sequence[str]], ToolParser]] = {
+TOOL_PARSERS: Mapping[str, type[ToolParser]] = {
     "hermes": HermesParser,
     "json": JsonParser,
     "llama3_json": LlamaJsonParser,
@@ -156,7 +156,7 @@ TOOL_PARSERS: Mapping[str, Callable[[Sequence[str]], ToolParser]] = {
 }
 
 
-def tool_parser(name: str) -> Callable[[Sequence[str]], ToolParser]:
+def tool_parser(name: str) -> type[ToolParser]:
     """Return the parser called ``name``. Raises RegistryError, listing the known ones."""
     found = TOOL_PARSERS.get(name)
     if found is None:
