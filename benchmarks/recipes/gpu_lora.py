@@ -28,8 +28,9 @@ from typing import Any
 import torch
 
 from evenflow.bench.harness import paired_ratio, summary, write_result
+from evenflow.bench.lora.baselines.lora_backends import lora_backend
 from evenflow.serving.backends.attention.attention_backend import AttentionBackend
-from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS
+from evenflow.serving.backends.choose import ATTENTION_BACKENDS
 from evenflow.serving.backends.devices.batch import build_batch
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
@@ -166,8 +167,8 @@ class Bench:
         fast = "triton"
         self.attention: AttentionBackend = ATTENTION_BACKENDS.load(fast)(self.storage, *tables, self.shape.head_dim**-0.5)
         names = {"unified": fast, "slots": fast, "padded": "padded", "gather": "gather"}
-        self.lora: dict[str, LoRABackend] = {name: LORA_BACKENDS.load(backend)(self.storage) for name, backend in names.items()}
-        self.oracle: LoRABackend = LORA_BACKENDS.load("torch")(self.storage)
+        self.lora: dict[str, LoRABackend] = {name: lora_backend(backend, self.storage) for name, backend in names.items()}
+        self.oracle: LoRABackend = lora_backend("torch", self.storage)
         for slot in range(case.sequences):
             own = {name: [pages.pop() for _ in range(count)] for name, count in per_adapter.items()}
             for name, backend in [*self.lora.items(), ("oracle", self.oracle)]:

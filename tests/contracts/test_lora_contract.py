@@ -19,6 +19,7 @@ from backend_cases import (
     tolerance,
 )
 
+from evenflow.bench.lora.baselines.lora_backends import BASELINE_LORA_BACKENDS, lora_backend
 from evenflow.serving.backends.choose import LORA_BACKENDS
 from evenflow.serving.core.shape import MODULES, SITES, ModelShape
 
@@ -29,7 +30,7 @@ SHAPES = {
 }
 RANKS = [0, 1, 3, 8, 33, 64]
 one_thread = pytest.fixture(autouse=True)(on_one_thread)
-backends = pytest.mark.parametrize("name", list(LORA_BACKENDS))
+backends = pytest.mark.parametrize("name", [*LORA_BACKENDS, *BASELINE_LORA_BACKENDS])
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 
@@ -42,7 +43,7 @@ class World:
         self.shape, self.dtype = shape, dtype
         self.generator = torch.Generator().manual_seed(seed)
         self.storage = make_storage(shape, dtype, page_tokens, 1200)
-        self.backend = on_device(LORA_BACKENDS.load(name)(self.storage))
+        self.backend = on_device(lora_backend(name, self.storage))
         self.free = list(range(self.storage.num_pages))
         rng.shuffle(self.free)
         self.adapters = {}

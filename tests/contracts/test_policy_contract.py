@@ -197,6 +197,13 @@ def test_the_queue_of_one_client_is_in_order_of_arrival(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_a_policy_can_be_closed_and_closed_again(spec):
+    policy = a_server(spec).policy
+    policy.close()
+    policy.close()
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_a_victim_is_one_of_those_that_run(spec):
     server = a_server(spec)
     assert server.policy.victim([]) is None

@@ -84,6 +84,19 @@ def test_aborting_at_any_time_gives_everything_back(engine):
         engine.assert_nothing_leaked()
 
 
+def test_the_rank_of_the_chosen_token_is_reported(engine):
+    """The likeliest token has rank 1; where it is banned, the next one is chosen and keeps its rank among all."""
+    prompt = list(range(3, 30))
+    favourite = engine.submit(prompt, max_tokens=1, logprobs=1)
+    engine.run()
+    (first,) = engine.answers[favourite].last.logprobs
+    assert (first.token_rank, first.token_id) == (1, first.top[0][0])
+    runner_up = engine.submit(prompt, max_tokens=1, logprobs=2, logit_bias=((first.token_id, -100.0),))
+    engine.run()
+    (second,) = engine.answers[runner_up].last.logprobs
+    assert (second.token_rank, second.token_id) == (2, second.top[1][0])
+
+
 def test_prompt_logprobs_are_the_same_in_one_chunk_or_many(engine, tiny_model, tiny_adapters):
     prompt = [(7 * i) % 300 for i in range(40)]
     chunked = EngineHarness(tiny_model, tiny_adapters, max_batch_tokens=16, max_model_len=64)

@@ -10,11 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
+
+from evenflow.serving.adapters.peft_format import WEIGHTS_FILE, factor_names, write_config
+from evenflow.serving.core.shape import ModelShape
+from evenflow.serving.models.model_config import load_config
 
 ROOT = Path(__file__).parent / "assets"
 
@@ -37,10 +42,6 @@ COMPLETION_PROMPTS = (
     "PIP HOLLOW LIVES",
 )
 """Beginnings of pages of the town book, for plain completion."""
-
-_WIDTHS = {"q_proj": (256, 256), "k_proj": (256, 64), "v_proj": (256, 64), "o_proj": (256, 256),
-           "gate_proj": (256, 704), "up_proj": (256, 704), "down_proj": (704, 256)}  # fmt: skip
-_NUM_LAYERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,11 @@ def questions() -> tuple[str, ...]:
     return tuple(found)
 
 
+@cache
+def _base_shape() -> ModelShape:
+    return load_config(model_path()).shape
+
+
 def random_adapter(
     path: Path, seed: int, *, rank: int = 4, target_modules: Sequence[str] = ("q_proj", "v_proj"), scale: float = 0.02
 ) -> Path:
@@ -94,28 +100,15 @@ def random_adapter(
     Needs numpy and safetensors only, about a millisecond each.
     """
     rng = np.random.default_rng([seed, rank])
+    shape = _base_shape()
     tensors: dict[str, np.ndarray] = {}
-    for layer in range(_NUM_LAYERS):
+    for layer in range(shape.num_layers):
         for module in target_modules:
-            width_in, width_out = _WIDTHS[module]
-            block = "self_attn" if module in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-            prefix = f"base_model.model.model.layers.{layer}.{block}.{module}"
+            width_in, width_out = shape.module_widths(module)
             a = rng.standard_normal((rank, width_in), dtype=np.float32) / np.float32(np.sqrt(width_in))
             b = rng.standard_normal((width_out, rank), dtype=np.float32) * np.float32(scale / np.sqrt(rank))
-            tensors[f"{prefix}.lora_A.weight"] = a.astype(np.float16)
-            tensors[f"{prefix}.lora_B.weight"] = b.astype(np.float16)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": list(target_modules),
-        "inference_mode": True,
-    }
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "adapter_config.json").write_text(json.dumps(config, indent=1))
-    save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
+            name_a, name_b = factor_names(layer, module)
+            tensors[name_a], tensors[name_b] = a.astype(np.float16), b.astype(np.float16)
+    write_config(path, lora_rank=rank, alpha=rank, target_modules=target_modules)
+    save_file(tensors, path / WEIGHTS_FILE, {"format": "pt"})
     return path

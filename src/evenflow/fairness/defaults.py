@@ -56,6 +56,9 @@ class PolicyDefaults:
         """No accounts: nobody is ahead."""
         return 0.0
 
+    def close(self) -> None:
+        """Nothing is held outside this process."""
+
     def counters(self) -> Mapping[str, float]:
         """No counters."""
         return {}

@@ -105,6 +105,10 @@ class Policy(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what the policy holds outside this process. Called once, after the last request. Idempotent."""
+        ...
+
     def counters(self) -> Mapping[str, float]:
         """Virtual counter by client, for the clients that the policy remembers (metrics only)."""
         ...

@@ -134,10 +134,7 @@ def _build(spec: str, settings: PolicySettings, registry: Registry) -> Policy:
 
 def check_policy(spec: str, *, is_simulation: bool = False) -> None:
     """Raise RegistryError if ``create_policy`` would."""
-    policy = create_policy(spec, queues=ClientQueues(), is_simulation=is_simulation)
-    close = getattr(policy, "close", None)
-    if close is not None:
-        close()
+    create_policy(spec, queues=ClientQueues(), is_simulation=is_simulation).close()
 
 
 def without_secrets(text: str) -> str:

@@ -32,7 +32,7 @@ def test_every_matrix_gets_its_delta_and_nothing_else_changes(tmp_path):
             want, first = getattr(old, site).double().clone(), 0
             for module in modules:
                 width = config.shape.module_widths(module)[1]
-                if (layer, module) in adapter.sites:
+                if (layer, module) in adapter.targets:
                     a, b = (torch.tensor(rows).double() for rows in (adapter.a(layer, module), adapter.b_scaled(layer, module)))
                     want[first : first + width] += b.T @ a
                 first += width

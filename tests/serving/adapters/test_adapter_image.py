@@ -37,7 +37,7 @@ def test_every_row_is_where_the_layout_says(tmp_path, itemsize):
     placement, image = page_image(adapter, layout)
     flat, is_row = image.reshape(-1), np.zeros(image.size, bool)
     dtype = torch.bfloat16 if itemsize == 2 else torch.float32
-    for layer, module in adapter.sites:
+    for layer, module in adapter.targets:
         for part, rows in (("A", adapter.a(layer, module)), ("B", adapter.b_scaled(layer, module))):
             for offset, row in zip(placement.row_offsets(layer, module, part), rows):
                 end = offset + row.size * itemsize
@@ -82,7 +82,7 @@ def test_shards_together_hold_the_whole_adapter_on_equally_many_pages(tmp_path, 
     adapter = read_adapter(make_adapter(tmp_path, CONFIG, **fields), CONFIG.shape)
     wholes = {
         (*site, part): rows
-        for site in adapter.sites
+        for site in adapter.targets
         for part, rows in (("A", adapter.a(*site)), ("B", adapter.b_scaled(*site)))
     }
     gathered = {key: np.full_like(rows, np.nan) for key, rows in wholes.items()}

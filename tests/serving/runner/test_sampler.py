@@ -208,7 +208,7 @@ def test_logprobs_are_the_models_own_before_penalties_and_temperature():
         entry = results[row].logprobs
         assert entry.token_id == results[row].token_id
         assert entry.logprob == pytest.approx(float(expected[row, entry.token_id]), abs=1e-5)
-        assert entry.rank == 1 + int((expected[row] > expected[row, entry.token_id]).sum())
+        assert entry.token_rank == 1 + int((expected[row] > expected[row, entry.token_id]).sum())
         order = expected[row].argsort(descending=True)[:count].tolist()
         assert [token for token, _ in entry.top] == order
         assert [value for _, value in entry.top] == pytest.approx([float(expected[row, t]) for t in order], abs=1e-5)

@@ -166,12 +166,13 @@ class FixedSet:
 
     def _peft_folder(self, number: int) -> Path:
         """A PEFT adapter of the setting's rank, made once."""
+        from evenflow.serving.adapters.peft_format import WEIGHTS_FILE
         from evenflow.serving.models.model_config import parse_config
         from evenflow.serving.models.random.random_adapter import make_adapter
 
         rank = self._setting.lora_ranks[number % len(self._setting.lora_ranks)]
         folder = self._cache_dir / f"peft-{self._model.name}" / f"{number}-r{rank}"
-        if not (folder / "adapter_model.safetensors").exists():
+        if not (folder / WEIGHTS_FILE).exists():
             make_adapter(
                 folder, parse_config(self._words), rank=rank, target_modules=self._setting.targets, strength=0.01, seed=number
             )

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from evenflow.bench.lora.baselines.lora_backends import lora_backend
 from evenflow.bench.lora.baselines.padding import PaddedAdapters
 from evenflow.bench.lora.variants import Testbed
 from evenflow.serving.adapters.row_file import MemoryRows, RowFile
-from evenflow.serving.backends.choose import LORA_BACKENDS
 from evenflow.serving.backends.devices.batch import Batch, build_batch
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
@@ -37,8 +37,8 @@ def measure(testbed: Testbed, case: Mapping[str, Any], repeats: int) -> dict[str
     padded_pages = sum(padded.record(digest).num_pages for digest in digests)
     plain = Storage(testbed.layout, own_pages, testbed.dtype, testbed.device)
     slots = Storage(testbed.layout, padded_pages, testbed.dtype, testbed.device)
-    backends: dict[str, LoRABackend] = {variant: LORA_BACKENDS.load(name)(plain) for variant, name in BACKENDS.items()}
-    backends["slots"] = LORA_BACKENDS.load("cpu")(slots)
+    backends: dict[str, LoRABackend] = {variant: lora_backend(name, plain) for variant, name in BACKENDS.items()}
+    backends["slots"] = lora_backend("cpu", slots)
     _load(plain, [b for name, b in backends.items() if name != "slots"], map(testbed.adapters.host_rows, digests))
     _load(slots, [backends["slots"]], map(padded.host_rows, digests))
     batch = _batch(testbed, rows, num_adapters)

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from evenflow.base.errors import ConfigError
+from evenflow.bench.lora.baselines.lora_backends import lora_backend
 from evenflow.bench.lora.baselines.merge import merge
 from evenflow.bench.lora.baselines.merged import MergedExecutor
 from evenflow.bench.lora.baselines.no_lora import NoLoRA
@@ -21,7 +22,7 @@ from evenflow.bench.lora.row_adapters import AdapterPool
 from evenflow.bench.lora.variant_names import VARIANTS, check_variant, number
 from evenflow.serving.adapters.row_file import MemoryRows, RowFile
 from evenflow.serving.backends.attention.attention_backend import AttentionBackend
-from evenflow.serving.backends.choose import LORA_BACKENDS, choose
+from evenflow.serving.backends.choose import choose
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.config.engine_config import EngineConfig
@@ -36,7 +37,7 @@ from evenflow.serving.models.weights import load_weights
 from evenflow.serving.runner.executor import LocalExecutor
 from evenflow.serving.runner.sampler import Sampler
 from evenflow.serving.runner.worker import Worker
-from evenflow.serving.scheduler.prefetch import BudgetedPrefetch, Prefetch
+from evenflow.serving.scheduler.prefetch import Prefetch, prefetch_within
 
 
 class Adapters(Protocol):
@@ -83,18 +84,11 @@ class Unified:
 
     def prefetch(self, testbed: Testbed, num_pages: int) -> Prefetch | None:
         """Which adapters of waiting requests are loaded ahead: as a server does by default."""
-        budget = EngineConfig(model=testbed.folder).adapter_prefetch_bytes
-        return BudgetedPrefetch(
-            step_pages=max(1, budget // testbed.layout.page_bytes),
-            held_pages=max(1, num_pages // 4),
-            page_tokens=testbed.layout.page_tokens,
-        )
+        return prefetch_within(EngineConfig(model=testbed.folder).adapter_prefetch_bytes, testbed.layout, num_pages)
 
     def lora(self, storage: Storage) -> LoRABackend:
         """How their products are computed: the backend that a server would choose here."""
-        name = choose(storage.device, storage.dtype, storage.layout.shape).lora
-        backend: LoRABackend = LORA_BACKENDS.load(name)(storage)
-        return backend
+        return lora_backend(choose(storage.device, storage.dtype, storage.layout.shape).lora, storage)
 
     def executor(
         self, testbed: Testbed, storage: Storage, attention: AttentionBackend, lora: LoRABackend, adapters: Adapters
@@ -106,15 +100,14 @@ class Unified:
 
 
 class Backend(Unified):
-    """The same with another LoRA backend of the registry."""
+    """The engine as it is shipped, but with the LoRA backend of this name."""
 
     def __init__(self, lora_name: str) -> None:
         self._lora_name = lora_name
 
     def lora(self, storage: Storage) -> LoRABackend:
         """The one of that name."""
-        backend: LoRABackend = LORA_BACKENDS.load(self._lora_name)(storage)
-        return backend
+        return lora_backend(self._lora_name, storage)
 
 
 class WithoutLoRA(Unified):

@@ -72,10 +72,8 @@ class PassThrough:
         return self._policy.ahead(request, head)
 
     def close(self) -> None:
-        """Close the policy inside, if it holds something outside this process."""
-        close = getattr(self._policy, "close", None)
-        if close is not None:
-            close()
+        """Pass it on."""
+        self._policy.close()
 
     def counters(self) -> Mapping[str, float]:
         """Pass it on."""

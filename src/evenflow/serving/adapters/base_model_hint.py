@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from evenflow.serving.adapters.peft_format import CONFIG_FILE
+
 _CACHE = re.compile(r"models--.*?--(?P<name>[^/]+)")
 
 
 def base_model_of(folder: Path) -> str:
     """``base_model_name_or_path`` of the adapter in ``folder``; empty if it says none."""
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
     name = config.get("base_model_name_or_path") if isinstance(config, dict) else None

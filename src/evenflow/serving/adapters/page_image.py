@@ -19,7 +19,7 @@ def page_image(adapter: PeftAdapter, layout: ArenaLayout) -> tuple[AdapterPlacem
     """
     placement = place(layout, adapter.signature)
     image = np.zeros((placement.num_pages, layout.page_bytes), np.uint8)
-    for layer, module in adapter.sites:
+    for layer, module in adapter.targets:
         a_RI, b_RO = adapter.a(layer, module), adapter.b_scaled(layer, module)
         _write(image, placement, layer, module, "A", a_RI[layout.held(module, "A", len(a_RI))])
         _write(image, placement, layer, module, "B", b_RO[layout.held(module, "B", len(b_RO))])

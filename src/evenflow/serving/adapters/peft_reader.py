@@ -18,23 +18,20 @@ import numpy as np
 
 from evenflow.base.errors import AdapterNotFound, AdapterRejected
 from evenflow.serving.adapters.peft_config import LoraRules, read_rules
+from evenflow.serving.adapters.peft_format import BLOCK_OF, CONFIG_FILE, WEIGHTS_FILE, module_path
 from evenflow.serving.adapters.safetensors_arrays import FileTensors
 from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.core.shape import MODULES, ModelShape
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-
-_PREFIX = "base_model.model."
 _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>model\.layers\.(?P<layer>\d+)\.(?P<block>self_attn|mlp)\.(?P<module>\w+))"
     r"\.lora_(?P<part>[AB])\.weight"
 )
-_BLOCK_OF = {module: "mlp" if module in ("gate_proj", "up_proj", "down_proj") else "self_attn" for module in MODULES}
 _REASONS_PER_KIND = 4
 """So many faults of one kind are spelled out; the rest are counted."""
 
-Site = tuple[int, str]
+Target = tuple[int, str]
 """(layer, module)"""
 
 
@@ -50,8 +47,8 @@ class PeftAdapter:
     base_model: str | None
     """Name or path of the base model it was trained on, if the folder says."""
     _tensors: FileTensors
-    _names: Mapping[Site, tuple[str, str]]
-    _scales: Mapping[Site, float]
+    _names: Mapping[Target, tuple[str, str]]
+    _scales: Mapping[Target, float]
 
     def a(self, layer: int, module: str) -> np.ndarray:
         """fp32 [R, I]."""
@@ -64,7 +61,7 @@ class PeftAdapter:
             return b_OR.T * np.float32(self._scales[layer, module])
 
     @property
-    def sites(self) -> tuple[Site, ...]:
+    def targets(self) -> tuple[Target, ...]:
         """Every adapted (layer, module)."""
         return tuple(self._names)
 
@@ -92,7 +89,7 @@ def read_adapter(path: str | Path, shape: ModelShape, max_rank: int | None = Non
         reasons += _summarised("holds NaN or infinity", [name for name in tensors.shapes if not _is_finite(tensors, name)])
     if reasons:
         raise AdapterRejected(str(folder), reasons)
-    scales = {site: rules.scale_of(_path(*site)) for site in names}
+    scales = {target: rules.scale_of(module_path(*target)) for target in names}
     ranks = tuple(
         tuple(tensors.shapes[names[layer, m][0]][0] if (layer, m) in names else 0 for m in MODULES)
         for layer in range(shape.num_layers)
@@ -143,40 +140,40 @@ def _check_ranks(rules: LoraRules, shape: ModelShape, max_rank: int | None, reas
         reasons.append(f"rank {highest} is above the model's hidden size of {shape.hidden_size}")
 
 
-def _match(tensors: FileTensors, rules: LoraRules, shape: ModelShape, reasons: list[str]) -> dict[Site, tuple[str, str]]:
-    """Names of A and B of every adapted site; faults go to ``reasons``."""
-    found: dict[Site, dict[str, str]] = {}
+def _match(tensors: FileTensors, rules: LoraRules, shape: ModelShape, reasons: list[str]) -> dict[Target, tuple[str, str]]:
+    """Names of A and B of every adapted target; faults go to ``reasons``."""
+    found: dict[Target, dict[str, str]] = {}
     unknown: list[str] = []
     for name in tensors.shapes:
         match = _TENSOR.fullmatch(name)
-        known = (
-            match is not None and _BLOCK_OF.get(match["module"]) == match["block"] and int(match["layer"]) < shape.num_layers
-        )
+        known = match is not None and BLOCK_OF.get(match["module"]) == match["block"] and int(match["layer"]) < shape.num_layers
         # "007" would be a second name for layer 7.
         if match is None or not known or str(int(match["layer"])) != match["layer"]:
             unknown.append(name)
         else:
             found.setdefault((int(match["layer"]), match["module"]), {})[match["part"]] = name
     reasons += _summarised("belongs to no linear of the base model that can carry LoRA", unknown)
-    targeted = {(layer, m) for layer in range(shape.num_layers) for m in MODULES if rules.is_target(_path(layer, m))}
+    targeted = {(layer, m) for layer in range(shape.num_layers) for m in MODULES if rules.is_target(module_path(layer, m))}
     for outside in ("model.embed_tokens", "lm_head"):
         if rules.is_target(outside) and not any(outside in name for name in unknown):
             reasons.append(f"target_modules names {outside}; LoRA on embeddings and the output head is not supported")
-    stray = sorted(_path(*site) for site in set(found) - targeted)
+    stray = sorted(module_path(*target) for target in set(found) - targeted)
     reasons += _summarised("has tensors, but target_modules does not name it", stray)
-    reasons += _summarised("is named by target_modules, but has no tensors", sorted(_path(*s) for s in targeted - set(found)))
+    reasons += _summarised(
+        "is named by target_modules, but has no tensors", sorted(module_path(*s) for s in targeted - set(found))
+    )
     if not found and not unknown:
         reasons.append(f"{WEIGHTS_FILE} holds no tensors")
-    names: dict[Site, tuple[str, str]] = {}
+    names: dict[Target, tuple[str, str]] = {}
     wrong: list[str] = []
-    for site in sorted(found):
-        if len(found[site]) < 2:
-            wrong.append(f"{_path(*site)} has lora_{next(iter(found[site]))} alone")
+    for target in sorted(found):
+        if len(found[target]) < 2:
+            wrong.append(f"{module_path(*target)} has lora_{next(iter(found[target]))} alone")
             continue
-        names[site] = found[site]["A"], found[site]["B"]
-        inputs, outputs = shape.module_widths(site[1])
-        rank = rules.rank_of(_path(*site))
-        for name, expected in zip(names[site], ((rank, inputs), (outputs, rank))):
+        names[target] = found[target]["A"], found[target]["B"]
+        inputs, outputs = shape.module_widths(target[1])
+        rank = rules.rank_of(module_path(*target))
+        for name, expected in zip(names[target], ((rank, inputs), (outputs, rank))):
             if tensors.shapes[name] != expected:
                 wrong.append(f"{name} has shape {list(tensors.shapes[name])}, config and base model say {list(expected)}")
             elif not tensors.is_float(name):
@@ -189,18 +186,14 @@ def _is_finite(tensors: FileTensors, name: str) -> bool:
     return bool(np.isfinite(tensors.as_float32(name)).all())
 
 
-def _digest(tensors: FileTensors, names: Mapping[Site, tuple[str, str]], scales: Mapping[Site, float]) -> AdapterDigest:
+def _digest(tensors: FileTensors, names: Mapping[Target, tuple[str, str]], scales: Mapping[Target, float]) -> AdapterDigest:
     digest = hashlib.sha256()
-    for site in sorted(names):
-        for name in names[site]:
-            header = f"{site[0]} {site[1]} {scales[site].hex()} {tensors.dtypes[name]} {list(tensors.shapes[name])}\n"
+    for target in sorted(names):
+        for name in names[target]:
+            header = f"{target[0]} {target[1]} {scales[target].hex()} {tensors.dtypes[name]} {list(tensors.shapes[name])}\n"
             digest.update(header.encode())
             digest.update(tensors.raw(name))
     return AdapterDigest(digest.hexdigest())
-
-
-def _path(layer: int, module: str) -> str:
-    return f"model.layers.{layer}.{_BLOCK_OF[module]}.{module}"
 
 
 def _summarised(fault: str, subjects: list[str]) -> list[str]:
@@ -211,4 +204,4 @@ def _rest(faults: list[str]) -> list[str]:
     return [f"and {len(faults) - _REASONS_PER_KIND} more of this kind"] if len(faults) > _REASONS_PER_KIND else []
 
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "PeftAdapter", "read_adapter"]
+__all__ = ["PeftAdapter", "read_adapter"]

@@ -28,7 +28,8 @@ import numpy as np
 from evenflow.base.errors import AdapterCacheFull, AdapterError, AdapterRejected, ConfigError
 from evenflow.base.memory_size import format_size
 from evenflow.serving.adapters.page_image import page_image
-from evenflow.serving.adapters.peft_reader import CONFIG_FILE, WEIGHTS_FILE, PeftAdapter, read_adapter
+from evenflow.serving.adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE
+from evenflow.serving.adapters.peft_reader import PeftAdapter, read_adapter
 from evenflow.serving.adapters.row_file import RowFile, open_rows, write_rows, write_whole
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest

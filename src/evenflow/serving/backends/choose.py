@@ -25,8 +25,6 @@ LORA_BACKENDS = Registry(
     {
         "torch": "evenflow.serving.backends.lora.torch_lora:TorchLoRA",
         "cpu": "evenflow.serving.backends.lora.cpu_lora:CPULoRA",
-        "gather": "evenflow.bench.lora.baselines.gather_lora:GatherLoRA",
-        "padded": "evenflow.bench.lora.baselines.padded_lora:PaddedLoRA",
         "triton": "evenflow.serving.backends.lora.triton_lora:TritonLoRA",
     },
 )

@@ -117,6 +117,8 @@ class Logprobs(msgspec.Struct, array_like=True):
     token: str
     top: list[tuple[int, str, float]]
     """(token id, token text, logprob), best first."""
+    token_rank: int = 0
+    """Place of the token among all tokens of the vocabulary, 1 for the likeliest; 0: not computed."""
 
 
 class Usage(msgspec.Struct):

@@ -108,8 +108,8 @@ class TokenLogprobs:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
-    rank: int = 0
-    """1 for the likeliest token; 0 if not asked for."""
+    token_rank: int = 0
+    """Place of the token among all tokens of the vocabulary, 1 for the likeliest; 0: not computed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from evenflow.serving.runner.executor import LocalExecutor
 from evenflow.serving.runner.membership import Membership, alone, check_parallel, join
 from evenflow.serving.runner.sampler import Sampler
 from evenflow.serving.scheduler.limits import SchedulerLimits
-from evenflow.serving.scheduler.prefetch import BudgetedPrefetch, Prefetch
+from evenflow.serving.scheduler.prefetch import prefetch_within
 from evenflow.serving.scheduler.scheduler import Scheduler
 from evenflow.serving.scheduler.shedding import create_shedding
 from evenflow.serving.text import Tokenizer
@@ -102,7 +102,7 @@ def _assemble(config: EngineConfig, model_config: ModelConfig, ranks: RankProces
         limits=limits,
         prefix_cache=prefix_cache,
         shedding=shedding,
-        prefetch=prefetch_for(config, layout, num_pages),
+        prefetch=prefetch_within(config.adapter_prefetch_bytes, layout, num_pages),
     )
     log.info(
         "%s in %s on %s x %d, %s kernels; arena %s: %d pages of %d tokens; context %d; policy %s; ready after %.1f s",
@@ -147,17 +147,6 @@ def _catalog(
     if ranks is None:
         return Catalog(layout, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)
     return AllRanksCatalog(layout, ranks, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)
-
-
-def prefetch_for(config: EngineConfig, layout: ArenaLayout, num_pages: int) -> Prefetch | None:
-    """What the budget allows in pages: a page per step at least, and never more than a quarter of the arena held."""
-    if not config.adapter_prefetch_bytes:
-        return None
-    return BudgetedPrefetch(
-        step_pages=max(1, config.adapter_prefetch_bytes // layout.page_bytes),
-        held_pages=max(1, num_pages // 4),
-        page_tokens=layout.page_tokens,
-    )
 
 
 def end_tokens(model: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:

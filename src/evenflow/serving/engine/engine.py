@@ -18,7 +18,6 @@ from evenflow.base.errors import (
     ConfigError,
     EvenFlowError,
     InvalidRequest,
-    PromptTooLong,
     Rejected,
 )
 from evenflow.comm.ledger import Ledger
@@ -29,9 +28,10 @@ from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, Re
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.executor import Executor
 from evenflow.serving.core.plan import StepPlan, StepResult
-from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
+from evenflow.serving.core.request import AdapterDigest, FinishReason, Request, RequestId
 from evenflow.serving.core.structured import TokenMask
 from evenflow.serving.engine.constraints import Constraints
+from evenflow.serving.engine.intake import make_request, refusal
 from evenflow.serving.engine.meters import Meters, collect_stats
 from evenflow.serving.engine.reply import Reply
 from evenflow.serving.engine.step import compute_step
@@ -114,16 +114,16 @@ class Engine:
         try:
             self._submit(message, mask)
         except Rejected as error:
-            return _refusal(message.request_id, error, retry_after_s=error.retry_after_s)
+            return refusal(message.request_id, error, retry_after_s=error.retry_after_s)
         except InvalidRequest as error:
-            return _refusal(message.request_id, error, param=error.param)
+            return refusal(message.request_id, error, param=error.param)
         except AdapterError as error:
-            return _refusal(message.request_id, error, param="model")
+            return refusal(message.request_id, error, param="model")
         except EvenFlowError as error:
-            return _refusal(message.request_id, error)
+            return refusal(message.request_id, error)
         except Exception:  # one bad request never ends the loop
             log.exception("request %s of client %s could not be queued", message.request_id, message.client_id)
-            return _refusal(message.request_id, EvenFlowError("the request could not be queued; the server's log says why"))
+            return refusal(message.request_id, EvenFlowError("the request could not be queued; the server's log says why"))
         return None
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -259,12 +259,10 @@ class Engine:
         return stats
 
     def close(self) -> None:
-        """Give back what the executor holds, and what the policy holds outside this process, if it does."""
+        """Give back what the executor holds, and what the policy holds outside this process."""
         self._constraints.close()
         self._executor.close()
-        close_policy = getattr(self._scheduler.policy, "close", None)
-        if close_policy is not None:
-            close_policy()
+        self._scheduler.policy.close()
 
     def _note_damage(self, digest: AdapterDigest) -> None:
         if digest in self._in_repair or digest not in self.catalog:
@@ -282,18 +280,20 @@ class Engine:
         for compiled in self._constraints.take_compiled():
             message, error = compiled.message, compiled.error
             if error is None:
-                refusal = self._admit(message, compiled.mask)
+                answer = self._admit(message, compiled.mask)
             else:
                 param = error.param if isinstance(error, InvalidRequest) else None
-                refusal = _refusal(message.request_id, error, param=param)
-            if refusal is not None:
+                answer = refusal(message.request_id, error, param=param)
+            if answer is not None:
                 self._constraints.drop(RequestId(message.request_id))
-                refusals.append(refusal)
+                refusals.append(answer)
         return refusals
 
     def _submit(self, message: Submit, mask: TokenMask | None) -> None:
         digest = None if message.adapter is None else self.catalog.resolve(message.adapter)
-        request = self._request(message, digest)
+        request = make_request(
+            message, digest, self._scheduler.limits.max_model_len, self._vocab_size, message.arrival_s or self._clock()
+        )
         if message.sampling.structured_outputs is not None and mask is None:
             mask = self._constraints.begin(message)
             if mask is None:
@@ -308,33 +308,6 @@ class Engine:
             if not self._residency.is_resident(digest):
                 self.catalog.rows(digest)  # so that the disk brings them while the request waits
         self._replies[request.request_id] = reply
-
-    def _request(self, message: Submit, digest: AdapterDigest | None) -> Request:
-        prompt, limit = message.prompt_token_ids, self._scheduler.limits.max_model_len
-        if prompt and not (min(prompt) >= 0 and max(prompt) < self._vocab_size):
-            raise InvalidRequest(
-                f"the prompt has a token id {max(prompt, key=abs)}; allowed: 0 to {self._vocab_size - 1}", "prompt"
-            )
-        room = limit - len(prompt)
-        if room < 1:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens; allowed: at most {limit - 1}, so that one fits behind it", "prompt"
-            )
-        wanted = message.sampling.max_tokens
-        for token_id, _ in message.sampling.logit_bias:
-            if not 0 <= token_id < self._vocab_size:
-                raise InvalidRequest(f"logit_bias names token {token_id}; allowed: 0 to {self._vocab_size - 1}", "logit_bias")
-        return Request(
-            request_id=RequestId(message.request_id),
-            client_id=ClientId(message.client_id),
-            prompt_token_ids=prompt,
-            sampling=message.sampling,
-            arrival_s=message.arrival_s or self._clock(),
-            adapter=digest,
-            max_output_tokens=room if wanted is None else min(wanted, room),
-            cache_salt=message.cache_salt,
-            slo_ttft_s=message.slo_ttft_s,
-        )
 
     def _read(self, plan: StepPlan, result: StepResult, gained: list[RequestOutput]) -> dict[RequestId, FinishReason]:
         """Turn tokens into text, appended to ``gained``; return the requests that are done, and why."""
@@ -408,9 +381,3 @@ class Engine:
             num_loads=self._residency.num_loads_of(digest),
             base_model=self.catalog.base_model(digest),
         )
-
-
-def _refusal(request_id: str, error: EvenFlowError, *, param: str | None = None, retry_after_s: float = 0.0) -> RequestOutput:
-    return RequestOutput(
-        request_id, error_type=type(error).__name__, error=str(error), param=param, retry_after_s=retry_after_s
-    )

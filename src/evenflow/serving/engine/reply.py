@@ -66,4 +66,4 @@ class Reply:
     def _told(self, scored: TokenLogprobs) -> Logprobs:
         text = self._tokenizer.token_text
         top = [(token_id, text(token_id), logprob) for token_id, logprob in scored.top]
-        return Logprobs(scored.token_id, scored.logprob, text(scored.token_id), top)
+        return Logprobs(scored.token_id, scored.logprob, text(scored.token_id), top, scored.token_rank)

@@ -10,6 +10,7 @@ from evenflow.base.errors import ConfigError
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.decoder import Decoder
 from evenflow.serving.models.model_config import ModelConfig
+from evenflow.serving.models.registry import FAMILIES
 from evenflow.serving.models.weights import load_weights
 from evenflow.serving.parallel.group import Group
 
@@ -42,7 +43,8 @@ def load_model(
     shard: Shard | None = None,
 ) -> Decoder:
     """Read a folder's weights, or a shard of them, into a decoder of ``config``. ``bind`` it before use. Raises ModelError."""
-    return Decoder(config, load_weights(path, config, dtype, torch.device(device), shard), group, shard)
+    make: type[Decoder] = FAMILIES[config.architecture].decoder_class()
+    return make(config, load_weights(path, config, dtype, torch.device(device), shard), group, shard)
 
 
 __all__ = ["has_fast_bfloat16", "load_model", "resolve_dtype"]

@@ -1,7 +1,7 @@
 """Read ``config.json`` and ``generation_config.json`` of a Hugging Face folder, strictly. No torch.
 
-Llama, Mistral, Qwen2 and Qwen3 dense decoders differ by a few flags; the flags are in ModelConfig
-and the decoder reads nothing else. What cannot be honoured is refused here, by name and value.
+Dense decoders of several families (see ``registry``) differ by a few flags; the flags are in ModelConfig and the
+decoder reads nothing else. What cannot be honoured is refused here, by name and value.
 Spellings of transformers 4 (torch_dtype, rope_theta, rope_scaling) and 5 (dtype, rope_parameters).
 """
 
@@ -15,10 +15,9 @@ from typing import Any
 
 from evenflow.base.errors import ModelError
 from evenflow.serving.core.shape import ModelShape
+from evenflow.serving.models.registry import ModelFamily, family_of
 from evenflow.serving.models.rope import RopeSpec, read_rope
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-_MODEL_TYPES = {"llama": 0, "mistral": 1, "qwen2": 2, "qwen3": 3}
 _DTYPES = ("float32", "float16", "bfloat16")
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -117,13 +116,12 @@ def load_config(path: str | Path) -> ModelConfig:
 def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
     """The same, from the parsed files."""
     generation = generation or {}
-    architecture = _architecture(config)
+    family = family_of(config)
     for name, neutral in _NEUTRAL.items():
         if name in config and config[name] not in neutral:
             raise ModelError(f"{name} is {config[name]!r}; it is not supported")
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ModelError(f"hidden_act is {config['hidden_act']!r}; supported: 'silu'")
-    qwen = architecture.startswith("Qwen")
     num_heads = _integer(config, "num_attention_heads")
     hidden_size = _integer(config, "hidden_size")
     shape = ModelShape(
@@ -131,8 +129,8 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
         hidden_size=hidden_size,
         intermediate_size=_integer(config, "intermediate_size"),
         num_heads=num_heads,
-        num_kv_heads=_integer(config, "num_key_value_heads", 8 if architecture == "MistralForCausalLM" else num_heads),
-        head_dim=_head_dim(config, architecture, hidden_size, num_heads),
+        num_kv_heads=_integer(config, "num_key_value_heads", family.default_num_kv_heads or num_heads),
+        head_dim=_head_dim(config, family, hidden_size, num_heads),
         vocab_size=_integer(config, "vocab_size"),
     )
     if num_heads % shape.num_kv_heads:
@@ -142,24 +140,22 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
     if shape.head_dim % 2:
         raise ModelError(f"head_dim is {shape.head_dim}; allowed: an even number")
     max_position = _integer(config, "max_position_embeddings")
-    attention_bias = (
-        _flag(config, "attention_bias", False) if architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM") else False
-    )
+    attention_bias = family.reads_attention_bias and _flag(config, "attention_bias", False)
     eps = config.get("rms_norm_eps", 1e-6)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         raise ModelError(f"rms_norm_eps is {eps!r}; allowed: a number between 0 and 1")
     return ModelConfig(
-        architecture=architecture,
+        architecture=family.architecture,
         shape=shape,
         max_position_embeddings=max_position,
         rms_norm_eps=float(eps),
         rope=read_rope(config, max_position),
-        has_qkv_bias=attention_bias or architecture == "Qwen2ForCausalLM",
+        has_qkv_bias=attention_bias or family.has_qkv_bias,
         has_o_bias=attention_bias,
-        has_mlp_bias=_flag(config, "mlp_bias", False) if architecture == "LlamaForCausalLM" else False,
-        has_qk_norm=architecture == "Qwen3ForCausalLM",
+        has_mlp_bias=family.reads_mlp_bias and _flag(config, "mlp_bias", False),
+        has_qk_norm=family.has_qk_norm,
         tie_word_embeddings=_flag(config, "tie_word_embeddings", False),
-        sliding_window=_sliding_window(config, shape.num_layers, qwen, architecture == "MistralForCausalLM"),
+        sliding_window=_sliding_window(config, shape.num_layers, family),
         eos_token_ids=_token_ids(generation if generation.get("eos_token_id") is not None else config, shape.vocab_size),
         bos_token_id=_optional_id(config, "bos_token_id"),
         dtype=_dtype(config),
@@ -175,21 +171,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path.name} holds no JSON object")
     return value
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
-    given, model_type = config.get("architectures"), config.get("model_type")
-    if model_type is not None and (not isinstance(model_type, str) or model_type not in _MODEL_TYPES):
-        raise ModelError(f"model_type is {model_type!r}; supported: {', '.join(_MODEL_TYPES)}")
-    if not given:
-        if model_type is None:
-            raise ModelError("neither architectures nor model_type is given; it is no transformers model")
-        return ARCHITECTURES[_MODEL_TYPES[model_type]]
-    if not isinstance(given, list) or len(given) != 1 or given[0] not in ARCHITECTURES:
-        raise ModelError(f"architectures is {given!r}; supported: one of {', '.join(ARCHITECTURES)}")
-    if model_type is not None and ARCHITECTURES[_MODEL_TYPES[model_type]] != given[0]:
-        raise ModelError(f"model_type is {model_type!r} but architectures is {given!r}")
-    return str(given[0])
 
 
 def _integer(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
@@ -216,15 +197,14 @@ def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _head_dim(config: Mapping[str, Any], architecture: str, hidden_size: int, num_heads: int) -> int:
-    # transformers gives Qwen3 128 where the field is missing, the others the quotient.
-    if config.get("head_dim") is None and architecture != "Qwen3ForCausalLM" and hidden_size % num_heads:
+def _head_dim(config: Mapping[str, Any], family: ModelFamily, hidden_size: int, num_heads: int) -> int:
+    if config.get("head_dim") is None and family.default_head_dim is None and hidden_size % num_heads:
         raise ModelError(f"hidden_size is {hidden_size}; allowed: a multiple of num_attention_heads ({num_heads})")
-    return _integer(config, "head_dim", 128 if architecture == "Qwen3ForCausalLM" else hidden_size // num_heads)
+    return _integer(config, "head_dim", family.default_head_dim or hidden_size // num_heads)
 
 
-def _sliding_window(config: Mapping[str, Any], num_layers: int, qwen: bool, mistral: bool) -> int | None:
-    """The window if any layer has one. Qwen's counts only with use_sliding_window; Mistral's defaults to 4096."""
+def _sliding_window(config: Mapping[str, Any], num_layers: int, family: ModelFamily) -> int | None:
+    """The window in tokens if any layer has one, else None. Where it counts but is not given, it is 4096."""
     layer_types = config.get("layer_types")
     if layer_types is not None:
         if not isinstance(layer_types, list) or len(layer_types) != num_layers:
@@ -232,12 +212,12 @@ def _sliding_window(config: Mapping[str, Any], num_layers: int, qwen: bool, mist
         for name in layer_types:
             if name not in ("full_attention", "sliding_attention"):
                 raise ModelError(f"layer_types holds {name!r}; supported: 'full_attention', 'sliding_attention'")
-    if qwen:
+    if family.sliding_window == "if used":
         if not _flag(config, "use_sliding_window", False):
             return None
         first = _integer(config, "max_window_layers", 28) if config.get("max_window_layers") != 0 else 0
         slides = "sliding_attention" in layer_types if layer_types is not None else first < num_layers
-    elif mistral:
+    elif family.sliding_window == "always":
         slides = True
         if config.get("sliding_window", 4096) is None:
             return None
@@ -276,4 +256,4 @@ def _sampling_defaults(generation: Mapping[str, Any]) -> tuple[tuple[str, float]
     return tuple(found)
 
 
-__all__ = ["ARCHITECTURES", "ModelConfig", "load_config", "parse_config"]
+__all__ = ["ModelConfig", "load_config", "parse_config"]

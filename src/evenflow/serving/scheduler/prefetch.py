@@ -15,6 +15,7 @@ from evenflow.base.errors import AdapterError, ConfigError
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.policy import Policy
 from evenflow.serving.core.request import AdapterDigest, Request, RequestId
+from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.memory.page_table import pages_for
 from evenflow.serving.memory.residency import Residency
 
@@ -77,6 +78,21 @@ class BudgetedPrefetch:
                 break  # nobody is overtaken: memory found for a later one would be taken from this one
 
 
+def prefetch_within(step_bytes: int, layout: ArenaLayout, num_pages: int) -> Prefetch | None:
+    """The prefetch of a server, and of whatever is compared with one; None if ``step_bytes`` is 0.
+
+    ``step_bytes`` are copied beside one step, rounded down to pages but one page at least. Prefetched adapters that
+    nobody has used yet hold at most a quarter of the arena's ``num_pages``.
+    """
+    if not step_bytes:
+        return None
+    return BudgetedPrefetch(
+        step_pages=max(1, step_bytes // layout.page_bytes),
+        held_pages=max(1, num_pages // 4),
+        page_tokens=layout.page_tokens,
+    )
+
+
 def expected_next(
     policy: Policy, queues: ClientQueues, book: Callable[[RequestId], Request | None], at_most: int
 ) -> list[Request]:
@@ -86,4 +102,4 @@ def expected_next(
     return [request for request in found if request is not None]
 
 
-__all__ = ["BudgetedPrefetch", "Prefetch", "expected_next"]
+__all__ = ["BudgetedPrefetch", "Prefetch", "expected_next", "prefetch_within"]

@@ -1,12 +1,15 @@
-"""Random PEFT adapters in ordinary folders, beside the random models of ``tiny``.
+"""Random PEFT adapters in ordinary folders, beside the random models of ``random_model``.
 
 Both A and B are noise (a fresh PEFT adapter has B = 0 and does nothing), scaled so that each adapter
-clearly changes what the model says.
+clearly changes what the model says. What a PEFT folder looks like is known to ``adapters.peft_format`` alone.
+
+Two makers of random adapters stay apart because their numbers are made differently: the demo draws with numpy, since
+its process has no torch (``demo.assets``), and the LoRA benchmark cuts gigabytes of row files from one block of noise
+without going through PEFT folders (``bench.lora.row_adapters``).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from evenflow.serving.adapters.peft_format import WEIGHTS_FILE, factor_names, module_path, write_config
 from evenflow.serving.core.shape import MODULES
 from evenflow.serving.models.model_config import ModelConfig
 
@@ -39,39 +43,25 @@ def make_adapter(
     ``changes`` are further fields of adapter_config.json (use_rslora, alpha_pattern, ...).
     """
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    raw = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "r": rank,
-        "lora_alpha": rank if alpha is None else alpha,
-        "target_modules": list(target_modules),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
+    fields = {
         "rank_pattern": dict(rank_pattern or {}),
         **({"layers_to_transform": list(layers)} if layers is not None else {}),
         **changes,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
+    write_config(folder, lora_rank=rank, alpha=rank if alpha is None else alpha, target_modules=target_modules, **fields)
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for layer in range(config.shape.num_layers) if layers is None else layers:
         for module in MODULES:
             if module not in target_modules:
                 continue
-            block = "mlp" if module in ("gate_proj", "up_proj", "down_proj") else "self_attn"
-            name = f"model.layers.{layer}.{block}.{module}"
             inputs, outputs = config.shape.module_widths(module)
-            r = _rank_of(name, rank, rank_pattern or {})
+            r = _rank_of(module_path(layer, module), rank, rank_pattern or {})
             a = torch.randn(r, inputs, generator=generator) / inputs**0.5
             b = strength * torch.randn(outputs, r, generator=generator) / r**0.5
-            tensors[f"base_model.model.{name}.lora_A.weight"] = a.to(dtype)
-            tensors[f"base_model.model.{name}.lora_B.weight"] = b.to(dtype)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            name_a, name_b = factor_names(layer, module)
+            tensors[name_a], tensors[name_b] = a.to(dtype), b.to(dtype)
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     return folder
 
 

@@ -197,7 +197,8 @@ class AdapterCard(msgspec.Struct):
     bytes: int
     num_pages: int
     state: str
-    """host | resident | draining (unloaded or replaced, still used by running requests)."""
+    """disk | host (its rows are open and read ahead) | resident | draining (unloaded or replaced, still used by
+    running requests)."""
     pinned: bool
     in_flight: int
     num_loads: int
