@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from evenflow.base.errors import ConfigError, RegistryError
+from evenflow.base.version import __version__
 from evenflow.bench.replay.arrivals import constant
 from evenflow.bench.replay.clients_file import read_clients
 from evenflow.bench.replay.comparison import compare, to_json, write_json
@@ -79,7 +80,10 @@ def test_the_same_seed_gives_the_same_run():
 def test_json_and_page(tmp_path):
     comparison = compare(a_trace, ["fcfs", "vtc"], PROFILE.name, PROFILE.server("paper"), PROFILE.step_time)
     write_json(comparison, tmp_path / "out.json")
-    runs = json.loads((tmp_path / "out.json").read_text())["runs"]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert (written["workload"], written["profile"], written["evenflow"]) == (comparison.trace.name, PROFILE.name, __version__)
+    assert written["server"]["name"] == "paper"
+    runs = written["runs"]
     assert list(runs[0]) == [
         *("policy", "seed", "measure", "max_diff", "avg_diff", "diff_var", "throughput_tok_s", "total_s", "served", "rejected"),
         *("jain", "accumulated_diff_max", "bound_2u", "ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "per_client"),

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from evenflow.base.errors import ConfigError, RegistryError, WireError
 from evenflow.cli import mcbench as command
+from evenflow.cli.mcbench_output import say_indented
+from evenflow.cli.mcbench_predictions import _range
+from evenflow.cli.mcbench_runs import _base_of_suite
 from evenflow.comm.catalogue import COMPRESSORS, SUMMARIES, TRANSPORTS
 from evenflow.comm.collectives.links import Link
+from evenflow.comm.compressor import GradientRule
 from evenflow.comm.transport import SUMS
-from evenflow.mcbench.names import GLUE_TASKS
+from evenflow.mcbench.names import GLUE_TASKS, GRADIENT_RULES, LAYER_NAMES, SCHEDULES
 from evenflow.mcbench.predict import break_even as break_even_module
-from evenflow.mcbench.runs.launch import cores_of_ranks, launch
+from evenflow.mcbench.runs.launch import RanksFailed, cores_of_ranks, launch
 from evenflow.mcbench.runs.run import run, summarise
 from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.split.pipeline import SCHEDULES as pipeline_schedules
+from evenflow.mcbench.split.rules import select_layers
+from evenflow.mcbench.suites import suite as suite_module
 from evenflow.mcbench.suites.report_page import accuracy_rows, results_page
 from evenflow.mcbench.suites.study_sections import judged_by, prediction_errors
-from evenflow.mcbench.suites.suite import read_results, run_suite, suite
+from evenflow.mcbench.suites.suite import SuiteRun, read_results, run_suite, suite
+from evenflow.mcbench.suites.time_tables import time_rows
 from evenflow.mcbench.tasks.file_tasks import GLUE
 from evenflow.mcbench.tasks.load import load_task
 
@@ -131,14 +141,37 @@ def test_several_at_a_time_keep_results_when_a_process_dies(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_several_at_a_time_get_the_scores_of_one_at_a_time(tmp_path: Path) -> None:
-    configs = [RunConfig(tp=2, compress=spec, **SMALL) for spec in ("none", "tp=q4", "tp=int8-g32")]
-    for jobs, folder in ((1, tmp_path / "one"), (2, tmp_path / "two")):
-        assert run_suite(configs, folder, jobs=jobs).done == 3
+def test_several_at_a_time_get_the_scores_of_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the command, with what it hands to its worker processes."""
+    configs = [RunConfig(tp=2, compress=spec, **SMALL) for spec in ("none", "tp=q4", "tp=int8-g32")]  # type: ignore[arg-type]
+    monkeypatch.setattr(suite_module, "suite", lambda *given: configs)
+    for jobs, folder in (("1", tmp_path / "one"), ("2", tmp_path / "two")):
+        assert command.run(parse("suite", "paper", "--out", str(folder), "--jobs", jobs)) == 0
     for config in configs:
         one, two = (json.loads((tmp_path / folder / f"{config.key()}.json").read_text()) for folder in ("one", "two"))
         assert one["accuracy_by_seed"] == two["accuracy_by_seed"]
         assert one["bytes_per_step"] == two["bytes_per_step"]
+
+
+def test_what_a_suite_runs_can_be_sent_to_a_worker() -> None:
+    sent = pickle.loads(pickle.dumps(SuiteRun(Path("pretrained"), say_indented)))
+    assert sent == SuiteRun(Path("pretrained"), say_indented)
+    error = pickle.loads(pickle.dumps(RanksFailed("rank 1 failed: no", {1: "Traceback"})))
+    assert (str(error), error.errors_by_rank) == ("rank 1 failed: no", {1: "Traceback"})
+
+
+def test_scores_do_not_depend_on_how_many_threads_the_process_has() -> None:
+    config = RunConfig(tp=2, compress="tp=int4-g32", **{**SMALL, "seeds": 1})  # type: ignore[arg-type]
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        result = run(config)
+        found.append((result["scores_by_seed"], result["threads"]))
+        assert torch.get_num_threads() == threads, "the process keeps its own number"
+    torch.set_num_threads(before)
+    assert found[0] == found[1]
+    assert found[0][1] == 1
 
 
 def test_what_is_timed_runs_alone(tmp_path: Path) -> None:
@@ -157,6 +190,59 @@ def test_report_pairs_seeds_with_the_dense_run(tmp_path: Path) -> None:
     text = (tmp_path / "r.html").read_text()
     assert "tp.forward=q2" in text
     assert "Predicted" not in text
+
+
+def made_result(compress: str, seeds: list[int], diverged: int = 0, **more: Any) -> dict[str, Any]:
+    """A result as `run` writes it, in which ``diverged`` further seeds came to nothing."""
+    task = load_task("digits")
+    scores = {"compressed": {"loss": 1.0, "accuracy": 0.5}, "dense": {"loss": 1.0, "accuracy": 0.5}}
+    records: list[dict[str, Any]] = [{"kind": "seed", "value": {"seed": seed, "scores": scores}} for seed in seeds]
+    records += [
+        {"kind": "diverged", "value": {"seed": 9, "step": 3, "reason": "diverged at step 4: the loss is nan"}}
+    ] * diverged
+    result = summarise(RunConfig(tp=2, compress=compress, seeds=2), task, records)
+    return {**result, "link": {"nominal": "1gbit", "kind": "made up"}, **more}
+
+
+def test_a_report_shows_what_diverged(tmp_path: Path) -> None:
+    results = [made_result("none", [0, 1]), made_result("tp=q2", [0], 1), made_result("tp=q4", [], 2)]
+    for number, result in enumerate(results):
+        (tmp_path / f"{number}.json").write_text(json.dumps(result))
+    assert command.run(parse("report", str(tmp_path), "--html", str(tmp_path / "r.html"))) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert "tp=q2 (diverged: 1 of 2 seeds)" in text
+    assert "tp=q4 (diverged: 2 of 2 seeds)" in text
+    assert [row[4] for row in accuracy_rows(results)] == [0.5, 0.5, None], "what has no score comes last"
+
+
+def test_a_run_that_diverges_is_a_result_and_not_a_crash(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--seeds", "1", "--steps", "3", "--batch", "8", "--hidden", "32", "--num-layers", "2", "--rate", "1e30"]
+    assert command.run(parse("run", "--emulate", *words)) == 1
+    assert "no accuracy: all seeds diverged" in capsys.readouterr().out
+
+
+def test_a_report_has_the_papers_time_breakdown(tmp_path: Path) -> None:
+    def timed(compress: str, total: float, **parts: float) -> dict[str, Any]:
+        return made_result(compress, [0], ms_per_iteration={"total": total, "profiled": parts}, achieved_gbit_s=0.9)
+
+    slow = timed("none", 40.0, forward=5.0, backward=9.0, optimizer=1.0, **{"tp communication": 25.0})
+    fast = timed("tp=int8-g32", 20.0, forward=5.0, backward=9.0, optimizer=1.0, encode=1.0, decode=1.5)
+    headings, rows = time_rows([fast, slow])
+    assert headings == ["setting", "forward", "backward", "optimizer", "encode", "decode", "TP comm.", "total", "speed-up"]
+    assert [row[0] for row in rows] == ["none", "tp=int8-g32"]
+    assert rows[1][-2:] == [20.0, 2.0]
+    results_page([slow, fast], []).write(tmp_path / "r.html")
+    assert "digits, TP x PP = 2 x 1, 1gbit" in (tmp_path / "r.html").read_text()
+
+
+def test_a_suite_of_ones_own_task_model_and_link() -> None:
+    args = parse("suite", "paper", "--out", "x", "--task", "topics", "--model", "bert-tiny", "--link", "1gbit")
+    configs = suite("paper", 1, _base_of_suite(args))
+    assert {(c.task, c.model, c.link, c.emulate, c.layers) for c in configs} >= {
+        ("topics", "bert-tiny", "1gbit", False, "last-half")
+    }
+    assert {c.task for c in configs} == {"topics"}
+    assert _base_of_suite(parse("suite", "paper", "--out", "x")) is None
 
 
 def test_command_line_lists_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +270,7 @@ def test_command_line_lists_runs_and_reports(tmp_path: Path, capsys: pytest.Capt
         with pytest.raises(ConfigError, match="there is no folder /nowhere"):
             command.run(parse(*command_words, "--json", "/nowhere/x.json"))
     with pytest.raises(ConfigError, match="LOW:HIGH"):
-        command._range("9:1", "hidden")
+        _range("9:1", "hidden")
 
 
 def test_ranks_get_cores_of_their_own() -> None:
@@ -209,7 +295,10 @@ def test_lists_load_neither_torch_nor_transformers() -> None:
 def test_names_are_what_is_there() -> None:
     assert tuple(GLUE) == GLUE_TASKS
     assert set(TRANSPORTS) == set(SUMS)
-    assert {spec.partition(":")[0] for spec in SUMMARIES} | {"fp16", "spike-int3"} == set(COMPRESSORS)
+    assert {spec.partition(":")[0] for spec in SUMMARIES} == set(COMPRESSORS)
+    assert tuple(rule.value for rule in GradientRule) == GRADIENT_RULES
+    assert set(SCHEDULES) == set(pipeline_schedules)
+    assert all(select_layers(name, 4) is not None for name in LAYER_NAMES)
 
 
 def test_partial_results_of_a_broken_run_are_kept() -> None:

@@ -146,3 +146,16 @@ def test_tables_align_numbers_and_refuse_ragged_rows():
     console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(table_terminal(["n", "v"], [["[a]", 1]]))
     assert "[a]" in console.export_text()
+
+
+def test_a_table_keeps_its_figures_at_any_width():
+    headers = ["policy", "total service", "max difference", "throughput", "note", "spread", "first token within", "p99 of it"]
+    rows = [["vtc-with-a-long-name", 123456, 1234567.0, 0.1234, "some long words in a row", "1,234 ± 56", 33333.0, 98765]] * 2
+    for width in (40, 60, 80, 200):
+        console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        console.print(table_terminal(headers, rows, title="measure"))
+        text = console.export_text()
+        for figure in ("123,456", "1,234,567", "0.123", "1,234 ± 56", "33,333", "98,765", "vtc-with-a-long-name"):
+            assert figure in text, (width, figure, text)
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+        assert ("(continued)" in text) == (width < 200)

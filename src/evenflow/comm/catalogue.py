@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
 from evenflow.base.registry import Registry
 
 COMPRESSORS = Registry(
@@ -41,6 +43,7 @@ COMPRESSORS = Registry(
 SUMMARIES = {
     "none": "the tensor as it is",
     "bf16": "rounded to bfloat16",
+    "fp16": "rounded to float16; refuses what is beyond its range",
     "ae:100": "learned auto-encoder of that width",
     "topk:0.1": "largest magnitudes, int32 indices",
     "topk-bitmap:0.1": "largest magnitudes, one bit per position",
@@ -59,6 +62,7 @@ SUMMARIES = {
     "hadamard-int4": "rotated, then int4-g32",
     "hadamard-fp8": "rotated, then fp8-g128",
     "spike-int2": "2 bits, extremes of a group kept",
+    "spike-int3": "3 bits, extremes of a group kept",
     "outlier-int4": "int4-g32, the largest channels in bf16",
     "srht:0.1": "subsampled randomised Hadamard transform",
     "aqsgd:4": "quantised delta to the same sample's last visit",
@@ -70,6 +74,15 @@ SUMMARIES = {
 
 DEFAULT_SPECS = tuple(SUMMARIES)
 """One usable spec for every method: what lists, contract suites and benchmarks walk over."""
+
+ENTRY_POINTS = "evenflow.compressors"
+"""The entry-point group under which an installed package offers compressors: ``halves = "my_package.halves:Halves"``."""
+
+
+def installed_compressors() -> dict[str, str]:
+    """Return name -> ``module:attribute`` of the compressors that other installed packages offer; built-in names win."""
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS) if point.name not in COMPRESSORS}
+
 
 PAPER_SETTINGS = ("A1", "A2", "T1", "T2", "T3", "T4", "R1", "R2", "R3", "R4", "Q1", "Q2", "Q3", "P1", "P2")
 """Settings of the paper's tables; ``paper:SETTING`` is a spec."""

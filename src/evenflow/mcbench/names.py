@@ -12,7 +12,14 @@ GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 FILE_TASKS = (*(f"glue/{name}" for name in GLUE_TASKS), "cifar10", "cifar100", "wikipedia", "text")
 """Tasks read from a data root."""
 
+GRADIENT_RULES = ("straight-through", "same", "masked", "autograd")
+SCHEDULES = ("gpipe", "1f1b")
+LAYER_NAMES = ("all", "none", "first-half", "last-half")
+
 WIRE_SITES = ("tp.forward", "tp.backward", "sp.forward", "sp.backward", "pp.forward", "pp.backward")
+
+DEFAULT_LAYERS = "all"
+"""The layers that are compressed where none are named: everywhere the same. The paper's suites name theirs (``last-half``)."""
 
 SUITES = ("paper", "modern")
 """Sets of training runs."""

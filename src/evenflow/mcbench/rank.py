@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evenflow.mcbench.runs.end_process import end_process
+
 
 def main(arguments: list[str]) -> int:
     """Run a rank; return its exit status."""
@@ -65,12 +67,10 @@ def main(arguments: list[str]) -> int:
     except EvenFlowError as error:
         print(" ".join(str(error).splitlines()), file=sys.stderr, flush=True)
         return 1
-    # Leaving with the group's threads alive can end a rank, or its peer that is not done, by an abort.
     with contextlib.suppress(RuntimeError):  # a peer that died tells so by its own exit status
         dist.barrier()
-        dist.destroy_process_group()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

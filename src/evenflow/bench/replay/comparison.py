@@ -7,7 +7,9 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from evenflow.base.version import __version__
 from evenflow.bench.replay.clients_file import ClientShares
 from evenflow.bench.replay.profiles import ServerSettings
 from evenflow.bench.replay.replay import Replay, replay
@@ -111,8 +113,11 @@ def compare(
     return comparison
 
 
-def to_json(comparison: Comparison) -> dict[str, list[dict[str, object]]]:
-    """``runs``: one flat object per policy, seed and measure, ``paper`` first; ``quality``: one per policy and seed."""
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """What was replayed (version, workload, profile, server, shedding, objective), and its results.
+
+    ``runs``: one flat object per policy, seed and measure, ``paper`` first; ``quality``: one per policy and seed.
+    """
     runs = []
     for run in comparison.runs:
         for measure in MEASURES:
@@ -120,7 +125,16 @@ def to_json(comparison: Comparison) -> dict[str, list[dict[str, object]]]:
     quality: list[dict[str, object]] = [
         {"policy": run.policy, "seed": run.seed, "shed": comparison.shed, **asdict(run.quality)} for run in comparison.runs
     ]
-    return {"runs": runs, "quality": quality}
+    return {
+        "evenflow": __version__,
+        "workload": comparison.trace.name,
+        "profile": comparison.profile,
+        "server": asdict(comparison.server),
+        "shed": comparison.shed,
+        "slo_ttft_s": comparison.slo_ttft_s,
+        "runs": runs,
+        "quality": quality,
+    }
 
 
 def write_json(comparison: Comparison, path: str | os.PathLike[str]) -> None:

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from evenflow.base.errors import ConfigError, ModelError
-from evenflow.mcbench.names import MODELS
+from evenflow.base.errors import ConfigError
 from evenflow.mcbench.predict.cost_model import break_even_bytes, exchange_s
 from evenflow.mcbench.predict.machine import Machine
-from evenflow.mcbench.runs.benchmark_models import make_model
+from evenflow.mcbench.runs.benchmark_models import hidden_of
 from evenflow.mcbench.tasks.scores import baseline_key, mean_and_interval
-
-
-def hidden_of(model: str) -> int:
-    """Return the hidden size of a built-in model or a model folder. Raises ModelError."""
-    if model in MODELS:
-        config: Any = make_model(model, 0).config
-        return getattr(config, "hidden_size", None) or config.d_model
-    try:
-        values = json.loads((Path(model) / "config.json").read_text())
-        return int(values.get("hidden_size") or values["d_model"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model} is no model folder with a hidden size in its config.json: {error}") from error
 
 
 def advise(machine: Machine, model: str, tp: int, tokens: int, results: Sequence[Mapping[str, Any]] = ()) -> list[str]:

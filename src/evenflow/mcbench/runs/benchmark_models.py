@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ def load_model(folder: str | Path, kind: str, num_labels: int) -> nn.Module:
         return auto.from_pretrained(path, local_files_only=True, **options)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def hidden_of(model: str) -> int:
+    """Return the hidden size of a built-in model or a model folder. Raises ModelError."""
+    if model in MODELS:
+        config: Any = make_model(model, 0).config
+        return getattr(config, "hidden_size", None) or config.d_model
+    try:
+        values = json.loads((Path(model) / "config.json").read_text())
+        return int(values.get("hidden_size") or values["d_model"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{model} is no model folder with a hidden size in its config.json: {error}") from error
 
 
 def _spread(hidden: int) -> float:

@@ -7,6 +7,7 @@ network namespaces where that is permitted, else by a token bucket in each rank'
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from evenflow.base.children import ChildProcess, exit_in_words
+from evenflow.base.errors import WireError
 from evenflow.comm.collectives.links import Link, NamespaceLinks, why_no_namespaces
 
 _STOP_S = 5.0
@@ -33,6 +35,21 @@ class Launched:
     records: list[dict[str, Any]] = field(default_factory=list)
     failure: str | None = None
     link_kind: str = "unlimited"
+    threads: int = 1
+    """Compute threads of each rank."""
+    errors: dict[int, str] = field(default_factory=dict)
+    """What the ranks that failed wrote to standard error: the last 8,000 characters of each."""
+
+
+class RanksFailed(WireError):
+    """Ranks ended before they had a result. ``errors_by_rank`` is what they wrote to standard error."""
+
+    def __init__(self, message: str, errors_by_rank: Mapping[int, str]) -> None:
+        super().__init__(message)
+        self.errors_by_rank = dict(errors_by_rank)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RanksFailed, (str(self), self.errors_by_rank)
 
 
 def launch(
@@ -41,9 +58,13 @@ def launch(
     world_size: int,
     link: Link,
     progress: Callable[[str, Any], None] = lambda kind, value: None,
+    threads: int = 0,
 ) -> Launched:
-    """Run ``job`` (a name known to ``rank``) on ``world_size`` local ranks until all have ended."""
-    launched = Launched()
+    """Run ``job`` (a name known to ``rank``) on ``world_size`` local ranks until all have ended.
+
+    ``threads`` is how many threads each rank computes with; 0: the cores of this machine, shared out.
+    """
+    launched = Launched(threads=threads or max(1, (os.cpu_count() or 1) // world_size))
     with tempfile.TemporaryDirectory(prefix="evenflow-") as folder_name, ExitStack() as stack:
         folder = Path(folder_name)
         spaces: NamespaceLinks | None = None
@@ -60,7 +81,7 @@ def launch(
             "job": job,
             "payload": dict(payload),
             "world_size": world_size,
-            "threads": max(1, (os.cpu_count() or 1) // world_size),
+            "threads": launched.threads,
             "cores": cores_of_ranks(world_size),
             "interface": spaces.interface if spaces else "lo",
             "link": link.name if is_shaped_in_transport else "unlimited",
@@ -68,7 +89,7 @@ def launch(
         (folder / "settings.json").write_text(json.dumps(settings))
         before = [spaces.sent_bytes(rank) for rank in range(world_size)] if spaces else []
         children = [_started(folder, rank, spaces) for rank in range(world_size)]
-        launched.failure = _follow(children, folder, launched.records, progress)
+        launched.failure = _follow(children, folder, launched, progress)
         if spaces:
             after = [spaces.sent_bytes(rank) for rank in range(world_size)]
             launched.records.append({"kind": "interface", "value": [b - a for a, b in zip(before, after)]})
@@ -95,11 +116,11 @@ def _started(folder: Path, rank: int, spaces: NamespaceLinks | None) -> ChildPro
 def _follow(
     children: Sequence[ChildProcess],
     folder: Path,
-    records: list[dict[str, Any]],
+    launched: Launched,
     progress: Callable[[str, Any], None],
 ) -> str | None:
     """Read records until all ranks have ended. One that fails ends the others."""
-    path, position = folder / "records.jsonl", 0
+    path, position, records = folder / "records.jsonl", 0, launched.records
     failure: str | None = None
     try:
         while True:
@@ -122,6 +143,9 @@ def _follow(
             time.sleep(0.05)
         bad = [rank for rank, child in enumerate(children) if child.exit_code]
         if bad:
+            launched.errors = {rank: (folder / f"errors{rank}").read_text(errors="replace")[-8000:] for rank in bad}
+            for rank, text in launched.errors.items():
+                logging.getLogger(__name__).warning("rank %d wrote before it failed:\n%s", rank, text.strip())
             failure = obituaries({rank: _obituary(children[rank].exit_code, folder / f"errors{rank}") for rank in bad})
     finally:
         for child in children:
@@ -143,7 +167,8 @@ def obituaries(words_by_rank: Mapping[int, str]) -> str:
 
 def _obituary(code: int | None, errors: Path) -> str:
     if code is not None and code < 0:
-        return f"ended by {exit_in_words(code).removeprefix('signal ')}"
+        how = f"ended by {exit_in_words(code).removeprefix('signal ')}"
+        return how + (f": {_last_words(errors)}" if errors.stat().st_size else "")
     return f"failed: {_last_words(errors)}"
 
 

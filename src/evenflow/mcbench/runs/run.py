@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from evenflow.base.errors import WireError
 from evenflow.base.version import __version__
 from evenflow.comm.collectives.links import Link
 from evenflow.mcbench.runs.build import task_of
-from evenflow.mcbench.runs.launch import launch
+from evenflow.mcbench.runs.compute_threads import compute_threads
+from evenflow.mcbench.runs.launch import RanksFailed, launch
 from evenflow.mcbench.runs.pretrain import Backbones
 from evenflow.mcbench.runs.rank_worker import run_virtual
 from evenflow.mcbench.runs.run_config import RunConfig
@@ -24,7 +24,7 @@ Progress = Callable[[str], None]
 
 
 def run(config: RunConfig, progress: Progress = lambda text: None, backbones: Backbones | None = None) -> dict[str, Any]:
-    """Run a configuration and return its result. Raises WireError if ranks died before any result existed.
+    """Run a configuration and return its result. Raises RanksFailed if ranks died before any result existed.
 
     ``backbones`` remembers pre-training between runs.
     """
@@ -32,6 +32,7 @@ def run(config: RunConfig, progress: Progress = lambda text: None, backbones: Ba
     task = task_of(config)
     records: list[dict[str, Any]] = []
     failure: str | None = None
+    errors: dict[int, str] = {}
 
     def show(kind: str, value: Any) -> None:
         if line := describe(kind, value):
@@ -44,18 +45,22 @@ def run(config: RunConfig, progress: Progress = lambda text: None, backbones: Ba
             records.append({"kind": kind, "value": value})
             show(kind, value)
 
-        run_virtual(config, emit, backbones or Backbones())
+        with compute_threads(config.threads):
+            run_virtual(config, emit, backbones or Backbones())
     else:
-        launched = launch("run", config.to_json(), config.world_size, Link.parse(config.link), show)
+        link_of_run = Link.parse(config.link)
+        launched = launch("run", config.to_json(), config.world_size, link_of_run, show, config.threads)
+        errors = launched.errors
         records, failure = launched.records, launched.failure
         link["kind"] = launched.link_kind
         if failure and not any(record["kind"] in ("seed", "diverged") for record in records):
-            raise WireError(failure)
+            raise RanksFailed(failure, errors)
     result = summarise(config, task, records)
     result["link"] = {**link, "interface_bytes": next((r["value"] for r in records if r["kind"] == "interface"), None)}
     result["wall_s"] = time.time() - started
     if failure:
         result["incomplete"] = failure
+        result["errors_by_rank"] = errors
     return result
 
 
@@ -91,6 +96,7 @@ def summarise(config: RunConfig, task: Any, records: Sequence[Mapping[str, Any]]
     result["raw_total_ms"] = measured.get("raw_total_ms", [])
     result["parity"] = {name: by_kind[name] for name in ("parity", "pipeline_parity") if name in by_kind}
     result["data"] = {"task": task.name, "sha256": task.sha256, "is_pinned": task.is_pinned}
+    result["threads"] = config.threads
     result["versions"] = versions()
     return result
 

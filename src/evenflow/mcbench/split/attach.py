@@ -19,6 +19,8 @@ from evenflow.base.errors import ConfigError
 from evenflow.comm import Collective, Ledger, TorchCollective
 from evenflow.comm.collectives.links import Link
 from evenflow.comm.collectives.stopwatch import Stopwatch
+from evenflow.mcbench.names import DEFAULT_LAYERS
+from evenflow.mcbench.split.families import make_linear
 from evenflow.mcbench.split.roles import check_divisible, layer_of, roles_of
 from evenflow.mcbench.split.rules import CompressionRules, select_layers
 from evenflow.mcbench.split.sequence import attach_sequence
@@ -37,7 +39,7 @@ def compress_model(
     model: nn.Module,
     mesh: DeviceMesh,
     spec: str,
-    layers: str = "all",
+    layers: str = DEFAULT_LAYERS,
     modules: str = ".*",
     *,
     link: Link | None = None,
@@ -59,7 +61,7 @@ def compress_model(
 
 
 def emulate_model(
-    model: nn.Module, world_size: int, spec: str, layers: str = "all", modules: str = ".*", **options: Any
+    model: nn.Module, world_size: int, spec: str, layers: str = DEFAULT_LAYERS, modules: str = ".*", **options: Any
 ) -> nn.Module:
     """Compress the exchanges that ``world_size`` tensor-parallel ranks would have, in this one process."""
     return attach(model, CompressionRules.parse(spec, layers, modules, **options), VirtualWiring(world_size))
@@ -73,7 +75,7 @@ def attach(
     stopwatch: Stopwatch | None = None,
 ) -> nn.Module:
     """Put the exchanges into the model. See ``compress_model`` for errors."""
-    roles = roles_of(model)
+    roles = roles_of(make_linear(model))
     check_divisible(model, roles, wiring.world_size)
     chosen_layers = select_layers(rules.layers, roles.num_layers)
     pattern = re.compile(rules.modules)
@@ -105,7 +107,10 @@ def attach(
     for owner, columns in grouped.items():
         wiring.owner(named[owner], [named[c] for c in columns], exchange("tp.backward", owner, named[columns[0]].in_features))
     for name in roles.lone_columns:
-        wiring.lone_column(named[name], exchange("tp.backward", name, named[name].in_features))
+        made = exchange("tp.backward", name, named[name].in_features)
+        wiring.lone_column(named[name], made, roles.segments_of(name))
+    for name in roles.partial:
+        wiring.sum_gradients(named[name], compression)
     wiring.cut_heads(named, roles)
     return _finish(model, compression)
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from evenflow.base.errors import ModelError
 from evenflow.comm import Collective
+from evenflow.mcbench.split.families import Segments, make_linear
+from evenflow.mcbench.split.roles import roles_of
 
 TOLERANCE = 1e-5
 """Largest relative difference in fp32, of the largest entry."""
@@ -40,7 +42,8 @@ def check_parity(
 
     ``collective`` gathers cut gradients; None where weights stay whole (virtual ranks).
     """
-    single = copy.deepcopy(model).eval()
+    single = make_linear(copy.deepcopy(model)).eval()
+    roles = roles_of(single)
     divided = split(copy.deepcopy(model)).eval()
     expected, result = first_tensor(single(**inputs)), first_tensor(divided(**inputs))
     if expected.shape != result.shape:
@@ -58,7 +61,7 @@ def check_parity(
         other = parameters[name].grad
         if other is None:
             raise ModelError(f"parity: {name} gets no gradient in the split model")
-        whole = gathered(other, parameter.grad.shape, collective)
+        whole = gathered(other, parameter.grad.shape, collective, roles.segments_of(name))
         # Against the largest gradient of the model: some parameters have none but rounding (keys' biases).
         error = float((whole - parameter.grad).abs().max()) / largest
         if error > gradient_error:
@@ -85,9 +88,12 @@ def _relative(result: Tensor, expected: Tensor) -> float:
     return float((result - expected).abs().max() / expected.abs().max())
 
 
-def gathered(part: Tensor, shape: torch.Size, collective: Collective | None) -> Tensor:
-    """Return the whole of a cut tensor."""
+def gathered(part: Tensor, shape: torch.Size, collective: Collective | None, segments: Segments = ()) -> Tensor:
+    """Return the whole of a cut tensor, of shape ``shape``; ``segments`` are those of a packed column product."""
     if part.shape == shape or collective is None:
         return part
+    if segments:
+        by_rank = [p.split([width // collective.world_size for width in segments]) for p in collective.all_gather(part)]
+        return torch.cat([parts[s] for s in range(len(segments)) for parts in by_rank])
     dim = next(i for i, (a, b) in enumerate(zip(part.shape, shape)) if a != b)
     return torch.cat(list(collective.all_gather(part)), dim=dim)

@@ -1,8 +1,6 @@
 """Which linear layers of a transformers model are split by columns and which by rows, and what else must be cut.
 
-Knows model families by their module names; knows nothing of ranks or compression. Models that bring their own
-tensor-parallel plan (Llama, Qwen and most decoders) are read from it; BERT, ViT, OPT and T5's encoder, which bring none,
-are described here.
+Finds the modules of a model that the patterns of its family (``families``) name; knows nothing of ranks or compression.
 """
 
 from __future__ import annotations
@@ -13,26 +11,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from evenflow.base.errors import ConfigError, ModelError
+from evenflow.mcbench.split.families import Segments, family_of
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.(\d+)(?:\.|$)")
-
-# model_type -> (column linears, row linears, attention attributes that count heads, tensors cut by head)
-_FAMILIES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
-    "bert": (
-        r"attention\.self\.(query|key|value)|intermediate\.dense",
-        r"(attention\.output|layer\.\d+\.output)\.dense",
-        (),
-        "",
-    ),
-    "vit": (r"attention\.(q_proj|k_proj|v_proj)|mlp\.fc1", r"attention\.o_proj|mlp\.fc2", (), ""),
-    "opt": (r"self_attn\.(q_proj|k_proj|v_proj)|\d+\.fc1", r"self_attn\.out_proj|\d+\.fc2", ("num_heads",), ""),
-    "t5": (
-        r"SelfAttention\.(q|k|v)|DenseReluDense\.(wi|wi_0|wi_1)",
-        r"SelfAttention\.o|DenseReluDense\.wo",
-        ("n_heads", "inner_dim"),
-        r"SelfAttention\.relative_attention_bias",
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +30,17 @@ class Roles:
     """Embeddings whose last dimension counts heads (T5's relative positions)."""
     head_counts: tuple[tuple[str, str], ...]
     """(module, attribute) that count heads and must be divided."""
+    partial: tuple[str, ...]
+    """Modules that each rank applies to its own heads alone: gradients of their parameters are summed over ranks."""
+    packed: tuple[tuple[str, Segments], ...]
+    """(column linear, output widths of the products that it holds side by side)."""
     layers: tuple[str, ...]
     """Transformer layers."""
+
+    def segments_of(self, name: str) -> Segments:
+        """Return the segments of a packed column linear, or of the parameter of one; empty for all others."""
+        packed = dict(self.packed)
+        return packed.get(name) or packed.get(name.rpartition(".")[0], ())
 
     @property
     def num_layers(self) -> int:
@@ -66,22 +56,24 @@ def layer_of(name: str) -> int | None:
 
 def roles_of(model: nn.Module) -> Roles:
     """Return the roles of the modules of a transformers model. Raises ModelError for a family without a plan."""
-    column, row, counts, tables = _patterns(model)
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and layer_of(name) is not None]
-    columns = [name for name in linears if re.search(column, name)]
-    rows = [name for name in linears if re.search(row, name)]
+    family = family_of(model)
+    linears = [name for name, module in model.named_modules() if _is_linear(module) and layer_of(name) is not None]
+    columns = [name for name in linears if re.search(f"({family.columns})$", name)]
+    rows = [name for name in linears if re.search(f"({family.rows})$", name)]
     if not columns or not rows:
         raise ModelError(f"{type(model).__name__}: its plan matches {len(columns)} column and {len(rows)} row linears")
     by_owner: dict[str, list[str]] = {}
     for name in columns:
         by_owner.setdefault(name.rpartition(".")[0], []).append(name)
     modules = dict(model.named_modules())
-    attention = {owner for owner, names in by_owner.items() if len(names) > 1}
+    segments = family.packed(model.config) if family.packed is not None else {}
+    packed = tuple((name, segments[last]) for name in columns if (last := name.rpartition(".")[2]) in segments)
+    attention = {owner for owner, names in by_owner.items() if len(names) > 1 or names[0] in dict(packed)}
     head_counts = [
         (owner, attribute)
         for owner in by_owner
-        for attribute in counts
-        if owner in attention and hasattr(modules[owner], attribute)
+        for attribute in family.head_counts
+        if owner in attention and hasattr(modules[owner], attribute.partition(".")[0])
     ]
     layers = [name for name in modules if (match := _LAYER.search(name)) and match.end() == len(name)]
     return Roles(
@@ -89,31 +81,16 @@ def roles_of(model: nn.Module) -> Roles:
         tuple(rows),
         tuple(owner for owner, names in by_owner.items() if len(names) > 1),
         tuple(names[0] for names in by_owner.values() if len(names) == 1),
-        tuple(name for name in modules if tables and re.search(tables + "$", name)),
+        tuple(name for name in modules if family.head_tables and re.search(family.head_tables + "$", name)),
         tuple(head_counts),
+        tuple(name for name in modules if family.partial and re.search(f"({family.partial})$", name)),
+        packed,
         tuple(layers),
     )
 
 
-def _patterns(model: nn.Module) -> tuple[str, str, tuple[str, ...], str]:
-    config = getattr(model, "config", None)
-    family = getattr(config, "model_type", None)
-    if family in _FAMILIES:
-        column, row, counts, tables = _FAMILIES[family]
-        return f"({column})$", f"({row})$", counts, tables
-    plan: dict[str, str] = getattr(config, "base_model_tp_plan", None) or {}
-    by_style = {
-        style: "|".join(re.escape(name).replace(r"\*", r"\d+") for name, value in plan.items() if value == style)
-        for style in ("colwise", "rowwise")
-    }
-    others = sorted(set(plan.values()) - {"colwise", "rowwise"})
-    if not by_style["colwise"] or not by_style["rowwise"] or others:
-        known = ", ".join(sorted(_FAMILIES))
-        reason = f"its plan has the styles {', '.join(others)}" if others else "it has no tensor-parallel plan"
-        raise ModelError(
-            f"{family or type(model).__name__} cannot be split: {reason}; known: {known}, and models with a plain plan"
-        )
-    return f"({by_style['colwise']})$", f"({by_style['rowwise']})$", (), ""
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def check_divisible(model: nn.Module, roles: Roles, world_size: int) -> None:
@@ -130,5 +107,5 @@ def check_divisible(model: nn.Module, roles: Roles, world_size: int) -> None:
     for names, side in ((roles.columns, "out_features"), (roles.rows, "in_features")):
         for name in names:
             width = getattr(modules[name], side)
-            if width % world_size:
+            if any(part % world_size for part in (width, *(roles.segments_of(name) if side == "out_features" else ()))):
                 raise ConfigError(f"{name}: {side} = {width} cannot be split over {world_size} ranks")

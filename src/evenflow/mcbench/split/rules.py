@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.comm import Compressor, GradientRule, Transport, get_compressor, get_transport
-from evenflow.mcbench.names import WIRE_SITES
+from evenflow.mcbench.names import DEFAULT_LAYERS, WIRE_SITES
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class CompressionRules:
 
     by_site: Mapping[str, Rule] = field(default_factory=dict)
     """The rule of each wire site that has one."""
-    layers: str = "all"
+    layers: str = DEFAULT_LAYERS
     modules: str = ".*"
     """Regular expression; only sites whose module name it matches are compressed."""
     warmup_steps: int = 0
@@ -130,7 +130,7 @@ class CompressionRules:
             raise ConfigError(f"warm-up of {self.warmup_steps} steps; allowed: 0 or more")
 
     @staticmethod
-    def parse(spec: str, layers: str = "all", modules: str = ".*", **options: object) -> CompressionRules:
+    def parse(spec: str, layers: str = DEFAULT_LAYERS, modules: str = ".*", **options: object) -> CompressionRules:
         """Read the rules of a SPEC. Raises ConfigError or RegistryError naming what is allowed."""
         return CompressionRules(parse_rules(spec), layers, modules, **options)  # type: ignore[arg-type]
 

@@ -119,7 +119,7 @@ def attach_sequence(
     owners = [(owner, [c for c in roles.columns if c.rpartition(".")[0] == owner]) for owner in roles.owners]
     for name, columns in [*owners, *((name, [name]) for name in roles.lone_columns)]:
         for column in columns:
-            wiring.cut_column(named[column])
+            wiring.cut_column(named[column], roles.segments_of(column))
         wiring.before(named[name], _gathering(sequence, pair(name)))
     wiring.cut_heads(named, roles)
     wiring.before(named[roles.layers[0]], sequence.split)

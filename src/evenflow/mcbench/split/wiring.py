@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from evenflow.comm import Collective, Compressor, Exchange, Ledger, VirtualExcha
 from evenflow.comm.collectives.links import Link, shaped
 from evenflow.comm.collectives.stopwatch import Stopwatch, TimedCollective, TimedCompressor
 from evenflow.comm.switch import Switch
+from evenflow.mcbench.split.families import Segments
 from evenflow.mcbench.split.roles import Roles
 from evenflow.mcbench.split.rules import CompressionRules
 
@@ -77,7 +79,9 @@ class Wiring(Protocol):
 
     def owner(self, module: nn.Module, columns: list[nn.Module], exchange: Any) -> None: ...
 
-    def lone_column(self, module: nn.Module, exchange: Any) -> None: ...
+    def lone_column(self, module: nn.Module, exchange: Any, segments: Segments = ()) -> None: ...
+
+    def sum_gradients(self, module: nn.Module, compression: Compression) -> None: ...
 
     def cut_heads(self, modules: dict[str, nn.Module], roles: Roles) -> None: ...
 
@@ -96,6 +100,11 @@ def _on_hidden_states(operator: Callable[[Tensor], Tensor]) -> Callable[..., Any
 def _slice(parameter: Tensor, dim: int, rank: int, world_size: int) -> nn.Parameter:
     part = parameter.detach().chunk(world_size, dim)[rank].clone(memory_format=torch.contiguous_format)
     return nn.Parameter(part, requires_grad=parameter.requires_grad)
+
+
+def _packed_slice(parameter: Tensor, segments: Segments, rank: int, world_size: int) -> Tensor:
+    """Return a rank's rows of each segment of a packed weight [sum(segments), ...] or bias, one after the other."""
+    return torch.cat([part.chunk(world_size)[rank] for part in parameter.split(segments)])
 
 
 class GroupWiring:
@@ -135,12 +144,19 @@ class GroupWiring:
         """Apply ``operator`` to the hidden states that go into a module."""
         module.register_forward_pre_hook(_on_hidden_states(operator), with_kwargs=True)
 
-    def cut_column(self, module: nn.Module) -> None:
-        """Keep the own output features."""
+    def cut_column(self, module: nn.Module, segments: Segments = ()) -> None:
+        """Keep the own output features; of a packed product, those of each of its segments."""
         assert isinstance(module, nn.Linear)
-        module.weight = _slice(module.weight, 0, self.rank, self.world_size)
+
+        def own(parameter: Tensor) -> nn.Parameter:
+            if not segments:
+                return _slice(parameter, 0, self.rank, self.world_size)
+            part = _packed_slice(parameter.detach(), segments, self.rank, self.world_size)
+            return nn.Parameter(part, requires_grad=parameter.requires_grad)
+
+        module.weight = own(module.weight)
         if module.bias is not None:
-            module.bias = _slice(module.bias, 0, self.rank, self.world_size)
+            module.bias = own(module.bias)
         module.out_features //= self.world_size
 
     def owner(self, module: nn.Module, columns: list[nn.Module], exchange: Exchange) -> None:
@@ -148,13 +164,24 @@ class GroupWiring:
             self.cut_column(column)
         module.register_forward_pre_hook(_on_hidden_states(exchange.copy), with_kwargs=True)
 
-    def lone_column(self, module: nn.Module, exchange: Exchange) -> None:
-        self.cut_column(module)
+    def lone_column(self, module: nn.Module, exchange: Exchange, segments: Segments = ()) -> None:
+        self.cut_column(module, segments)
         module.register_forward_pre_hook(_on_hidden_states(exchange.copy), with_kwargs=True)
+
+    def sum_gradients(self, module: nn.Module, compression: Compression) -> None:
+        """Sum the gradients of a module's parameters over ranks, dense, because each rank applied it to its own heads."""
+        exchange = self.exchange("parameters", CompressionRules(), False, compression)
+        for parameter in module.parameters():
+            parameter.register_hook(lambda grad: exchange.sum(grad))
 
     def cut_heads(self, modules: dict[str, nn.Module], roles: Roles) -> None:
         for name, attribute in roles.head_counts:
-            setattr(modules[name], attribute, getattr(modules[name], attribute) // self.world_size)
+            owner: Any = modules[name]
+            if attribute.startswith("config."):
+                # Other modules, and whoever saves the model, still see the whole number.
+                owner.config = copy.copy(owner.config)
+                owner, attribute = owner.config, attribute.removeprefix("config.")
+            setattr(owner, attribute, getattr(owner, attribute) // self.world_size)
         for name in roles.head_tables:
             table = modules[name]
             assert isinstance(table, nn.Embedding)
@@ -190,14 +217,16 @@ class VirtualWiring:
 
         module.forward = forward  # type: ignore[method-assign,assignment]
 
-    def _column(self, module: nn.Module, copies: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+    def _column(self, module: nn.Module, copies: Callable[[Tensor], tuple[Tensor, ...]], segments: Segments = ()) -> None:
         assert isinstance(module, nn.Linear)
-        W = self.world_size
+        W, whole = self.world_size, segments or (module.out_features,)
 
         def forward(x: Tensor) -> Tensor:
-            biases = module.bias.chunk(W) if module.bias is not None else [None] * W
-            weights = module.weight.chunk(W, 0)
-            return torch.cat([linear_product(c, w, b) for c, w, b in zip(copies(x), weights, biases)], dim=-1)
+            weights = [_packed_slice(module.weight, whole, rank, W) for rank in range(W)]
+            biases = [_packed_slice(module.bias, whole, rank, W) if module.bias is not None else None for rank in range(W)]
+            products = [linear_product(c, w, b) for c, w, b in zip(copies(x), weights, biases)]
+            by_rank = [product.split([width // W for width in whole], dim=-1) for product in products]
+            return torch.cat([parts[s] for s in range(len(whole)) for parts in by_rank], dim=-1)
 
         module.forward = forward  # type: ignore[method-assign,assignment]
 
@@ -212,8 +241,11 @@ class VirtualWiring:
         for column in columns:
             self._column(column, lambda x: current[0])
 
-    def lone_column(self, module: nn.Module, exchange: VirtualExchange) -> None:
-        self._column(module, exchange.copy)
+    def lone_column(self, module: nn.Module, exchange: VirtualExchange, segments: Segments = ()) -> None:
+        self._column(module, exchange.copy, segments)
+
+    def sum_gradients(self, module: nn.Module, compression: Compression) -> None:
+        return None  # the one module of this process sees the heads of all virtual ranks
 
     def cut_heads(self, modules: dict[str, nn.Module], roles: Roles) -> None:
         return None

@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evenflow.mcbench.suites.labels import label
 from evenflow.mcbench.suites.study_sections import add_prediction, add_study, judged_by
+from evenflow.mcbench.suites.time_tables import add_times
 from evenflow.mcbench.tasks.scores import baseline_key, mean_and_interval
 from evenflow.report.page import Page
-from evenflow.report.plots import bar_plot, interval_plot
+from evenflow.report.plots import interval_plot
 
 Result = Mapping[str, Any]
-
-
-def label(result: Result) -> str:
-    """Return what was compressed, and where."""
-    p = result["parameters"]
-    extra = [f"layers {p['layers']}"] if p["layers"] != "last-half" else []
-    extra += [f"warm-up {p['warmup_steps']}"] if p["warmup_steps"] else []
-    extra += [f"gradient {p['gradient']}"] if p["gradient"] and not p["gradient"].endswith("masked") else []
-    if p.get("pretrain_compress", "none") != "none":
-        extra.append(f"pre-trained with {p['pretrain_compress']}")
-    return p["compress"] + (f" ({', '.join(extra)})" if extra else "")
 
 
 def _is_dense(result: Result) -> bool:
@@ -51,7 +42,8 @@ def accuracy_rows(results: Sequence[Result]) -> list[list[Any]]:
         baseline = dense.get(baseline_key(result))
         difference, half, share = None, None, None
         if baseline is not None and baseline is not result:
-            difference, half, _ = paired_difference(result, baseline)
+            paired, half, count = paired_difference(result, baseline)
+            difference = paired if count else None
             sent = sum(site["counted"] for site in result["bytes_per_step"].values())
             whole = sum(site["counted"] for site in baseline["bytes_per_step"].values())
             share = sent / whole if whole else None
@@ -64,7 +56,8 @@ def accuracy_rows(results: Sequence[Result]) -> list[list[Any]]:
 
     def order(row: list[Any]) -> tuple[Any, ...]:
         worse = 0.0 if row[5] is None else row[5] if row[3] == "loss" else -row[5]
-        return (row[0], row[1], row[5] is not None, worse, row[2])
+        # Dense runs first, and what has no score, because all seeds diverged, last.
+        return (row[0], row[1], row[4] is None, row[5] is not None, worse, row[2])
 
     return sorted(rows, key=order)
 
@@ -85,34 +78,7 @@ def results_page(
         _accuracy(page, results)
     timed = [r for r in results if r["ms_per_iteration"]]
     if timed:
-        page.section(
-            "Time",
-            "Real ranks. Median of whole iterations without a stopwatch; the parts come from a second pass "
-            "with one, with a barrier before each collective, so their sum is larger.",
-        )
-        parts = sorted({part for r in timed for part in r["ms_per_iteration"]["profiled"]})
-        rows = []
-        for r in timed:
-            p, ms = r["parameters"], r["ms_per_iteration"]
-            rows.append(
-                [
-                    p["task"],
-                    f"{p['tp']} x {p['pp']}",
-                    label(r),
-                    r["link"]["nominal"],
-                    r["link"]["kind"],
-                    ms["total"],
-                    *[ms["profiled"].get(part, "") for part in parts],
-                    _blank(r["achieved_gbit_s"]),
-                ]
-            )
-        page.table(["task", "TP x PP", "compression", "link", "made by", "ms", *parts, "achieved Gbit/s"], rows)
-        page.figure(
-            bar_plot(
-                {label(r)[:28]: {"ms per iteration": r["ms_per_iteration"]["total"]} for r in timed[:12]},
-                y_label="ms per iteration",
-            )
-        )
+        add_times(page, timed)
     for study in studies:
         add_study(page, study)
         for prediction in predictions:
@@ -133,7 +99,8 @@ def _accuracy(page: Page, results: Sequence[Result]) -> None:
         "Accuracy",
         "Score of each task, and its difference to the dense run, seed by seed, with a 95 % interval (Student's t): an "
         "interval that holds 0 shows no effect. One seed has no interval. Dense at eval: compression switched off at "
-        "evaluation only. Bytes: all that the sites send in a training step, as a share of the dense run in fp32.",
+        "evaluation only. Seeds that diverged count in no mean; how many did stands beside the name. Bytes: all that the sites "
+        "send in a training step, as a share of the dense run in fp32.",
     )
     headers = ["compression", "score", "difference", "± 95 %", "seeds", "dense at eval", "bytes / dense"]
     grouped: dict[tuple[str, str, str], list[list[Any]]] = {}
@@ -150,7 +117,3 @@ def _accuracy(page: Page, results: Sequence[Result]) -> None:
 
 def _rounded(cell: Any) -> Any:
     return round(cell, 4) if isinstance(cell, float) else cell
-
-
-def _blank(value: Any) -> Any:
-    return "" if value is None else value

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -19,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evenflow.base.errors import ConfigError, EvenFlowError, RegistryError, WireError
 from evenflow.comm import DEFAULT_SPECS
-from evenflow.mcbench.names import STUDIES, SUITES
+from evenflow.mcbench.names import MODELS, STUDIES, SUITES
+from evenflow.mcbench.runs.benchmark_models import hidden_of
+from evenflow.mcbench.runs.pretrain import Backbones
 from evenflow.mcbench.runs.run import run
 from evenflow.mcbench.runs.run_config import RunConfig
 from evenflow.report.page import write_whole
@@ -41,14 +40,16 @@ class _Case:
     config: RunConfig
 
 
-def suite(name: str, seeds: int = 5) -> list[RunConfig]:
+def suite(name: str, seeds: int = 5, base: RunConfig | None = None) -> list[RunConfig]:
     """Return the configurations of a suite, most telling ones first, dense ones before what is compared with them.
 
-    Raises RegistryError.
+    ``base`` is a training run of one's own (task, model, data, link) in the place of the suite's three kinds of training. The
+    paper's settings are scaled to the width of its model. Raises RegistryError.
     """
     if name not in SUITES:
         raise RegistryError(f"unknown suite {name!r}; known: {', '.join((*SUITES, *STUDIES))}")
-    cases = _paper(seeds) if name == "paper" else _modern(seeds)
+    bases = _bases(seeds) if base is None else (replace(base, seeds=seeds),)
+    cases = _paper(bases) if name == "paper" else _modern(bases if base is not None else bases[1:])
     return [case.config for case in sorted(cases, key=lambda case: case.rank)]
 
 
@@ -59,7 +60,7 @@ _PLACES = ("all", "first-half", "4")
 
 def _bases(seeds: int) -> tuple[RunConfig, ...]:
     """One dense configuration for each kind of training: fine-tuning, from scratch, and language pre-training."""
-    base = RunConfig(emulate=True, seeds=seeds, hidden=WIDTH)
+    base = RunConfig(emulate=True, seeds=seeds, hidden=WIDTH, layers="last-half")
     return (
         replace(base, task="digits-high", pretrain="digits-low"),
         replace(base, task="digits"),
@@ -68,13 +69,22 @@ def _bases(seeds: int) -> tuple[RunConfig, ...]:
     )
 
 
+def width_of_run(config: RunConfig) -> int:
+    """Return the hidden size of a run's model: the one asked for, or that of its folder; 0 if it is a built-in default."""
+    if config.hidden or config.model in ("", *MODELS):
+        return config.hidden
+    return hidden_of(config.model)
+
+
 def with_setting(config: RunConfig, setting: str) -> RunConfig:
     """Return ``config`` with one of the paper's settings, at the sites and with the gradients it had.
 
     Tensor parallelism: forward sums only; gathered where messages do not add up. Pipelines: auto-encoders send the gradient of
     their code back, sparse methods the gradient at the kept positions, quantisers a dense one, and PowerSGD another PowerSGD.
     """
-    spec = f"paper:{setting}:{WIDTH / 1024:g}" if setting[0] != "Q" else f"paper:{setting}"
+    # Wider than BERT-large: its own widths, 50 and 100.
+    scale = min(1.0, (width_of_run(config) or WIDTH) / 1024)
+    spec = f"paper:{setting}" if setting[0] == "Q" or scale == 1.0 else f"paper:{setting}:{scale:g}"
     rules, gradient = [], ""
     if config.tp > 1:
         rules.append(f"tp.forward={spec}" + ("/one-shot" if setting[0] in "TRQ" else ""))
@@ -84,10 +94,10 @@ def with_setting(config: RunConfig, setting: str) -> RunConfig:
     return replace(config, compress="; ".join(rules), gradient=gradient)
 
 
-def _paper(seeds: int) -> list[_Case]:
+def _paper(bases: Sequence[RunConfig]) -> list[_Case]:
     """The paper's settings in its layouts; then its places, warm-up and error feedback; scaled down, emulated."""
     cases = []
-    for which, base in enumerate(_bases(seeds)):
+    for which, base in enumerate(bases):
         is_language = which == 2
         for tier, (tp, pp) in zip((0, 0, 3), LAYOUTS):
             layout = replace(base, tp=tp, pp=pp)
@@ -111,14 +121,14 @@ def _paper(seeds: int) -> list[_Case]:
     return cases
 
 
-def _modern(seeds: int) -> list[_Case]:
+def _modern(bases: Sequence[RunConfig]) -> list[_Case]:
     """Every registered method, forward and in both directions, at TP 2, in all layers."""
     cases = []
     specs = [spec for spec in (*DEFAULT_SPECS, "ef(topk:0.1)", "ef(int4-g32)") if spec not in ("none", "caat:0.5")]
     # Widths for h = 64: an eighth, as 128 of 1024.
     narrow = {f"{name}:{width}": f"{name}:8" for name, width in (("ae", 100), ("powersgd", 50), ("subspace", 64))}
     narrow["subspace-learned:64"] = "subspace-learned:8"
-    for which, base in enumerate(_bases(seeds)[1:]):
+    for which, base in enumerate(bases):
         layout = replace(base, tp=2, layers="all")
         cases.append(_Case((which, -1), layout))
         for order, spec in enumerate(specs):
@@ -126,6 +136,19 @@ def _modern(seeds: int) -> list[_Case]:
             cases.append(_Case((which, order), replace(layout, compress=f"tp.forward={spec}")))
             cases.append(_Case((2 + which, order), replace(layout, compress=f"tp={spec}")))
     return cases
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteRun:
+    """Runs one configuration of a suite. A value, so that it can be sent to the processes of ``jobs``."""
+
+    pretrained: Path | None = None
+    """Folder of pre-trained backbones, which configurations share."""
+    progress: Callable[[str], None] | None = None
+    """Told about partial results; a function of a module if it is to be sent to another process."""
+
+    def __call__(self, config: RunConfig) -> dict[str, Any]:
+        return run(config, self.progress or (lambda text: None), Backbones(self.pretrained))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +166,17 @@ def run_suite(
     folder: str | Path,
     budget_s: float | None = None,
     progress: Callable[[str], None] = lambda text: None,
-    run_one: Callable[[RunConfig], dict[str, Any]] = run,
+    run_one: Callable[[RunConfig], dict[str, Any]] | None = None,
     clock: Callable[[], float] = time.monotonic,
     jobs: int = 1,
 ) -> Outcome:
     """Run what has no result yet in ``folder``; write each result when it is there. A failure is noted and ends nothing.
 
-    With ``jobs`` above 1 so many configurations run at a time, each in a process of its own (``run_one`` must be importable
-    there) with its share of the cores. Raises ConfigError if there is one among them that is timed.
+    With ``jobs`` above 1 so many configurations run at a time, each in a process of its own; ``run_one`` (default: ``SuiteRun``
+    without progress) must be picklable then. How many run at a time changes no score: each computes with its own number of
+    threads. Raises ConfigError if there is one among them that is timed.
     """
+    run_one = run_one or SuiteRun()
     if jobs < 1:
         raise ConfigError(f"jobs {jobs}; allowed: 1 or more")
     if jobs > 1 and not all(config.emulate for config in configs):
@@ -182,6 +207,7 @@ def run_suite(
                 except (EvenFlowError, BrokenProcessPool) as error:
                     failed += 1
                     note = {"parameters": config.to_json(), "error": str(error)}
+                    note["errors_by_rank"] = getattr(error, "errors_by_rank", {})
                     write_whole(target / f"{config.key()}.failed.json", _json(note))
                     progress(f"{label}failed: {error}")
                     if isinstance(error, BrokenProcessPool):
@@ -192,7 +218,7 @@ def run_suite(
                 write_whole(target / f"{config.key()}.json", _json(result))
                 (target / f"{config.key()}.failed.json").unlink(missing_ok=True)
                 done += 1
-                progress(f"{label}{result['metric']} {result[result['metric']]:.4f} ({result['wall_s']:.0f} s)")
+                progress(f"{label}{_score(result)} ({result['wall_s']:.0f} s)")
     return Outcome(done, len(configs) - len(todo), failed, len(todo) - begun)
 
 
@@ -202,8 +228,7 @@ def _workers(jobs: int) -> Iterator[Callable[..., Future[dict[str, Any]]]]:
     if jobs == 1:
         yield _now
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (threads,))
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker)
     try:
         yield pool.submit
     except BaseException:
@@ -214,9 +239,15 @@ def _workers(jobs: int) -> Iterator[Callable[..., Future[dict[str, Any]]]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    torch.set_num_threads(threads)
+
+
+def _score(result: Mapping[str, Any]) -> str:
+    """Return the headline in words, and what diverged."""
+    name, count = result["metric"], len(result.get("diverged", ()))
+    words = "no score" if result[name] is None else f"{name} {result[name]:.4f}"
+    return words + (f", {count} seed{'s' if count > 1 else ''} diverged" if count else "")
 
 
 def _now(call: Callable[..., dict[str, Any]], *args: Any) -> Future[dict[str, Any]]:
