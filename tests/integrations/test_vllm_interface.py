@@ -44,7 +44,10 @@ def a_start_without_slots(self, vllm_config):
 @pytest.mark.parametrize(
     ("find_changed", "says"),
     [
-        (changed(SCHEDULER, _preempt_request=a_preemption_of_another_kind), "_preempt_request takes (self, request), not (self"),
+        (
+            changed(SCHEDULER, _preempt_request=a_preemption_of_another_kind),
+            "_preempt_request takes (self, request), not (self",
+        ),
         (changed(SCHEDULER, _free_request=None), "there is no vllm.v1.core.sched.scheduler.Scheduler._free_request"),
         (changed(SCHEDULER, __init__=a_start_without_slots), "does not use connector, kv_holding_waiting"),
     ],

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-import vllm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_scheduler import BLOCK_TOKENS, RealDriver
 
+import vllm
 from evenflow.fairness import policy_registry
 from evenflow.fairness.policies.vtc import VTC
 from evenflow.integrations.vllm.interface import TESTED, check_interface, differences
@@ -36,7 +36,9 @@ def test_the_installed_vllm_has_the_interface():
 
 @pytest.mark.parametrize("is_async", [True, False])
 @pytest.mark.parametrize("spec", SPECS)
-@given(actions=st.lists(ACTION, max_size=60), max_loras=st.sampled_from([None, 1, 2]), num_blocks=st.sampled_from([24, 60, 400]))
+@given(
+    actions=st.lists(ACTION, max_size=60), max_loras=st.sampled_from([None, 1, 2]), num_blocks=st.sampled_from([24, 60, 400])
+)
 @settings(max_examples=20, deadline=None)
 def test_books_agree_with_vllm_after_every_step_and_everybody_is_served(is_async, spec, actions, max_loras, num_blocks):
     driver = RealDriver(spec, is_async=is_async, max_loras=max_loras, num_blocks=num_blocks)
