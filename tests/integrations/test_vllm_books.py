@@ -284,6 +284,13 @@ def test_a_fault_in_the_books_costs_order_and_nothing_else(integration, call, ca
     assert line.num_faults == 1
 
 
+def test_steps_overlap_where_vllm_lets_them(integration):
+    for is_async in (True, False):
+        scheduler = integration.FairScheduler(vllm_config=vllm.a_config(async_scheduling=is_async))
+        assert isinstance(scheduler, vllm.AsyncScheduler) == is_async
+        assert isinstance(scheduler, integration.FairScheduler)
+
+
 def test_books_that_cannot_even_be_made_leave_vllm_alone(integration):
     driver = Driver(integration, "vtc")
     line = driver.scheduler.waiting
@@ -303,7 +310,6 @@ def test_books_that_cannot_even_be_made_leave_vllm_alone(integration):
         ({"policy": "priority"}, "--scheduling-policy is 'priority'"),
         ({"connector": object()}, "a KV connector"),
         ({"runner_type": "pooling"}, "a pooling model"),
-        ({"async_scheduling": False}, "FairSyncScheduler"),
     ],
 )
 def test_what_was_not_tested_is_said_at_start(integration, config, says, caplog):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from evenflow.access.identity import Directory, read_directory
@@ -24,7 +24,7 @@ class WatchedClients:
         self._every_s = every_s
         self._looked_s = clock()
         self._stamp = self._read_stamp()
-        self.directory: Directory = read_directory(path)
+        self.directory: Directory = self._read()
 
     def poll(self) -> bool:
         """Look at the file if it is time to. True if ``directory`` is another one now.
@@ -40,11 +40,32 @@ class WatchedClients:
             return False
         self._stamp = stamp
         try:
-            self.directory = read_directory(self._path)
+            self.directory = self._read()
         except ConfigError as error:
             log.error("the clients stay as they were: %s", error)
             return False
         return True
+
+    def name(self, headers: Mapping[str, str], named: tuple[str, str] | None) -> str:
+        """Who pays for a request: the holder of its key, or where no key is needed whoever it says it is.
+
+        ``headers`` by lower-case name; ``named``: the header or field that names the client, and its value.
+        Raises InvalidKey or InvalidRequest.
+        """
+        return self.directory.client(self.directory.holder(headers), {}, named).name
+
+    def _read(self) -> Directory:
+        """Raises ConfigError, also for a promise of the file's that nobody would keep in front of another server."""
+        directory = read_directory(self._path)
+        for client in directory.clients.values():
+            if client.adapters is not None:
+                raise ConfigError(
+                    f"{self._path}: clients.{client.name}.adapters is not enforced in front of another server: take it out"
+                )
+            limits = (client.requests_per_minute, client.tokens_per_minute, client.max_queued_requests)
+            if limits != (None, None, None):
+                log.warning("%s: the limits of client %s have no effect in front of another server", self._path, client.name)
+        return directory
 
     def _read_stamp(self) -> tuple[int, int, int] | None:
         try:

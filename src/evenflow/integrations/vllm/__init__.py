@@ -16,7 +16,6 @@ from evenflow.integrations.vllm.request_view import CLIENT_FIELD
 _PLACES = {
     "ClientIdentity": "evenflow.integrations.vllm.identity",
     "FairScheduler": "evenflow.integrations.vllm.scheduler",
-    "FairSyncScheduler": "evenflow.integrations.vllm.scheduler",
 }
 
 __all__ = ["CLIENT_FIELD", *_PLACES]

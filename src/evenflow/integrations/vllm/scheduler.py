@@ -60,14 +60,21 @@ class FairLine(WaitingLine, RequestQueue):
     """The waiting line, as vLLM wants to see it."""
 
 
-class FairWaiting:
-    """Mixed into a scheduler of vLLM's."""
+class FairScheduler:
+    """What ``--scheduler-cls`` names. Makes one or the other of the two below, as vLLM would have chosen between its own."""
 
     waiting: FairLine
     clock: Callable[[], float] = staticmethod(time.monotonic)
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> FairScheduler:
+        """``FairAsyncScheduler`` if the configuration has async scheduling on, else ``FairSyncScheduler``."""
+        if cls is FairScheduler:
+            is_async = _config_of(args, kwargs).scheduler_config.async_scheduling
+            cls = FairAsyncScheduler if is_async else FairSyncScheduler
+        return super().__new__(cls)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        config: Any = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
+        config = _config_of(args, kwargs)
         extra = config.additional_config if isinstance(config.additional_config, dict) else {}
         settings = read_settings(os.environ, extra.get("evenflow"))
         warning = check_interface(str(getattr(vllm, "__version__", "unknown")), find, settings.allow_untested)
@@ -220,18 +227,17 @@ class FairWaiting:
             found.append("a KV connector is configured, and EvenFlow's scheduler has not been tested with any")
         if config.model_config.runner_type == "pooling":
             found.append("this is a pooling model, whose requests cannot name a client: all would be one")
-        is_async = isinstance(self, AsyncScheduler)
-        if bool(config.scheduler_config.async_scheduling) != is_async:
-            other = "FairSyncScheduler" if is_async else "FairScheduler"
-            found.append(
-                f"async scheduling is {'off' if is_async else 'on'}: use --scheduler-cls evenflow.integrations.vllm.{other}"
-            )
         return found
 
 
-class FairScheduler(FairWaiting, AsyncScheduler):
-    """For vLLM as it comes: steps are planned while the last one is being computed."""
+class FairAsyncScheduler(FairScheduler, AsyncScheduler):
+    """Steps are planned while the last one is being computed."""
 
 
-class FairSyncScheduler(FairWaiting, Scheduler):
-    """For ``--no-async-scheduling``, and for setups in which vLLM turns async scheduling off by itself."""
+class FairSyncScheduler(FairScheduler, Scheduler):
+    """One step after the other: on CPUs, with ``--no-async-scheduling``, and wherever else vLLM turns overlap off."""
+
+
+def _config_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """vLLM's configuration, however it was passed."""
+    return kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
