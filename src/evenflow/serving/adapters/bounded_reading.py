@@ -62,13 +62,11 @@ class BoundedReading:
             reader, is_new = self._take()
             try:
                 return BoundedAdapter(self, reader, path, timeout_s, reader.ask(request, path, timeout_s))
-            except _ReaderGone as gone:  # it died while it had nothing to do: that was not this folder
+            except _ReaderGone as gone:
                 self.drop(reader)
                 if is_new:
-                    raise AdapterUnavailable(f"adapters cannot be read now: their reader ended with {gone}") from None
-            except AdapterRejected:
-                self.give_back(reader)
-                raise
+                    raise gone.blame(path) from None
+                # It may have died while it had nothing to do: another one shows whether it was this folder.
             except BaseException:
                 self.give_back(reader)
                 raise
@@ -134,7 +132,7 @@ class BoundedAdapter:
         try:
             self._reader.ask(("write", path, layout), self._path, self._timeout_s)
         except _ReaderGone as gone:
-            raise AdapterUnavailable(f"adapters cannot be converted now: their reader ended with {gone}") from None
+            raise gone.blame(self._path) from None
 
     def __enter__(self) -> BoundedAdapter:
         return self
@@ -149,7 +147,17 @@ class BoundedAdapter:
 
 
 class _ReaderGone(Exception):
-    """The reader had ended before it was asked. Its text says how."""
+    """The reader has ended, or does not answer as agreed."""
+
+    def __init__(self, process: ChildProcess) -> None:
+        super().__init__(process.ended_how)
+        self._exit_code = process.exit_code or 0
+
+    def blame(self, path: Path) -> Exception:
+        """What to tell of the folder that was being read."""
+        if self._exit_code in _FATAL_SIGNALS:
+            return AdapterRejected(str(path), [f"whoever reads it ends with {self}"])
+        return AdapterUnavailable(f"the process that was reading the adapter in {path} ended with {self}")
 
 
 class _Reader:
@@ -180,18 +188,14 @@ class _Reader:
             assert self.process.stdin is not None
             self.process.stdin.write(len(data).to_bytes(4, "little") + data)
             self.process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # a pipe that is broken, or was closed when it ended
             self.process.end(1.0)
-            raise _ReaderGone(self.process.ended_how) from None
+            raise _ReaderGone(self.process) from None
         used_s = self._processor_s()
         try:
             answer = json.loads(self._receive(timeout_s))
         except TimeoutError:
             raise self._too_slow(path, timeout_s, self._processor_s() - used_s) from None
-        except _ReaderGone as gone:
-            if (self.process.exit_code or 0) in _FATAL_SIGNALS:
-                raise AdapterRejected(str(path), [f"whoever reads it ends with {gone}"]) from None
-            raise AdapterUnavailable(f"the process that was reading adapter {path} ended with {gone}") from None
         if (name := answer.get("error_type")) is not None:
             raise error_from_name(name, answer["error"], answer["reasons"])
         return answer
@@ -216,7 +220,7 @@ class _Reader:
             self._rest += part
             if not part or len(self._rest) > _MAX_REPLY_BYTES:
                 self.process.end(1.0 if not part else 0.0)
-                raise _ReaderGone(self.process.ended_how)
+                raise _ReaderGone(self.process)
         line, _, self._rest = self._rest.partition(b"\n")
         return line
 

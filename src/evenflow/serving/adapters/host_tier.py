@@ -30,7 +30,10 @@ class OpenRows(Protocol):
 
 
 class HostTier:
-    """The ``max_open`` adapters wanted last, and those that requests run with. One thread, and nothing may be reading rows while it is told something."""
+    """The ``max_open`` adapters wanted last, and those that requests run with.
+
+    One thread, and nothing may be reading rows while it is told something.
+    """
 
     def __init__(self, max_open: int = 512) -> None:
         self._max_open = max_open
