@@ -222,6 +222,6 @@ def test_the_engines_config_carries_tiers_to_its_policy(tiny_model):
 def test_closing_the_engine_closes_what_its_policy_holds(tiny_model):
     harness = EngineHarness(tiny_model)
     closed = []
-    harness.scheduler.policy.close = lambda: closed.append(True)  # type: ignore[attr-defined]
+    harness.scheduler.policy.close = lambda: closed.append(True)
     harness.engine.close()
     assert closed == [True]

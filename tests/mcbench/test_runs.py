@@ -143,7 +143,7 @@ def test_several_at_a_time_keep_results_when_a_process_dies(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_several_at_a_time_get_the_scores_of_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the command, with what it hands to its worker processes."""
-    configs = [RunConfig(tp=2, compress=spec, **SMALL) for spec in ("none", "tp=q4", "tp=int8-g32")]  # type: ignore[arg-type]
+    configs = [RunConfig(tp=2, compress=spec, **SMALL) for spec in ("none", "tp=q4", "tp=int8-g32")]
     monkeypatch.setattr(suite_module, "suite", lambda *given: configs)
     for jobs, folder in (("1", tmp_path / "one"), ("2", tmp_path / "two")):
         assert command.run(parse("suite", "paper", "--out", str(folder), "--jobs", jobs)) == 0
@@ -161,7 +161,7 @@ def test_what_a_suite_runs_can_be_sent_to_a_worker() -> None:
 
 
 def test_scores_do_not_depend_on_how_many_threads_the_process_has() -> None:
-    config = RunConfig(tp=2, compress="tp=int4-g32", **{**SMALL, "seeds": 1})  # type: ignore[arg-type]
+    config = RunConfig(tp=2, compress="tp=int4-g32", **{**SMALL, "seeds": 1})
     found = []
     before = torch.get_num_threads()
     for threads in (1, 2):

@@ -11,6 +11,7 @@
     │   ├── AdapterRejected      the folder holds something that cannot be served faithfully (all `reasons`)
     │   ├── AdapterNotFound      no such name, or no adapter at that path
     │   ├── AdapterCacheFull     no room for it until another one is unloaded
+    │   ├── AdapterUnavailable   the host, not the adapter, is at fault: disk, memory, file handles, time
     │   ├── AdapterDamaged       its rows on the host were lost or changed behind our back
     │   └── AdapterExists        the name is taken
     ├── AccessDenied             the caller may not do this
@@ -88,6 +89,10 @@ class AdapterNotFound(AdapterError):
 
 class AdapterCacheFull(AdapterError):
     """There is no room for one more adapter until another one is unloaded."""
+
+
+class AdapterUnavailable(AdapterError):
+    """The host cannot read or convert it now: its disk is full, it has no file handles left, or it is too slow."""
 
 
 class AdapterDamaged(AdapterError):

@@ -66,7 +66,7 @@ def _imported(asked: str, module: str, attribute: str) -> Callable[..., object]:
         raise RegistryError(f"compressor {asked}: the module {module} has no {attribute}") from None
     if not callable(found):
         raise ConfigError(f"compressor {asked} is a {type(found).__name__}; allowed: a class or a function")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _called(text: str, make: Callable[..., object], arguments: Sequence[str]) -> Compressor:

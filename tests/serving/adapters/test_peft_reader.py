@@ -1,12 +1,16 @@
 """PEFT folders, strictly: what is honoured, what is refused, and that all reasons come at once."""
 
+import inspect
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
+from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from evenflow.base.errors import AdapterNotFound, AdapterRejected
@@ -62,10 +66,32 @@ def test_half_precision_files_are_widened_exactly(tmp_path, dtype):
     np.testing.assert_array_equal(read_adapter(folder, SHAPE).a(0, "q_proj"), expected)
 
 
-@pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal", "lora_ga", "mica"])
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
 def test_inits_that_leave_the_base_alone_are_plain_lora(folder, init):
     edit_config(folder, init_lora_weights=init, eva_config={"rho": 2.0})
     read_adapter(folder, SHAPE)
+
+
+def test_every_initialisation_of_the_installed_peft_is_judged(folder):
+    """Those that peft names in its config, and those that its layers ask for."""
+    source = inspect.getsource(LoraLayer)
+    named = re.findall(r'init_lora_weights(?:\.lower\(\))?(?:\.startswith\(| == )"(\w+)"', source)
+    assert {"pissa", "olora", "lora_ga", "eva"} <= set(named)
+    for init in {*re.findall(r'"([a-z_]+)', str(LoraConfig.__annotations__["init_lora_weights"])), *named}:
+        edit_config(folder, init_lora_weights=init)
+        changes_base = re.search(rf"def {init}_init.*?(?=\n    def |\Z)", source, re.DOTALL)
+        if changes_base is not None and re.search(r"base_layer(\(\))?\.weight\.data = ", changes_base[0]):
+            assert "changes the base weights" in reasons_of(folder)[0], init
+        else:
+            read_adapter(folder, SHAPE)
+
+
+def test_fields_that_are_not_known_are_warned_of_and_ignored(folder):
+    edit_config(folder, field_of_the_future=7, another={"a": ["x" * 5000]}, a_third="\x1b[31m\nERROR")
+    warnings = read_adapter(folder, SHAPE).warnings
+    assert len(warnings) == 3
+    assert warnings[0].startswith("field_of_the_future is 7")
+    assert all(len(warning) < 400 and warning.isprintable() for warning in warnings)
 
 
 def test_fields_at_their_defaults_and_training_fields_are_ignored(folder):
@@ -100,6 +126,7 @@ def test_fields_at_their_defaults_and_training_fields_are_ignored(folder):
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
         ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga', which changes the base weights"),
         ({"init_lora_weights": "novel"}, "init_lora_weights is 'novel'"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is [1, 2]"),
         ({"layer_replication": [[0, 1]]}, "layer_replication is [[0, 1]]"),
@@ -111,7 +138,6 @@ def test_fields_at_their_defaults_and_training_fields_are_ignored(folder):
         ({"arrow_config": {"top_k": 1}}, "arrow_config is"),
         ({"kasa_config": {"a": 1}}, "kasa_config is"),
         ({"megatron_config": {"a": 1}}, "megatron_config is"),
-        ({"field_of_the_future": 7}, "field_of_the_future is 7"),
         ({"r": 0}, "r is 0"),
         ({"r": "8"}, "r is '8'"),
         ({"lora_alpha": None}, "lora_alpha is None"),

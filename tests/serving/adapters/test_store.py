@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 from evenflow.base.errors import AdapterCacheFull, AdapterDamaged, AdapterError, AdapterNotFound, AdapterRejected, ConfigError
+from evenflow.serving.adapters import reading
 from evenflow.serving.adapters import row_file as rows_module
-from evenflow.serving.adapters import row_store as store_module
 from evenflow.serving.adapters.catalog import Catalog
 from evenflow.serving.adapters.row_file import RowFile, open_rows
 from evenflow.serving.adapters.row_store import RowStore, layout_fingerprint
@@ -33,6 +34,7 @@ def age(folder, seconds=60):
     for file in folder.iterdir():
         status = file.stat()
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns - int(seconds * 1e9)))
+    time.sleep(0.025)  # the system's own time stamps cannot be set back
 
 
 def image_of(file):
@@ -52,8 +54,8 @@ def adapter(tmp_path):
 def reads(monkeypatch):
     """How often a PEFT folder was read."""
     count = []
-    real = store_module.read_adapter
-    monkeypatch.setattr(store_module, "read_adapter", lambda *a: (count.append(a), real(*a))[1])
+    real = reading.read_adapter
+    monkeypatch.setattr(reading, "read_adapter", lambda *a: (count.append(a), real(*a))[1])
     return count
 
 
@@ -353,4 +355,4 @@ def test_the_header_tells_all_that_is_checked(tmp_path, adapter):
     source = json.loads(next((tmp_path / "cache").rglob("*.json")).read_text())
     assert source["digest"] == header.record.digest
     sizes = [(adapter / name).stat().st_size for name in ("adapter_config.json", "adapter_model.safetensors")]
-    assert [size for size, _ in source["state"]] == sizes
+    assert [state[0] for state in source["state"]] == sizes

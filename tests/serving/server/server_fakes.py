@@ -183,7 +183,9 @@ class FakeEngine:
                 output.usage = Usage(len(submit.prompt_token_ids), len(text or " "), 0, 0, 0.25, 0.5, 1.0)
             yield output
 
-    async def load_adapter(self, name: str, path: str, replace: bool = False) -> list[AdapterInfo]:
+    async def load_adapter(
+        self, name: str, path: str, replace: bool = False, *, must_read: bool = False, boundary: str = ""
+    ) -> list[AdapterInfo]:
         await asyncio.sleep(0)
         self.num_loads += 1
         folder = Path(path)

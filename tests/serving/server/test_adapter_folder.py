@@ -97,6 +97,8 @@ def test_nothing_outside_the_folder_is_found(tmp_path):
     ):
         assert folder.find(name) is None, name
     assert folder.names().keys() == {"good"}
+    assert folder.passed_over.keys() == {"link", "loop"}
+    assert "leads out of the adapter folder" in folder.passed_over["link"]
 
 
 def test_ten_thousand_names(tmp_path, scans):
@@ -132,10 +134,10 @@ def test_ten_thousand_names(tmp_path, scans):
 class EngineForThree(FakeEngine):
     """Refuses a fourth adapter."""
 
-    async def load_adapter(self, name, path, replace=False):
+    async def load_adapter(self, name, path, replace=False, **options):
         if len(self.infos) == 3 and name not in self.infos:
             raise AdapterCacheFull("the adapter cache is full")
-        return await super().load_adapter(name, path, replace)
+        return await super().load_adapter(name, path, replace, **options)
 
 
 def test_adapters_of_the_folder_make_room_for_each_other_the_longest_unused_first(tmp_path):
@@ -220,3 +222,43 @@ def test_what_a_client_may_not_use_is_not_listed(tmp_path):
             assert (await client.get("/v1/models/secret", headers={"x-evenflow-client": "alice"})).status_code == 404
 
     asyncio.run(main())
+
+
+def test_names_of_two_parts_and_links_as_platforms_make_them(tmp_path, caplog):
+    root = tmp_path / "root"
+    make_adapter(root / "org", "one")
+    make_adapter(root / "org", "two")
+    make_adapter(root / "other", "private")
+    make_adapter(root, "plain")
+    mounted = root / "mounted"  # Kubernetes: name -> ..data/name, ..data -> ..2026
+    make_adapter(mounted, "..2026")
+    (mounted / "..data").symlink_to("..2026")
+    (mounted / "adapter_config.json").symlink_to("..data/adapter_config.json")
+    make_adapter(root / "models--a--b" / "snapshots", "9f")
+    (root / "latest").symlink_to("models--a--b/snapshots/9f")  # whoever owns the root made it
+    (root / "org" / "theirs").symlink_to("../other/private")  # a stranger may have
+    (root / "org" / "deep").mkdir()
+    (root / "empty").mkdir()
+    (root / "bad name").mkdir()
+    folder = AdapterFolder(root, time.time_ns)
+    with caplog.at_level("WARNING", "evenflow.server"):
+        assert folder.names().keys() == {"org/one", "org/two", "other/private", "plain", "mounted", "latest"}
+    assert folder.passed_over == {
+        "org/theirs": "it is a link that leads out of org",
+        "org/deep": "its adapter_config.json is missing",
+        "models--a--b": "its adapter_config.json is missing",
+        "empty": "its adapter_config.json is missing",
+        "bad name": "its name is not allowed: letters, digits and _ . : @ + - in each of at most two parts",
+    }
+    assert len(caplog.records) == 5
+    folder.names()
+    assert len(caplog.records) == 5, "said once"
+    assert folder.find("org/one") == root / "org" / "one"
+    assert folder.boundary("org/one") == root / "org"
+    assert folder.boundary("latest") == root / "models--a--b" / "snapshots" / "9f"
+    for name in ("org/theirs", "org", "org/one/deeper", "org/../plain", "org//one", "/org", "org/"):
+        assert folder.find(name) is None, name
+    make_adapter(root / "org", "three")
+    (root / "org" / "one" / "adapter_config.json").rename(root / "org" / "one" / "gone")
+    assert "org/three" in folder.names()
+    assert not folder.has("org/one")

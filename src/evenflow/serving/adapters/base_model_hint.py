@@ -5,24 +5,10 @@ A hint, never a reason to refuse: people rename folders and merge models. That s
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from pathlib import Path
-
-from evenflow.serving.adapters.peft_format import CONFIG_FILE
 
 _CACHE = re.compile(r"models--.*?--(?P<name>[^/]+)")
-
-
-def base_model_of(folder: Path) -> str:
-    """``base_model_name_or_path`` of the adapter in ``folder``; empty if it says none."""
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    return name if isinstance(name, str) else ""
 
 
 def is_same_model(stated: str, served: Iterable[str]) -> bool:

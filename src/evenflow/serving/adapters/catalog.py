@@ -16,11 +16,11 @@ from types import MappingProxyType
 import numpy as np
 
 from evenflow.base.errors import AdapterExists, AdapterNotFound, InvalidRequest
-from evenflow.serving.adapters.base_model_hint import base_model_of
 from evenflow.serving.adapters.host_tier import HostTier
 from evenflow.serving.adapters.peft_reader import read_adapter
+from evenflow.serving.adapters.reading import image_of
 from evenflow.serving.adapters.row_file import MemoryRows, RowFile
-from evenflow.serving.adapters.row_store import RowStore, image_of
+from evenflow.serving.adapters.row_store import RowStore
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.memory.layout import ArenaLayout
@@ -38,6 +38,8 @@ class PreparedAdapter:
     path: Path
     base_model: str = ""
     """What it says it was trained for."""
+    boundary: Path | None = None
+    """Folder inside which its links may lead."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,19 +80,29 @@ class Catalog:
         self._digest_by_name: dict[str, AdapterDigest] = {}
         self._entries: dict[AdapterDigest, _Entry] = {}
 
-    def prepare(self, path: str | Path) -> PreparedAdapter:
+    def prepare(
+        self, path: str | Path, *, boundary: Path | None = None, must_read: bool = False, is_repair: bool = False
+    ) -> PreparedAdapter:
         """Read and check the PEFT folder at ``path`` and lay its rows out in pages. Changes nothing.
 
-        With a store, what has been laid out before is only looked up. Raises AdapterNotFound, AdapterRejected with all
-        reasons, or AdapterError if the store is full.
+        With a store, what has been laid out before is only looked up, unless ``must_read``. ``boundary``: a folder inside
+        which links may lead, beside the adapter's own. ``is_repair``: requests wait for these rows; what other adapters
+        have and nobody runs with gives way, because it can be made again too. Raises AdapterNotFound, AdapterRejected with
+        all reasons, AdapterCacheFull if the store is full, and AdapterUnavailable where the host is at fault.
         """
         folder = Path(path)
         if self._store is not None:
-            file = self._store.prepare(folder, self._max_rank, self._entries.keys())
-            return PreparedAdapter(file.header.record, file, file.header.target_modules, folder, base_model_of(folder))
-        adapter = read_adapter(folder, self._layout.whole_shape, self._max_rank)
+            in_use = self._entries.keys()
+            file = self._store.prepare(
+                folder, self._max_rank, in_use, boundary=boundary, must_read=must_read, is_repair=is_repair
+            )
+            return PreparedAdapter(file.header.record, file, file.header.target_modules, folder, file.base_model, boundary)
+        adapter = read_adapter(folder, self._layout.whole_shape, self._max_rank, () if boundary is None else (boundary,))
+        for warning in adapter.warnings:
+            log.warning("adapter %s: %s", folder, warning)
         image, record = image_of(adapter, self._layout, folder)
-        return PreparedAdapter(record, MemoryRows(image), adapter.target_modules, folder, base_model_of(folder))
+        rows, base_model = MemoryRows(image), adapter.base_model or ""
+        return PreparedAdapter(record, rows, adapter.target_modules, folder, base_model, boundary)
 
     def register(self, name: str, adapter: PreparedAdapter | str | Path, *, replace: bool = False) -> AdapterDigest:
         """Serve ``adapter`` (prepared, or a folder) under ``name`` from now on.
@@ -140,14 +152,19 @@ class Catalog:
             raise AdapterNotFound(f"no adapter is named {name!r}") from None
 
     def retain(self, digest: AdapterDigest) -> None:
-        """One more request uses ``digest``. Raises AdapterNotFound if it is gone."""
-        self._entry(digest).num_users += 1
+        """One more request uses ``digest``: nobody deletes its rows meanwhile. Raises AdapterNotFound if it is gone."""
+        entry = self._entry(digest)
+        if not entry.num_users:
+            entry.prepared.rows.hold()
+        entry.num_users += 1
 
     def release(self, digest: AdapterDigest) -> None:
         """One request fewer uses it."""
         entry = self._entries[digest]
         assert entry.num_users > 0, f"adapter {digest} was released more often than retained"
         entry.num_users -= 1
+        if not entry.num_users:
+            entry.prepared.rows.let_go()
         self._free_if_unused(digest, entry)
 
     def record(self, digest: AdapterDigest) -> AdapterRecord:
@@ -185,6 +202,19 @@ class Catalog:
     def path(self, digest: AdapterDigest) -> Path:
         """The folder it was read from. Raises AdapterNotFound."""
         return self._entry(digest).prepared.path
+
+    def boundary(self, digest: AdapterDigest) -> Path | None:
+        """The folder inside which its links may lead. Raises AdapterNotFound."""
+        return self._entry(digest).prepared.boundary
+
+    def is_gone(self, digest: AdapterDigest) -> bool:
+        """True if its row file was deleted: another server needed the room. It has to be made again."""
+        return self._entry(digest).prepared.rows.is_gone
+
+    def close(self) -> None:
+        """End whatever reads folders. Idempotent."""
+        if self._store is not None:
+            self._store.close()
 
     def discard_rows(self, digest: AdapterDigest) -> None:
         """The rows are damaged: forget them, so that ``prepare`` makes them again."""

@@ -19,13 +19,21 @@ class OpenRows(Protocol):
     @property
     def is_open(self) -> bool: ...
     @property
+    def is_held(self) -> bool:
+        """True while requests run with it."""
+        ...
+
+    @property
     def size_bytes(self) -> int: ...
     def read_ahead(self) -> None: ...
     def close(self) -> None: ...
 
 
 class HostTier:
-    """The ``max_open`` adapters wanted last. One thread, and nothing may be reading rows while it is told something."""
+    """The ``max_open`` adapters wanted last, and those that requests run with.
+
+    One thread, and nothing may be reading rows while it is told something.
+    """
 
     def __init__(self, max_open: int = 512) -> None:
         self._max_open = max_open
@@ -42,7 +50,7 @@ class HostTier:
         self._open[digest] = rows
         self.size_bytes += rows.size_bytes
         if len(self._open) > self._max_open:
-            self.drop(next(iter(self._open)))
+            self.drop(next((old for old, held in self._open.items() if not held.is_held), digest))
 
     def drop(self, digest: AdapterDigest) -> None:
         """Give the file handle back. Nothing happens if the rows are not held."""

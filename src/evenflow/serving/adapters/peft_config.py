@@ -1,7 +1,8 @@
 """``adapter_config.json`` of a PEFT LoRA adapter, read strictly: which modules, which rank, which scale.
 
 Fields are those of peft 0.21's LoraConfig. What changes the arithmetic and is not plain LoRA is a
-reason to refuse; what only steered training is ignored.
+reason to refuse; what only steered training is ignored. A field that this peft does not know is warned of and ignored,
+as peft does: the next one adds a field to every adapter.
 """
 
 from __future__ import annotations
@@ -67,9 +68,12 @@ _REMEDIES = {
     "kasa_config": "train with plain LoRA",
     "megatron_config": "convert the adapter to plain LoRA",
 }
-_PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+"""They choose where A and B begin and leave the base model alone."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""They take what A and B begin with out of the base weights, which then are no longer those that are served."""
 _PATTERN_CHARACTERS = 2000
+_SHOWN_CHARACTERS = 120
 _HIGHEST_RANK = 1 << 20
 
 
@@ -123,19 +127,20 @@ class LoraRules:
         return None
 
 
-def read_rules(config: Mapping[str, Any], reasons: list[str]) -> LoraRules | None:
-    """The rules, or None; every fault found is appended to ``reasons``."""
+def read_rules(config: Mapping[str, Any], reasons: list[str], warnings: list[str] | None = None) -> LoraRules | None:
+    """The rules, or None; every fault found is appended to ``reasons``, what was ignored to ``warnings``."""
     before = len(reasons)
-    _refuse_unsupported(config, reasons)
+    _refuse_unsupported(config, reasons, [] if warnings is None else warnings)
     rank = _rank(config.get("r", 8), "r", reasons)
     alpha = _number(config.get("lora_alpha", 8), "lora_alpha", reasons)
     targets = _names_or_pattern(config.get("target_modules"), "target_modules", reasons)
     exclude = _names_or_pattern(config.get("exclude_modules"), "exclude_modules", reasons)
     rank_pattern = {
-        key: _rank(value, f"rank_pattern[{key!r}]", reasons) for key, value in _mapping(config, "rank_pattern", reasons).items()
+        key: _rank(value, f"rank_pattern[{_shown(key)}]", reasons)
+        for key, value in _mapping(config, "rank_pattern", reasons).items()
     }
     alpha_pattern = {
-        key: _number(value, f"alpha_pattern[{key!r}]", reasons)
+        key: _number(value, f"alpha_pattern[{_shown(key)}]", reasons)
         for key, value in _mapping(config, "alpha_pattern", reasons).items()
     }
     for key in (*rank_pattern, *alpha_pattern):
@@ -165,44 +170,50 @@ def read_rules(config: Mapping[str, Any], reasons: list[str]) -> LoraRules | Non
     )
 
 
-def _refuse_unsupported(config: Mapping[str, Any], reasons: list[str]) -> None:
+def _refuse_unsupported(config: Mapping[str, Any], reasons: list[str], warnings: list[str]) -> None:
     peft_type = config.get("peft_type")
     if peft_type != "LORA":
-        reasons.append(f"peft_type is {peft_type!r}; supported: 'LORA'")
+        reasons.append(f"peft_type is {_shown(peft_type)}; supported: 'LORA'")
     if config.get("task_type") not in (None, "CAUSAL_LM"):
-        reasons.append(f"task_type is {config['task_type']!r}; supported: 'CAUSAL_LM'")
+        reasons.append(f"task_type is {_shown(config['task_type'])}; supported: 'CAUSAL_LM'")
     if config.get("bias", "none") != "none":
-        reasons.append(f"bias is {config['bias']!r}; supported: 'none' (train without biases)")
+        reasons.append(f"bias is {_shown(config['bias'])}; supported: 'none' (train without biases)")
     for flag in ("use_rslora", "fan_in_fan_out"):
         if not isinstance(config.get(flag, False), bool | None):
-            reasons.append(f"{flag} is {config[flag]!r}; allowed: true or false")
+            reasons.append(f"{flag} is {_shown(config[flag])}; allowed: true or false")
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         reasons.append(
-            f"init_lora_weights is {init!r}, which changes the base weights; "
+            f"init_lora_weights is {_shown(init)}, which changes the base weights; "
             "convert it with save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
-    elif init not in _PLAIN_INIT:
-        reasons.append(f"init_lora_weights is {init!r}; it is not known to be plain LoRA")
+    elif not any(init is plain or (isinstance(init, str) and init == plain) for plain in _PLAIN_INIT):
+        reasons.append(f"init_lora_weights is {_shown(init)}; it is not known to be plain LoRA")
     for field, value in config.items():
         if field in _IGNORED or field in _READ or value in (None, False, "", [], {}):
             continue
         if field in _REMEDIES:
-            reasons.append(f"{field} is {value!r}; it is not supported ({_REMEDIES[field]})")
+            reasons.append(f"{field} is {_shown(value)}; it is not supported ({_REMEDIES[field]})")
         else:
-            reasons.append(f"{field} is {value!r}; no such LoRA field is known")
+            warnings.append(f"{field[:_SHOWN_CHARACTERS]} is {_shown(value)}; no such LoRA field is known, and it is ignored")
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value that may be megabytes."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
 
 
 def _rank(value: Any, name: str, reasons: list[str]) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _HIGHEST_RANK:
-        reasons.append(f"{name} is {repr(value)[:40]}; allowed: an integer from 1 to {_HIGHEST_RANK}")
+        reasons.append(f"{name} is {_shown(value)}; allowed: an integer from 1 to {_HIGHEST_RANK}")
         return 1
     return value
 
 
 def _number(value: Any, name: str, reasons: list[str]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e38 < value < 1e38:
-        reasons.append(f"{name} is {repr(value)[:40]}; allowed: a finite number")
+        reasons.append(f"{name} is {_shown(value)}; allowed: a finite number")
         return 1.0
     return float(value)
 
@@ -211,7 +222,7 @@ def _mapping(config: Mapping[str, Any], name: str, reasons: list[str]) -> Mappin
     value = config.get(name) or {}
     if isinstance(value, Mapping):
         return value
-    reasons.append(f"{name} is {value!r}; allowed: an object")
+    reasons.append(f"{name} is {_shown(value)}; allowed: an object")
     return {}
 
 
@@ -224,14 +235,14 @@ def _names_or_pattern(value: Any, name: str, reasons: list[str]) -> tuple[str, .
         return value
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
         return tuple(value)
-    reasons.append(f"{name} is {value!r}; allowed: a list of names, a regular expression or 'all-linear'")
+    reasons.append(f"{name} is {_shown(value)}; allowed: a list of names, a regular expression or 'all-linear'")
     return ()
 
 
 def _patterns(value: Any, name: str, reasons: list[str]) -> tuple[str, ...]:
     patterns = (value,) if isinstance(value, str) and value else tuple(value) if isinstance(value, list) else ()
     if value and not patterns:
-        reasons.append(f"{name} is {repr(value)[:40]}; allowed: a name or a list of names")
+        reasons.append(f"{name} is {_shown(value)}; allowed: a name or a list of names")
     for pattern in patterns:
         _check_pattern(pattern, name, reasons)
     return patterns
@@ -239,12 +250,12 @@ def _patterns(value: Any, name: str, reasons: list[str]) -> tuple[str, ...]:
 
 def _check_pattern(pattern: Any, name: str, reasons: list[str]) -> None:
     if not isinstance(pattern, str) or len(pattern) > _PATTERN_CHARACTERS:
-        reasons.append(f"{name} holds {str(pattern)[:80]!r}; allowed: a text of at most {_PATTERN_CHARACTERS} characters")
+        reasons.append(f"{name} holds {_shown(pattern)}; allowed: a text of at most {_PATTERN_CHARACTERS} characters")
         return
     try:
         re.compile(pattern)
-    except re.error as error:
-        reasons.append(f"{name} holds {pattern!r}, which is no regular expression ({error})")
+    except (re.error, OverflowError, RecursionError, MemoryError) as error:
+        reasons.append(f"{name} holds {_shown(pattern)}, which is no regular expression ({error})")
 
 
 def _layers(value: Any, reasons: list[str]) -> frozenset[int] | None:
@@ -253,7 +264,7 @@ def _layers(value: Any, reasons: list[str]) -> frozenset[int] | None:
     values = [value] if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
         return frozenset(values)
-    reasons.append(f"layers_to_transform is {value!r}; allowed: an integer or a list of integers")
+    reasons.append(f"layers_to_transform is {_shown(value)}; allowed: an integer or a list of integers")
     return None
 
 

@@ -1,7 +1,8 @@
 """Read a PEFT LoRA folder, strictly: every tensor is used or the adapter is refused, with all reasons at once.
 
 numpy only. The result knows layers, modules, ranks and scales; not pages (``image``) and not names
-(``catalog``). Legend: R rank, I input width, O output width of a module.
+(``catalog``). What is read is bounded before it is parsed: bytes, tensors, and what a rank can need. Time and memory are
+bounded by the process that this runs in (``bounded_reading``). Legend: R rank, I input width, O output width of a module.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from evenflow.base.errors import AdapterNotFound, AdapterRejected
+from evenflow.base.logs import printable
+from evenflow.serving.adapters.adapter_files import FileState, OpenedFile, read_file
 from evenflow.serving.adapters.peft_config import LoraRules, read_rules
 from evenflow.serving.adapters.peft_format import BLOCK_OF, CONFIG_FILE, WEIGHTS_FILE, module_path
 from evenflow.serving.adapters.safetensors_arrays import FileTensors
@@ -25,9 +28,13 @@ from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.core.shape import MODULES, ModelShape
 
 _TENSOR = re.compile(
-    r"base_model\.model\.(?P<path>model\.layers\.(?P<layer>\d+)\.(?P<block>self_attn|mlp)\.(?P<module>\w+))"
+    r"base_model\.model\.(?P<path>model\.layers\.(?P<layer>[0-9]{1,6})\.(?P<block>self_attn|mlp)\.(?P<module>\w+))"
     r"\.lora_(?P<part>[AB])\.weight"
 )
+_MAX_CONFIG_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 8 << 20
+_REASON_CHARACTERS = 300
+_MOST_REASONS = 32
 _REASONS_PER_KIND = 4
 """So many faults of one kind are spelled out; the rest are counted."""
 
@@ -46,6 +53,10 @@ class PeftAdapter:
     """The MODULES it adapts in any layer."""
     base_model: str | None
     """Name or path of the base model it was trained on, if the folder says."""
+    warnings: tuple[str, ...]
+    """What its config holds that is not known and was ignored."""
+    states: tuple[FileState, FileState]
+    """Of config and weights as they were read."""
     _tensors: FileTensors
     _names: Mapping[Target, tuple[str, str]]
     _scales: Mapping[Target, float]
@@ -66,29 +77,36 @@ class PeftAdapter:
         return tuple(self._names)
 
 
-def read_adapter(path: str | Path, shape: ModelShape, max_rank: int | None = None) -> PeftAdapter:
+def read_adapter(path: str | Path, shape: ModelShape, max_rank: int | None = None, allowed: Sequence[Path] = ()) -> PeftAdapter:
     """Read the adapter in folder ``path`` for a base model of ``shape``. ``max_rank``: highest rank to accept.
 
-    Raises AdapterNotFound if there is no adapter, AdapterRejected with every reason found if it cannot
-    be served faithfully.
+    ``allowed``: folders beside its own where its files may lie. Raises AdapterNotFound if there is no adapter,
+    AdapterRejected with every reason found if it cannot be served faithfully, AdapterUnavailable where the host is at fault.
     """
     folder = Path(path)
-    if not (folder / CONFIG_FILE).is_file():
-        raise AdapterNotFound(
-            f"no adapter at {folder}: {'it holds no ' + CONFIG_FILE if folder.is_dir() else 'no such folder'}"
-        )
     reasons: list[str] = []
-    config = _read_config(folder, reasons)
-    rules = read_rules(config, reasons) if config is not None else None
-    tensors = _read_tensors(folder, reasons)
-    if rules is None or tensors is None:
-        raise AdapterRejected(str(folder), reasons)
+    warnings: list[str] = []
+    try:
+        file = read_file(folder, CONFIG_FILE, allowed=allowed, max_bytes=_MAX_CONFIG_BYTES)
+    except FileNotFoundError:
+        is_folder = folder.is_dir()
+        raise AdapterNotFound(
+            f"no adapter at {folder}: {'it holds no ' + CONFIG_FILE if is_folder else 'no such folder'}"
+        ) from None
+    except (NotADirectoryError, ValueError, OSError) as error:
+        raise AdapterRejected(str(folder), [_in_words(error, CONFIG_FILE)]) from None
+    config = _parse_config(file, reasons)
+    rules = read_rules(config, reasons, warnings) if config is not None else None
+    weights = _read_weights(folder, allowed, max_weights_bytes(shape, max_rank), reasons)
+    tensors = _parse_weights(weights, reasons) if weights is not None else None
+    if rules is None or tensors is None or weights is None:
+        raise AdapterRejected(str(folder), _told(reasons))
     _check_ranks(rules, shape, max_rank, reasons)
     names = _match(tensors, rules, shape, reasons)
     if not reasons:
         reasons += _summarised("holds NaN or infinity", [name for name in tensors.shapes if not _is_finite(tensors, name)])
     if reasons:
-        raise AdapterRejected(str(folder), reasons)
+        raise AdapterRejected(str(folder), _told(reasons))
     scales = {target: rules.scale_of(module_path(*target)) for target in names}
     ranks = tuple(
         tuple(tensors.shapes[names[layer, m][0]][0] if (layer, m) in names else 0 for m in MODULES)
@@ -99,17 +117,26 @@ def read_adapter(path: str | Path, shape: ModelShape, max_rank: int | None = Non
         signature=AdapterSignature(ranks),
         target_modules=tuple(m for m in MODULES if any((layer, m) in names for layer in range(shape.num_layers))),
         base_model=rules.base_model,
+        warnings=tuple(_clean(warning) for warning in warnings[:_REASONS_PER_KIND]),
+        states=(file.state, weights.state),
         _tensors=tensors,
         _names=names,
         _scales=scales,
     )
 
 
-def _read_config(folder: Path, reasons: list[str]) -> Mapping[str, Any] | None:
+def max_weights_bytes(shape: ModelShape, max_rank: int | None) -> int:
+    """The largest file that can hold an adapter of the highest rank, in fp32, for this model."""
+    rank = min(max_rank or shape.hidden_size, shape.hidden_size)
+    widths = sum(sum(shape.module_widths(module)) for module in MODULES)
+    return _MAX_HEADER_BYTES + 4 * shape.num_layers * rank * widths
+
+
+def _parse_config(file: OpenedFile, reasons: list[str]) -> Mapping[str, Any] | None:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reasons.append(f"{CONFIG_FILE} cannot be read ({error})")
+        config = json.loads(file.data)
+    except (ValueError, RecursionError) as error:
+        reasons.append(_in_words(error, CONFIG_FILE))
         return None
     if not isinstance(config, dict):
         reasons.append(f"{CONFIG_FILE} holds no JSON object")
@@ -117,19 +144,49 @@ def _read_config(folder: Path, reasons: list[str]) -> Mapping[str, Any] | None:
     return config
 
 
-def _read_tensors(folder: Path, reasons: list[str]) -> FileTensors | None:
-    file = folder / WEIGHTS_FILE
-    if not file.is_file():
+def _read_weights(folder: Path, allowed: Sequence[Path], max_bytes: int, reasons: list[str]) -> OpenedFile | None:
+    try:
+        return read_file(folder, WEIGHTS_FILE, allowed=allowed, max_bytes=max_bytes)
+    except FileNotFoundError:
         pickle = (
             " (adapter_model.bin is a pickle; save it again as safetensors)" if (folder / "adapter_model.bin").exists() else ""
         )
         reasons.append(f"{WEIGHTS_FILE} is missing{pickle}")
-        return None
-    try:
-        return FileTensors(file)
     except (OSError, ValueError) as error:
+        reasons.append(_in_words(error, WEIGHTS_FILE))
+    return None
+
+
+def _parse_weights(file: OpenedFile, reasons: list[str]) -> FileTensors | None:
+    try:
+        return FileTensors(file.data, WEIGHTS_FILE, max_header_bytes=_MAX_HEADER_BYTES)
+    except ValueError as error:
         reasons.append(str(error))
         return None
+
+
+def _in_words(error: Exception, name: str) -> str:
+    """Of what a file could not be read, without quoting the file."""
+    if isinstance(error, OSError):
+        return f"{name} cannot be read ({error.strerror})"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{name} cannot be read: it is no JSON at line {error.lineno} column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{name} cannot be read: it is not UTF-8 at byte {error.start}"
+    if isinstance(error, RecursionError):
+        return f"{name} cannot be read: it is nested too deeply"
+    return str(error)
+
+
+def _told(reasons: list[str]) -> list[str]:
+    told = [_clean(reason) for reason in reasons[:_MOST_REASONS]]
+    return told if len(reasons) <= _MOST_REASONS else [*told, f"and {len(reasons) - _MOST_REASONS} more faults"]
+
+
+def _clean(reason: str) -> str:
+    """On one line and of bounded length: it quotes what a stranger wrote."""
+    shown = printable(reason)
+    return shown if len(shown) <= _REASON_CHARACTERS else shown[:_REASON_CHARACTERS] + " ..."
 
 
 def _check_ranks(rules: LoraRules, shape: ModelShape, max_rank: int | None, reasons: list[str]) -> None:

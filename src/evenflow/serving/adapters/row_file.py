@@ -13,6 +13,7 @@ says so. Every page has a checksum (XXH3, 64 bits), tested on the bytes that hav
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import struct
@@ -56,6 +57,9 @@ class MemoryRows:
     """Rows in an array, uint8 [num_pages, page_bytes]. For engines without a store."""
 
     is_open = True
+    is_held = False
+    is_gone = False
+    base_model = ""
 
     def __init__(self, image: np.ndarray) -> None:
         self.image = image
@@ -75,6 +79,13 @@ class MemoryRows:
     def read_ahead(self) -> None:
         """It is in memory."""
 
+    def hold(self) -> bool:
+        """Nobody can delete it."""
+        return True
+
+    def let_go(self) -> None:
+        """Nothing is held."""
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -90,7 +101,10 @@ class RowFile:
         self.path = path
         self.header = header
         self._offset = offset
+        self.base_model = ""
+        """What the folder that it was found for says it was trained for."""
         self._file = -1
+        self._is_held = False
         self._lock = threading.Lock()
 
     @property
@@ -129,8 +143,39 @@ class RowFile:
         with contextlib.suppress(OSError, AttributeError):
             os.posix_fadvise(self._open(), 0, 0, os.POSIX_FADV_WILLNEED)
 
+    def hold(self) -> bool:
+        """Keep every server on this machine from deleting the file until ``let_go``, or this process's end.
+
+        Returns False if it is gone already: it has to be made again. Whoever deletes asks for the lock first.
+        """
+        self._is_held = True
+        try:
+            self._open()
+        except OSError as error:  # whatever else it is will be told when the rows are read
+            return not isinstance(error, FileNotFoundError)
+        self._share_lock()
+        return True
+
+    @property
+    def is_held(self) -> bool:
+        """True between ``hold`` and ``let_go``."""
+        return self._is_held
+
+    @property
+    def is_gone(self) -> bool:
+        """True if the file was deleted while it was not open."""
+        return not self.is_open and not self.path.exists()
+
+    def let_go(self) -> None:
+        """It may be deleted again. What is open stays readable even then."""
+        with self._lock:
+            self._is_held = False
+            if self._file >= 0:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self._file, fcntl.LOCK_UN)
+
     def close(self) -> None:
-        """Give the file handle back. Idempotent."""
+        """Give the file handle back, and with it the lock until the file is read again. Idempotent."""
         with self._lock:
             if self._file >= 0:
                 os.close(self._file)
@@ -143,7 +188,13 @@ class RowFile:
         with self._lock:
             if self._file < 0:
                 self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                if self._is_held:
+                    self._share_lock()
             return self._file
+
+    def _share_lock(self) -> None:
+        with contextlib.suppress(OSError):  # it is being deleted at this moment: what is open stays readable
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def _read_checked(self, first: int, buffers: list[np.ndarray]) -> None:
         position = self._offset + first * self.header.page_bytes

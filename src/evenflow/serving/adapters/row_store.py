@@ -4,14 +4,16 @@
     CACHE/LAYOUT/sources/NAME.json      which weights a folder held when it was last read: sizes and times of its files
 
 LAYOUT is a fingerprint of everything that decides where a row lies: model shape, element size, page size, shard.
-A folder whose files have not changed is not read again. The server keeps working from its own copy whatever
-becomes of the folder. Several processes may share a cache: files appear whole, and nothing depends on a file
-staying, because a row file that is gone is made again from its folder.
+A folder whose files have not changed is not read again, unless the caller wants its content looked at. The server keeps
+working from its own copy whatever becomes of the folder. Several processes may share a cache: files appear whole, rows
+that requests are running with are locked (``RowFile.hold``) and never deleted, and nothing else depends on a file staying,
+because a row file that is gone is made again from its folder. How a folder is read is ``reading``'s business.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -23,15 +25,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
-from evenflow.base.errors import AdapterCacheFull, AdapterError, AdapterRejected, ConfigError
+from evenflow.base.errors import AdapterCacheFull, AdapterUnavailable, ConfigError
 from evenflow.base.memory_size import format_size
-from evenflow.serving.adapters.page_image import page_image
+from evenflow.serving.adapters.adapter_files import FileState, state_of
 from evenflow.serving.adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE
-from evenflow.serving.adapters.peft_reader import PeftAdapter, read_adapter
-from evenflow.serving.adapters.row_file import RowFile, open_rows, write_rows, write_whole
-from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
+from evenflow.serving.adapters.reading import AdapterReading, InProcessReading, ReadAdapter
+from evenflow.serving.adapters.row_file import RowFile, open_rows, write_whole
+from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.memory.layout import ArenaLayout
 
@@ -41,27 +41,40 @@ FORMAT = 1
 """Raise it whenever the bytes of an image change their meaning: older files are then never read."""
 _SETTLED_NS = 2_000_000_000
 """A file changed less than this before it was read may change again within one tick of its time stamp: read it again."""
+_SETTLED_CHANGE_NS = 20_000_000
+"""The same for the change time, which the system sets by its own clock: ticks of 1 to 10 ms."""
 _STALE_TEMPORARY_S = 3600.0
 
-SourceState = list[list[int]]
-"""[size, mtime in ns] of the adapter's config and weights."""
+SourceState = list[FileState]
+"""Of the adapter's config and weights."""
 
 
 class RowStore:
     """Row files of one layout: under tensor parallelism each rank has a layout, and so rows, of its own.
 
     ``capacity_bytes``: of the whole cache folder; None: 64 GiB, or half of what the disk has left for it if that is
-    less. ``prepare`` may run on any thread, one at a time. Raises ConfigError if the folder cannot be used.
+    less. ``prepare`` may run on any thread, on several at once. Raises ConfigError if the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, layout: ArenaLayout, *, capacity_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        layout: ArenaLayout,
+        *,
+        capacity_bytes: int | None = None,
+        reading: AdapterReading | None = None,
+    ) -> None:
         self.folder = folder
+        self._reading = reading or InProcessReading()
         self.layout = layout
         self.fingerprint = layout_fingerprint(layout)
         self._rows = folder / self.fingerprint / "rows"
         self._sources = folder / self.fingerprint / "sources"
         self._signatures: dict[AdapterSignature, AdapterSignature] = {}
         self._lock = threading.Lock()
+        self._folder_locks = [threading.Lock() for _ in range(64)]
+        """Whoever wants a folder that is being read waits for that; strangers rarely meet."""
+        self._changed_ns: dict[str, int] = {}
         try:
             for needed in (self._rows, self._sources):
                 needed.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -73,20 +86,34 @@ class RowStore:
             raise ConfigError(f"the adapter cache {folder} cannot be used: {error.strerror}; name another folder") from None
         self.capacity_bytes = min(64 << 30, room // 2) if capacity_bytes is None else capacity_bytes
 
-    def prepare(self, path: Path, max_rank: int | None, in_use: Collection[str] = ()) -> RowFile:
+    def prepare(
+        self,
+        path: Path,
+        max_rank: int | None,
+        in_use: Collection[str] = (),
+        *,
+        boundary: Path | None = None,
+        must_read: bool = False,
+        is_repair: bool = False,
+    ) -> RowFile:
         """The row file of the PEFT adapter in folder ``path``; made now if there is none for what the folder holds.
 
-        ``in_use``: digests whose files must stay. Raises AdapterNotFound, AdapterRejected with all reasons,
-        AdapterCacheFull if those in use leave no room, and AdapterError if the disk has none.
+        ``in_use``: digests whose files must stay; with ``is_repair``, only if their folder is gone. ``boundary``: a folder
+        inside which links may lead, beside the adapter's own. ``must_read``: look at the content even if sizes and times
+        say that it is known. Raises AdapterNotFound, AdapterRejected with all reasons, AdapterCacheFull if those in use
+        leave no room, and AdapterUnavailable if the disk has none or the host is at fault otherwise.
         """
-        with self._lock:
-            state = _state_of(path)
-            file = self._known(path, state)
+        with self._folder_locks[hash(path) % len(self._folder_locks)]:
+            file = None if must_read else self._known(path, _state_of(path))
             if file is None or (max_rank is not None and file.header.record.signature.max_rank > max_rank):
-                file = self._read(path, max_rank, in_use)
-            with contextlib.suppress(OSError):
-                os.utime(file.path)  # when it was last wanted: the cleaning goes by that
-            return file
+                file = self._read(path, max_rank, in_use, boundary, is_repair)
+        with contextlib.suppress(OSError):
+            os.utime(file.path)  # when it was last wanted: the cleaning goes by that
+        return file
+
+    def close(self) -> None:
+        """End whatever reads folders for this store. Idempotent."""
+        self._reading.close()
 
     def discard(self, digest: AdapterDigest) -> None:
         """Delete the rows of ``digest``: they are damaged, or nobody wants them kept. Whoever has them open keeps them."""
@@ -107,9 +134,16 @@ class RowStore:
             return None
         try:
             source = json.loads(self._source(path).read_bytes())
-            if source["state"] != state or source["read_ns"] - max(time_ns for _, time_ns in state) < _SETTLED_NS:
+            has_settled = all(
+                source["read_ns"] - modified_ns >= _SETTLED_NS and source["read_ns"] - changed_ns >= _SETTLED_CHANGE_NS
+                for _, modified_ns, changed_ns, _ in state
+            )
+            if source["state"] != state or not has_settled:
                 return None
-            return self._open(AdapterDigest(source["digest"]))
+            file = self._open(AdapterDigest(source["digest"]))
+            if file is not None:
+                file.base_model = str(source["base_model"])
+            return file
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -126,38 +160,51 @@ class RowStore:
         is_ours = header.layout == self.fingerprint and header.page_bytes == self.layout.page_bytes
         return file if is_ours and header.record.digest == digest else None
 
-    def _read(self, path: Path, max_rank: int | None, in_use: Collection[str]) -> RowFile:
-        adapter, state, read_ns = self._read_source(path, max_rank)
-        file = self._open(adapter.digest)
-        if file is None:
-            self._convert(adapter, path, in_use)
-            file = self._open(adapter.digest)
+    def _read(
+        self, path: Path, max_rank: int | None, in_use: Collection[str], boundary: Path | None, is_repair: bool
+    ) -> RowFile:
+        read_ns = time.time_ns()
+        allowed = () if boundary is None else (boundary,)
+        with self._reading.read(path, self.layout, max_rank, allowed) as read:
+            file = self._open(read.digest)
             if file is None:
-                raise AdapterError(f"the rows of adapter {adapter.digest[:12]} cannot be read back from {self._rows}")
-        source = {"path": str(path), "state": state, "read_ns": read_ns, "digest": adapter.digest}
+                self._convert(read, in_use, is_repair)
+                file = self._open(read.digest)
+                if file is None:
+                    raise AdapterUnavailable(f"the rows of adapter {read.digest[:12]} cannot be read back from {self._rows}")
+        for warning in read.warnings:
+            log.warning("adapter %s: %s", path, warning)
+        file.base_model = read.base_model
+        source = {
+            "path": str(path),
+            "state": read.states,
+            "read_ns": read_ns,
+            "digest": read.digest,
+            "base_model": read.base_model,
+        }
         with contextlib.suppress(OSError):  # without it the folder is read again next time
             write_whole(self._source(path), [json.dumps(source).encode()], is_durable=False)
         return file
 
-    def _read_source(self, path: Path, max_rank: int | None) -> tuple[PeftAdapter, SourceState, int]:
-        for _ in range(3):
-            before, read_ns = _state_of(path), time.time_ns()
-            adapter = read_adapter(path, self.layout.whole_shape, max_rank)
-            if before is not None and before == _state_of(path):
-                return adapter, before, read_ns
-        raise AdapterError(f"the files of the adapter in {path} change while they are read")
-
-    def _convert(self, adapter: PeftAdapter, path: Path, in_use: Collection[str]) -> None:
-        image, record = image_of(adapter, self.layout, path)
-        self._make_room(image.nbytes, in_use)
+    def _convert(self, read: ReadAdapter, in_use: Collection[str], is_repair: bool) -> None:
+        with self._lock:
+            self._make_room(read.num_bytes, in_use, is_repair)
+            self._size_bytes += read.num_bytes
         try:
-            write_rows(self._path(adapter.digest), record, adapter.target_modules, self.fingerprint, image)
-        except OSError as error:
-            raise AdapterError(f"the adapter cache cannot take {format_size(image.nbytes)} more: {error.strerror}") from None
-        self._size_bytes += image.nbytes
+            read.write(self._path(read.digest), self.fingerprint)
+        except BaseException as error:
+            with self._lock:
+                self._size_bytes -= read.num_bytes
+            if isinstance(error, OSError):
+                raise AdapterUnavailable(
+                    f"the adapter cache cannot take {format_size(read.num_bytes)} more: {error.strerror}"
+                ) from None
+            raise
 
-    def _make_room(self, num_bytes: int, in_use: Collection[str]) -> None:
+    def _make_room(self, num_bytes: int, in_use: Collection[str], is_repair: bool) -> None:
         """Delete row files until ``num_bytes`` more fit: those whose folder is gone first, then the longest unwanted."""
+        if self._has_changed_outside():  # another server works in it
+            self._size_bytes = self._clean()
         if self._size_bytes + num_bytes <= self.capacity_bytes:
             return
         self._size_bytes = self._clean()
@@ -167,13 +214,12 @@ class RowStore:
             with contextlib.suppress(OSError):
                 status = path.stat()
                 files.append((path.stem in live, status.st_mtime_ns, status.st_size, path))
-        for _, _, size, path in sorted(files):
+        for is_live, _, size, path in sorted(files):
             if self._size_bytes + num_bytes <= self.capacity_bytes:
                 return
-            if path.stem not in in_use:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    self._size_bytes -= size
+            may_go = path.stem not in in_use or (is_repair and is_live)
+            if may_go and _unlink_unless_held(path):
+                self._size_bytes -= size
         if self._size_bytes + num_bytes > self.capacity_bytes:
             raise AdapterCacheFull(
                 f"the adapter cache is full: {format_size(self._size_bytes)} of {format_size(self.capacity_bytes)} are taken "
@@ -206,6 +252,15 @@ class RowStore:
                 total += path.stat().st_size
         return total
 
+    def _has_changed_outside(self) -> bool:
+        """True if row files came or went since this was last asked; also after those of this process."""
+        now = {}
+        for folder in self.folder.glob("*/rows"):
+            with contextlib.suppress(OSError):
+                now[folder.parent.name] = folder.stat().st_mtime_ns
+        before, self._changed_ns = self._changed_ns, now
+        return now != before
+
     def _row_files(self) -> Iterator[Path]:
         return self.folder.glob("*/rows/*.rows")
 
@@ -217,27 +272,33 @@ class RowStore:
         return self._sources / f"{name}.json"
 
 
-def image_of(adapter: PeftAdapter, layout: ArenaLayout, path: Path) -> tuple[np.ndarray, AdapterRecord]:
-    """(page image, record) of an adapter read from ``path``. Raises AdapterRejected if a weight exceeds the dtype."""
-    try:
-        placement, image = page_image(adapter, layout)
-    except OverflowError as error:
-        raise AdapterRejected(str(path), [str(error)]) from None
-    return image, AdapterRecord(adapter.digest, adapter.signature, placement.num_pages, placement.size_bytes)
-
-
 def layout_fingerprint(layout: ArenaLayout) -> str:
     """Names all that decides what an image's bytes mean, the shard included: 16 hex digits."""
     return hashlib.sha256(json.dumps([FORMAT, asdict(layout)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _state_of(path: Path) -> SourceState | None:
-    """Sizes and times of the files that decide the weights; None if one is not there."""
+    """What the files that decide the weights are like; None if one is not there."""
     try:
-        statuses = [(path / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        return [state_of((path / name).stat()) for name in (CONFIG_FILE, WEIGHTS_FILE)]
     except OSError:
         return None
-    return [[status.st_size, status.st_mtime_ns] for status in statuses]
 
 
-__all__ = ["RowStore", "image_of", "layout_fingerprint"]
+def _unlink_unless_held(path: Path) -> bool:
+    """Delete a row file, unless requests of some server on this machine are running with it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+__all__ = ["RowStore", "layout_fingerprint"]

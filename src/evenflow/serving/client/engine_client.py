@@ -126,9 +126,11 @@ class EngineClient:
             if not has_ended and self.is_alive:
                 self._send_now(encoder.encode(Abort([submit.request_id])))
 
-    async def load_adapter(self, name: str, path: str, replace: bool = False) -> list[AdapterInfo]:
+    async def load_adapter(
+        self, name: str, path: str, replace: bool = False, *, must_read: bool = False, boundary: str = ""
+    ) -> list[AdapterInfo]:
         """Register the PEFT adapter in folder ``path``. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
-        return await self._call(LoadAdapter(next(self._call_ids), name, path, replace))
+        return await self._call(LoadAdapter(next(self._call_ids), name, path, replace, must_read, boundary))
 
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound."""

@@ -40,6 +40,10 @@ class LoadAdapter(msgspec.Struct, tag=True, array_like=True):
     path: str
     replace: bool = False
     """True: if the name is taken, new requests get the new weights and running ones keep the old."""
+    must_read: bool = False
+    """True: look at what the files hold, even if their sizes and times say that it is known."""
+    boundary: str = ""
+    """A folder inside which links of the adapter may lead, beside its own; empty: none."""
 
 
 class UnloadAdapter(msgspec.Struct, tag=True, array_like=True):

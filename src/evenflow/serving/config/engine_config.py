@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evenflow.base.errors import ConfigError
 from evenflow.fairness.books.weights import check_tiers, weight_lookup
-from evenflow.serving.config.kinds import Choice, Count, Number, PathTo, Size, Switch, Table, Text
+from evenflow.serving.config.kinds import Choice, Count, Names, Number, PathTo, Size, Switch, Table, Text
 from evenflow.serving.config.option import option, read_options
 from evenflow.serving.memory.eviction import EVICTION_ORDERS
 from evenflow.serving.scheduler.shedding import create_shedding
@@ -101,6 +101,18 @@ class EngineConfig:
         name="adapter_cache_size",
         reason="Adapters of --adapter-dir make room for each other, the longest unused first; registered ones stay.",
         when_none="64GiB, or half of what its disk has left, if that is less",
+    )
+    adapter_load_timeout_s: float = option(
+        Number(above=0, unit="seconds", metavar="S"),
+        10.0,
+        "Reading one adapter's folder may take so long, and a second more for each 50 MB; then it is ended and refused.",
+        name="adapter_load_timeout",
+    )
+    adapter_roots: tuple[str, ...] = option(
+        Names(metavar="DIR", allowed="one folder or more"),
+        (),
+        "Folders where links inside any adapter's folder may lead, beside its own, its hub cache's blobs and its first "
+        "sub-folder of --adapter-dir.",
     )
     enable_prefix_caching: bool = option(
         Switch(),

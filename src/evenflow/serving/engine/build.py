@@ -43,24 +43,27 @@ log = logging.getLogger("evenflow.engine")
 def build_engine(config: EngineConfig, folder: Path | None = None) -> Engine:
     """Load the model, lay out the arena, compile the kernels; start the other ranks, if there are any.
 
-    ``folder``: of the engine process, see RankProcesses. Raises ModelError or ConfigError, and what a rank failed of.
+    ``folder``: of the engine process, see RankProcesses; adapters are then read in a process of their own. Raises
+    ModelError or ConfigError, and what a rank failed of.
     """
     started_s = time.perf_counter()
     start_numba_threads()
     model_config = load_config(config.model)
     check_parallel(config, model_config)
     if config.tensor_parallel == 1:
-        return _assemble(config, model_config, None, started_s)
+        return _assemble(config, model_config, None, started_s, is_bounded=folder is not None)
     ranks = RankProcesses(config, folder)
     try:
         with ranks.explained():
-            return _assemble(config, model_config, ranks, started_s)
+            return _assemble(config, model_config, ranks, started_s, is_bounded=folder is not None)
     except BaseException:
         ranks.close()
         raise
 
 
-def _assemble(config: EngineConfig, model_config: ModelConfig, ranks: RankProcesses | None, started_s: float) -> Engine:
+def _assemble(
+    config: EngineConfig, model_config: ModelConfig, ranks: RankProcesses | None, started_s: float, *, is_bounded: bool
+) -> Engine:
     """All of rank 0, in step with the other ranks."""
     tokenizer = Tokenizer.from_folder(config.model)
     eos_token_ids = end_tokens(model_config, tokenizer)
@@ -84,7 +87,7 @@ def _assemble(config: EngineConfig, model_config: ModelConfig, ranks: RankProces
         if prefix_cache is not None:
             prefix_cache.forget(digest)
 
-    catalog = _catalog(config, layout, ranks, on_freed=forget)
+    catalog = _catalog(config, layout, ranks, on_freed=forget, is_bounded=is_bounded)
     residency = Residency(arena, catalog.record, order=EVICTION_ORDERS.load(config.adapter_eviction)())
     prefix_cache = PrefixCache(arena, residency.idle_pages, layout.page_tokens) if config.enable_prefix_caching else None
     limits = SchedulerLimits(
@@ -141,9 +144,13 @@ def _meet(config: EngineConfig, model_config: ModelConfig, ranks: RankProcesses)
 
 
 def _catalog(
-    config: EngineConfig, layout: ArenaLayout, ranks: RankProcesses | None, on_freed: Callable[[AdapterDigest], object]
+    config: EngineConfig,
+    layout: ArenaLayout,
+    ranks: RankProcesses | None,
+    on_freed: Callable[[AdapterDigest], object],
+    is_bounded: bool,
 ) -> Catalog:
-    store = row_store(config, layout)
+    store = row_store(config, layout, is_bounded=is_bounded)
     if ranks is None:
         return Catalog(layout, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)
     return AllRanksCatalog(layout, ranks, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)

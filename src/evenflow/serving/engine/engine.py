@@ -176,13 +176,26 @@ class Engine:
         if name in self._pinned and self._pinned[name] != record.digest:
             self._residency.unpin(self._pinned.pop(name))
 
-    def take_damaged(self) -> list[tuple[AdapterDigest, Path]]:
-        """Adapters whose stored rows turned out damaged since the last call, and their folders: to be prepared again.
+    def waits_for_rows(self, message: Submit) -> bool:
+        """True while the rows of the request's adapter are being made again, because their file was deleted.
+
+        Submit it when the repair has ended: until then it would fail.
+        """
+        digest = self.catalog.digest_by_name.get(message.adapter or "")
+        if digest is None or (digest not in self._in_repair and not self.catalog.is_gone(digest)):
+            return False
+        if self._residency.is_loaded(digest):
+            return False
+        self._note_damage(digest)
+        return True
+
+    def take_damaged(self) -> list[tuple[AdapterDigest, Path, Path | None]]:
+        """Adapters whose stored rows turned out damaged since the last call, to be prepared again: digest, folder, boundary.
 
         Each is named once; tell ``end_repair`` what came of it.
         """
         damaged, self._damaged = self._damaged, []
-        return [(digest, self.catalog.path(digest)) for digest in damaged if digest in self.catalog]
+        return [(d, self.catalog.path(d), self.catalog.boundary(d)) for d in damaged if d in self.catalog]
 
     def end_repair(self, digest: AdapterDigest, fault: str | None) -> None:
         """The adapter's rows are there again; or they are not, because of ``fault``: then it is given up."""
@@ -261,6 +274,7 @@ class Engine:
     def close(self) -> None:
         """Give back what the executor holds, and what the policy holds outside this process."""
         self._constraints.close()
+        self.catalog.close()
         self._executor.close()
         self._scheduler.policy.close()
 

@@ -1,7 +1,7 @@
 """The engine process's loop: messages in, steps, messages out. One message per step each way.
 
-All compute happens on the thread that runs this loop; adapter files are read and checked on one loader
-thread beside it, so that a slow disk never delays anybody's next token.
+All compute happens on the thread that runs this loop; adapter files are read and checked in processes of their own,
+which loader threads beside it wait for, so that neither a slow disk nor a hostile folder delays anybody's next token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zmq
 
-from evenflow.base.errors import AdapterError, AdapterRejected, EvenFlowError
+from evenflow.base.errors import AdapterCacheFull, AdapterError, AdapterRejected, AdapterUnavailable, EvenFlowError
 from evenflow.base.heartbeat import Heart
 from evenflow.serving.adapters.catalog import PreparedAdapter
 from evenflow.serving.client.codec import encoder, to_engine_decoder
@@ -42,6 +42,8 @@ log = logging.getLogger("evenflow.engine")
 
 _IDLE_POLL_MS = 250
 _LOADING_POLL_MS = 2
+_LOADS_AT_ONCE = 2
+"""One folder that hangs until its time is up leaves the others a reader."""
 
 
 class EngineLoop:
@@ -60,9 +62,11 @@ class EngineLoop:
         self._is_orphan = is_orphan
         self._stats_interval_s = config.stats_interval_s
         self._engine = build_engine(config, folder)
-        self._loader = ThreadPoolExecutor(1, "adapter-loader")
+        self._loader = ThreadPoolExecutor(_LOADS_AT_ONCE, "adapter-loader")
         self._loads: list[tuple[LoadAdapter, Future[PreparedAdapter]]] = []
         self._repairs: list[tuple[AdapterDigest, Future[PreparedAdapter]]] = []
+        self._parked: list[Submit] = []
+        """Requests whose adapter's rows are being made again: another server deleted them while nobody here ran with them."""
         self._next_stats_s = 0.0
         self._is_stopping = False
 
@@ -83,7 +87,7 @@ class EngineLoop:
             if self._heart is not None:
                 self._heart.advance()
             outputs = self._receive()
-            self._publish_loads()
+            self._publish_loads(outputs)
             has_work = self._engine.has_work
             if has_work:
                 outputs += self._engine.step()
@@ -111,17 +115,16 @@ class EngineLoop:
             except zmq.Again:
                 break
             if isinstance(message, Submit):
-                refusal = self._engine.submit(message)
-                if refusal is not None:
-                    outputs.append(refusal)
+                self._submit(message, outputs)
             elif isinstance(message, Abort):
+                self._parked = [parked for parked in self._parked if parked.request_id not in message.request_ids]
                 self._engine.abort(message.request_ids)
             elif isinstance(message, SetWeights):
                 self._engine.set_weights(message.weight_by_client, message.tier_by_client, message.weight_by_tier)
             elif isinstance(message, Shutdown):
                 self._is_stopping = True
             elif isinstance(message, LoadAdapter):
-                self._loads.append((message, self._loader.submit(self._engine.catalog.prepare, message.path)))
+                self._loads.append((message, self._loader.submit(self._prepare, message)))
             else:
                 self._answer(message, self._admin(message))
         return outputs
@@ -133,21 +136,47 @@ class EngineLoop:
             return lambda: self._engine.pin_adapter(message.name, message.is_pinned)
         return lambda: None
 
-    def _publish_loads(self) -> None:
-        while self._loads and self._loads[0][1].done():
-            message, future = self._loads.pop(0)
-            self._answer(message, partial(self._register, message, future))
-        while self._repairs and self._repairs[0][1].done():
-            digest, repair = self._repairs.pop(0)
-            error = repair.exception()
-            if error is None and repair.result().record.digest != digest:
-                error = AdapterError("its folder holds other weights now")
-            self._engine.end_repair(digest, None if error is None else str(error))
+    def _submit(self, message: Submit, outputs: list[RequestOutput]) -> None:
+        if self._engine.waits_for_rows(message):
+            self._parked.append(message)
+            self._repair()
+        elif (refusal := self._engine.submit(message)) is not None:
+            outputs.append(refusal)
+
+    def _publish_loads(self, outputs: list[RequestOutput]) -> None:
+        waiting: set[str] = set()
+        for message, future in self._loads[:]:
+            if future.done() and message.name not in waiting:  # of one name, the last to be asked for is the last to come
+                self._loads.remove((message, future))
+                self._answer(message, partial(self._register, message, future))
+            waiting.add(message.name)
+        for digest, repair in self._repairs[:]:
+            if repair.done():
+                self._repairs.remove((digest, repair))
+                self._end_repair(digest, repair, outputs)
+
+    def _end_repair(self, digest: AdapterDigest, repair: Future[PreparedAdapter], outputs: list[RequestOutput]) -> None:
+        error = repair.exception()
+        if error is None and repair.result().record.digest != digest:
+            error = AdapterError("its folder holds other weights now")
+        is_passing = isinstance(error, AdapterCacheFull | AdapterUnavailable)  # the next request tries again
+        self._engine.end_repair(digest, None if error is None or is_passing else str(error))
+        parked, self._parked = self._parked, []
+        for message in parked:
+            if is_passing and self._engine.catalog.digest_by_name.get(message.adapter or "") == digest:
+                outputs.append(RequestOutput(message.request_id, error_type=type(error).__name__, error=str(error)))
+            else:
+                self._submit(message, outputs)
+
+    def _prepare(self, message: LoadAdapter) -> PreparedAdapter:
+        boundary = Path(message.boundary) if message.boundary else None
+        return self._engine.catalog.prepare(message.path, boundary=boundary, must_read=message.must_read)
 
     def _repair(self) -> None:
         """Have damaged rows made again from their folders, beside the steps."""
-        for digest, path in self._engine.take_damaged():
-            self._repairs.append((digest, self._loader.submit(self._engine.catalog.prepare, path)))
+        for digest, path, boundary in self._engine.take_damaged():
+            prepare = partial(self._engine.catalog.prepare, path, boundary=boundary, is_repair=True)
+            self._repairs.append((digest, self._loader.submit(prepare)))
 
     def _register(self, message: LoadAdapter, future: Future[PreparedAdapter]) -> None:
         self._engine.register_adapter(message.name, future.result(), replace=message.replace)
@@ -160,8 +189,9 @@ class EngineLoop:
         except EvenFlowError as error:
             reasons = list(error.reasons) if isinstance(error, AdapterRejected) else []
             answer = Answer(message.call_id, [], type(error).__name__, str(error), reasons)
-        except OSError as error:
-            answer = Answer(message.call_id, [], "AdapterError", f"reading the adapter failed: {error}")
+        except Exception as error:  # whatever one adapter does, the others are served
+            log.exception("a call about adapters failed")
+            answer = Answer(message.call_id, [], "AdapterError", f"the adapter cannot be used ({type(error).__name__})")
         self._next_stats_s = 0.0
         self._send(answer)
 

@@ -61,10 +61,12 @@ class AllRanksCatalog(Catalog):
         super().__init__(layout, max_rank=max_rank, on_freed=freed_on_all_ranks, store=store)
         self._ranks = ranks
 
-    def prepare(self, path: str | Path) -> PreparedAdapter:
+    def prepare(
+        self, path: str | Path, *, boundary: Path | None = None, must_read: bool = False, is_repair: bool = False
+    ) -> PreparedAdapter:
         """See Catalog. Also raises AdapterError if the ranks do not find the same weights."""
-        prepared = super().prepare(path)
-        self._ranks.prepare(Path(path), prepared.record)
+        prepared = super().prepare(path, boundary=boundary, must_read=must_read, is_repair=is_repair)
+        self._ranks.prepare(Path(path), prepared.record, boundary=boundary, must_read=must_read)
         return prepared
 
     def discard_rows(self, digest: AdapterDigest) -> None:

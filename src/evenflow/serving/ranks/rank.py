@@ -68,7 +68,8 @@ def _serve(config: EngineConfig, folder: Path, rank: int, parent: int, heart: He
     plans.send(b"")  # see RankProcesses.wait_until_started
     membership = join(config, model_config, rank, folder)
     built = build_worker(config, model_config, membership, None, lambda digest: held.host_rows(digest))
-    held = RankAdapters(Catalog(built.layout, max_rank=config.max_lora_rank, store=row_store(config, built.layout)))
+    store = row_store(config, built.layout, is_bounded=True)
+    held = RankAdapters(Catalog(built.layout, max_rank=config.max_lora_rank, store=store))
     threading.Thread(target=held.serve, args=(adapters,), name="adapters", daemon=True).start()
     heart.is_ready()
     while True:

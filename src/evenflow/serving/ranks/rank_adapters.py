@@ -23,7 +23,7 @@ class RankAdapters:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._path_by_digest: dict[AdapterDigest, Path] = {}
+        self._source_by_digest: dict[AdapterDigest, tuple[Path, Path | None]] = {}
         self._lock = threading.Lock()
 
     def host_rows(self, digest: AdapterDigest) -> tuple[AdapterSignature, RowFile | MemoryRows]:
@@ -32,7 +32,8 @@ class RankAdapters:
             return self._catalog.host_rows(digest)
         except AdapterNotFound:
             # Forgotten by one name while another was being given to the same weights.
-            prepared = self._catalog.prepare(self._path_by_digest[digest])
+            path, boundary = self._source_by_digest[digest]
+            prepared = self._catalog.prepare(path, boundary=boundary)
             with self._lock:
                 self._catalog.register(digest, prepared, replace=True)
             return self._catalog.host_rows(digest)
@@ -58,9 +59,10 @@ class RankAdapters:
     def _prepare(self, request: Prepare) -> Prepared:
         for digest in request.discarded:
             self._catalog.discard_rows(AdapterDigest(digest))
-        prepared = self._catalog.prepare(request.path)
+        boundary = Path(request.boundary) if request.boundary else None
+        prepared = self._catalog.prepare(request.path, boundary=boundary, must_read=request.must_read)
         digest = prepared.record.digest
-        self._path_by_digest[digest] = Path(request.path)
+        self._source_by_digest[digest] = Path(request.path), boundary
         with self._lock:
             self._catalog.register(digest, prepared, replace=True)
         return Prepared(digest, prepared.record.num_pages)

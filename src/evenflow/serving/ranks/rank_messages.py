@@ -47,6 +47,9 @@ class Prepare(msgspec.Struct, tag=True, array_like=True):
     path: str
     discarded: list[str] = []
     """Digests whose stored rows are damaged on some rank: forget them first."""
+    must_read: bool = False
+    boundary: str = ""
+    """A folder inside which links may lead; empty: none."""
 
 
 class Prepared(msgspec.Struct, tag=True, array_like=True):

@@ -104,14 +104,16 @@ class RankProcesses:
         for socket in self._plans:
             socket.send(message)
 
-    def prepare(self, path: Path, record: AdapterRecord) -> None:
-        """Have every rank lay out its shard of the adapter at ``path``. Raises what a rank refuses it for, AdapterError if
-        one found other weights there, EngineDead if one is gone.
+    def prepare(self, path: Path, record: AdapterRecord, *, boundary: Path | None = None, must_read: bool = False) -> None:
+        """Have every rank lay out its shard of the adapter at ``path``; see Catalog.prepare.
+
+        Raises what a rank refuses it for, AdapterError if one found other weights there, EngineDead if one is gone.
         """
+        inside = "" if boundary is None else str(boundary.absolute())
         with self._adapters_lock:
             discarded, self._discarded = self._discarded, []
             for socket in self._adapters:
-                socket.send(encoder.encode(Prepare(str(path.absolute()), discarded)))
+                socket.send(encoder.encode(Prepare(str(path.absolute()), discarded, must_read, inside)))
             answers = [answer_decoder.decode(self._receive(socket)) for socket in self._adapters]
         for rank, answer in enumerate(answers, 1):
             if isinstance(answer, Refused):

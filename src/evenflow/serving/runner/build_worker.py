@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import format_size, free_memory_bytes
+from evenflow.serving.adapters.bounded_reading import BoundedReading
+from evenflow.serving.adapters.reading import InProcessReading
 from evenflow.serving.adapters.row_store import RowStore
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames
 from evenflow.serving.backends.devices.storage import Storage
@@ -69,10 +72,16 @@ def build_worker(
     return BuiltWorker(worker, layout, num_pages, max_model_len, names)
 
 
-def row_store(config: EngineConfig, layout: ArenaLayout) -> RowStore | None:
-    """The rank's store of adapters' rows on disk; None: they are kept in memory."""
-    cache = config.adapter_cache
-    return None if cache is None else RowStore(cache, layout, capacity_bytes=config.adapter_cache_bytes)
+def row_store(config: EngineConfig, layout: ArenaLayout, *, is_bounded: bool) -> RowStore | None:
+    """The rank's store of adapters' rows on disk; None: they are kept in memory.
+
+    ``is_bounded``: folders are read in a process of their own, as a server must; else in this one.
+    """
+    if config.adapter_cache is None:
+        return None
+    roots = [Path(root) for root in config.adapter_roots]
+    reading = BoundedReading(config.adapter_load_timeout_s, roots) if is_bounded else InProcessReading(roots)
+    return RowStore(config.adapter_cache, layout, capacity_bytes=config.adapter_cache_bytes, reading=reading)
 
 
 def arena_pages(config: EngineConfig, layout: ArenaLayout, device: torch.device) -> int:

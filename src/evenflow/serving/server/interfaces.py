@@ -55,8 +55,14 @@ class Engine(Protocol):
         """
         ...
 
-    async def load_adapter(self, name: str, path: str, replace: bool = False) -> list[AdapterInfo]:
-        """Register the PEFT adapter in folder ``path``; returns what is known of that name."""
+    async def load_adapter(
+        self, name: str, path: str, replace: bool = False, *, must_read: bool = False, boundary: str = ""
+    ) -> list[AdapterInfo]:
+        """Register the PEFT adapter in folder ``path``; returns what is known of that name.
+
+        ``must_read``: look at what its files hold, even if their sizes and times say that it is known. ``boundary``: a
+        folder inside which its links may lead, beside its own.
+        """
         ...
 
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:

@@ -22,6 +22,7 @@ from evenflow.base.errors import (
     AdapterExists,
     AdapterNotFound,
     AdapterRejected,
+    AdapterUnavailable,
     EvenFlowError,
     InvalidRequest,
     NotAllowed,
@@ -35,6 +36,9 @@ log = logging.getLogger("evenflow.server")
 
 RETRY_BROKEN_S = 10.0
 """A folder that could not be loaded is not read again for so long, however often it is asked for."""
+
+RETRY_UNAVAILABLE_S = 1.0
+"""So long, if it was the host's fault."""
 
 _JUST_ASKED_S = 1.0
 """Whoever was resolved so recently may be about to submit: their adapter is not taken from them."""
@@ -84,6 +88,11 @@ class ModelNames:
     def __contains__(self, name: object) -> bool:
         return name in self._adapters
 
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """What lies in the adapter folder and is not served, and why; as of the last listing."""
+        return {} if self._dir is None else self._dir.passed_over
+
     async def available(self) -> dict[str, int]:
         """Names that would be loaded if they were asked for, and when they were first seen (Unix time, seconds)."""
         if self._dir is None:
@@ -120,10 +129,13 @@ class ModelNames:
             self._from_dir[name] = self._clock()
         return name
 
-    async def load(self, name: str, path: str, *, replace: bool = False) -> None:
-        """Register the adapter in folder ``path``. Raises InvalidRequest (no name), AdapterExists, AdapterRejected."""
+    async def load(self, name: str, path: str, *, replace: bool = False, must_read: bool = False) -> None:
+        """Register the adapter in folder ``path``. Raises InvalidRequest (no name), AdapterExists, AdapterRejected.
+
+        ``must_read``: look at what its files hold, even if their sizes and times say that it is known.
+        """
         self.check_name(name)
-        for info in await self._engine.load_adapter(name, path, replace):
+        for info in await self._engine.load_adapter(name, path, replace, must_read=must_read):
             self._record(info)
         self._broken.pop(name, None)
         self._from_dir.pop(name, None)
@@ -194,7 +206,8 @@ class ModelNames:
             folder = self._dir.find(name) if self._dir is not None else None
             if folder is None:
                 raise AdapterNotFound(f"the model {name!r} does not exist; GET /v1/models lists those that do")
-            task = asyncio.create_task(self._load_with_room(name, str(folder)))
+            assert self._dir is not None
+            task = asyncio.create_task(self._load_with_room(name, str(folder), str(self._dir.boundary(name))))
             self._loading[name] = task
             task.add_done_callback(lambda done: self._loaded(name, done))
         try:
@@ -205,6 +218,10 @@ class ModelNames:
             await self.refresh()
         except AdapterCacheFull:  # those in the way may have ended by the next time
             raise
+        except AdapterUnavailable:
+            later = AdapterUnavailable(f"the adapter {name!r} could not be read just now; the server's log says why")
+            self._broken[name] = (self._clock() - RETRY_BROKEN_S + RETRY_UNAVAILABLE_S, later)
+            raise later from None
         except AdapterError as error:
             # Told without the path: the caller is a tenant.
             told: AdapterError = AdapterError(f"the adapter {name!r} could not be read; the server's log says why")
@@ -213,7 +230,7 @@ class ModelNames:
             self._broken[name] = (self._clock(), told)
             raise told from None
 
-    async def _load_with_room(self, name: str, folder: str) -> list[AdapterInfo]:
+    async def _load_with_room(self, name: str, folder: str, boundary: str) -> list[AdapterInfo]:
         """Load. While there is no room, unload those of the adapter folder that nobody has asked for for longest.
 
         Raises AdapterCacheFull if all of them run, are pinned, or were asked for just now.
@@ -221,7 +238,7 @@ class ModelNames:
         count = 1
         while True:
             try:
-                return await self._engine.load_adapter(name, folder)
+                return await self._engine.load_adapter(name, folder, boundary=boundary)
             except AdapterCacheFull:
                 idle = await self._idle_names()
                 if not idle:

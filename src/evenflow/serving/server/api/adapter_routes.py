@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from evenflow.base.errors import AdapterError, AdapterExists, AdapterNotFound, EvenFlowError, InvalidRequest
 from evenflow.serving.client.messages import AdapterInfo
 from evenflow.serving.server.api.endpoint import json_reply, read_admin_request, require_admin
-from evenflow.serving.server.api.responses import AdapterCard, AdapterList, SGLangAnswer
+from evenflow.serving.server.api.responses import AdapterCard, AdapterList, PassedOver, SGLangAnswer
 from evenflow.serving.server.api.schema import CreateAdapterRequest, LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.body_parsing import BodyParser
@@ -101,7 +101,9 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
         """Every registered adapter, and those that still drain."""
         state.check_open()
         require_admin(state, request)
-        return json_reply(AdapterList([_card(state, info) for info in await state.names.refresh()]))
+        await state.names.available()
+        passed_over = [PassedOver(name, reason) for name, reason in sorted(state.names.passed_over.items())]
+        return json_reply(AdapterList([_card(state, info) for info in await state.names.refresh()], passed_over))
 
     @app.post("/v1/adapters/{name:path}/pin", **documented(None, AdapterCard, _REFUSALS))
     async def pin(request: Request, name: str) -> Response:
@@ -150,7 +152,7 @@ async def _load(state: ServerState, body: LoadLoraAdapterRequest) -> str:
     if not _is_folder(path):
         raise AdapterNotFound(f"Loading lora {name} failed: No adapter found for {path}")
     try:
-        await state.names.load(name, path, replace=bool(body.load_inplace))
+        await state.names.load(name, path, replace=bool(body.load_inplace), must_read=True)
     except AdapterNotFound:
         raise AdapterNotFound(f"Loading lora {name} failed: No adapter found for {path}") from None
     except AdapterExists:

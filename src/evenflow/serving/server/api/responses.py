@@ -210,10 +210,19 @@ class AdapterCard(msgspec.Struct):
     object: Literal["adapter"] = "adapter"
 
 
+class PassedOver(msgspec.Struct):
+    """Something in the adapter folder that is not served."""
+
+    name: str
+    reason: str
+
+
 class AdapterList(msgspec.Struct):
     """Answer of GET /v1/adapters."""
 
     data: list[AdapterCard]
+    passed_over: list[PassedOver] = []
+    """Of the adapter folder."""
     object: Literal["list"] = "list"
 
 

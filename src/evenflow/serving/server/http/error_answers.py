@@ -17,6 +17,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.InvalidRequest: (400, "invalid_request_error", None),
     errors.AdapterCacheFull: (503, "server_error", "adapter_cache_full"),
+    errors.AdapterUnavailable: (503, "server_error", "adapter_unavailable"),
     errors.AdapterDamaged: (503, "server_error", "adapter_damaged"),
     errors.AdapterRejected: (400, "invalid_request_error", "adapter_rejected"),
     errors.AdapterError: (400, "invalid_request_error", "adapter_error"),
@@ -69,7 +70,8 @@ def headers_of(error: BaseException) -> dict[str, str]:
     """When to come back, and whether to: what the openai client reads before it retries."""
     if isinstance(error, errors.InvalidKey):
         return {"www-authenticate": "Bearer"}
-    if isinstance(error, (errors.AdapterDamaged, errors.AdapterCacheFull)):  # it is being made again; others end
+    if isinstance(error, (errors.AdapterDamaged, errors.AdapterCacheFull, errors.AdapterUnavailable)):
+        # It is being made again; others end; the host gets better.
         return {"retry-after": "1", "retry-after-ms": "1000"}
     if not isinstance(error, errors.Rejected):
         return {}
