@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "src" / "evenflow"
 
-_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _NAMED_FILE = re.compile(r"`([\w./-]+\.(?:py|md|json|toml|svg))`")
 
@@ -43,7 +43,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_and_named_files_exist(page):
     missing = []
-    for target in _LINK.findall(prose(page)):
+    for target in ("".join(groups) for groups in _LINK.findall(prose(page))):
         path, _, anchor = target.partition("#")
         if re.match(r"[a-z]+:", target):
             continue
