@@ -4,8 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+LOCKED := --extra test --extra dev --extra cluster --extra mcbench --extra train
+# torch decides between CPU and CUDA, so it and what only its CUDA build wants are installed before the locked packages.
+OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+    nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
+    nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo serve test test-all gpu check docs format clean help
+.PHONY: setup demo serve test test-all gpu check docs reference picture lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -47,11 +52,32 @@ check: $(STAMP)  ## format, lint, sizes, spelling, dead code, import contracts, 
 	@git ls-files -z | xargs -0 $(BIN)/codespell
 	@$(BIN)/python tools/checks/dead_code.py
 	@$(BIN)/lint-imports
-	@$(BIN)/mkdocs build --strict --quiet --site-dir $(VENV)/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(VENV)/site
 	@$(BIN)/mypy
 
 docs: $(STAMP)  ## the manual on 127.0.0.1:8001, built again when a page changes
-	@$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+reference: $(STAMP)  ## write the generated pages of the manual from the code
+	@PYTHONPATH=tools $(BIN)/python -m reference
+
+picture: $(STAMP)  ## run the demo and make the README's picture and table of it
+	@$(BIN)/evenflow demo --report demo-report.html | tee benchmarks/results/demo--$(or $(HARDWARE),epyc-2-cores).txt
+	@PYTHONPATH=tools $(BIN)/python -m reference.picture demo-report.html
+
+lock: $(STAMP)  ## write requirements.lock: every package that is installed, with the hashes of its files
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[release]'
+	@$(BIN)/uv pip compile pyproject.toml $(LOCKED) -c constraints.txt --universal --python-version 3.11 --generate-hashes \
+	    --no-header $(addprefix --no-emit-package ,$(OF_TORCH)) --output-file requirements.lock --quiet
+
+sbom: $(STAMP)  ## write dist/sbom.cdx.json, the bill of materials, and the manual's page of licences
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[release]'
+	@mkdir -p dist
+	@$(BIN)/cyclonedx-py requirements requirements.lock --output-file dist/sbom.cdx.json
+	@PYTHONPATH=tools $(BIN)/python -m reference.licences
+
+wheel:  ## build dist/*.whl and try it: a clean environment, the locked packages, and a short demo
+	@tools/checks/try_wheel.sh $(PYTHON)
 
 format: $(STAMP)  ## rewrite the sources in the house's format
 	@$(BIN)/ruff format .

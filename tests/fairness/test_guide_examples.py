@@ -1,4 +1,4 @@
-"""The example policy of docs/guides/add-a-policy.md runs as it stands there, and keeps the contract."""
+"""The example policy of docs/extend/policy.md runs as it stands there, and keeps the contract."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from evenflow.fairness import ClientQueues, PolicyDefaults, PolicySettings, Sche
 from evenflow.fairness.registry import refuse_argument
 from evenflow.fairness.toy_server import ToyServer
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "add-a-policy.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "extend" / "policy.md"
 
 
 def test_the_example_policy_serves_the_shortest_prompt_first():

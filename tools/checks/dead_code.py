@@ -28,6 +28,9 @@ CALLED_BY_OTHERS = {
     "can_use_peers": "an attribute of the protocol, read through it",
     "operators": "the measuring process is told its methods by name",
     "__call__": "the protocol of a function",
+    "FairSyncScheduler": "vLLM loads it by its name",
+    "ClientStatLogger": "vLLM loads it by its name",
+    "log_engine_initialized": "vLLM calls it",
 }
 """Names that look unused, and who uses them."""
 

@@ -23,6 +23,9 @@ MAX_FILE_BYTES = 512 * 1024
 LARGE_FILES_ALLOWED = ("src/evenflow/demo/assets/", "benchmarks/results/")
 """The embedded model, and raw samples that the documentation's figures are read from."""
 
+UNWRAPPED_DOCS = ("docs/reference/", "docs/guides/fairness.md", "CHANGELOG.md")
+"""Written from docstrings, which have the width of code; and one entry a line, so that branches merge."""
+
 BINARY_SUFFIXES = frozenset({".whl", ".so", ".dll", ".dylib", ".exe", ".pyc", ".nbi", ".nbc", ".zip", ".gz", ".tar", ".egg"})
 BINARY_FILES_ALLOWED = ("src/evenflow/demo/assets/", "docs/images/")
 
@@ -43,7 +46,7 @@ def faults(root: Path, paths: list[str]) -> Iterator[str]:
             num_lines = content.count(b"\n")
             if num_lines > MAX_SOURCE_LINES:
                 yield f"{path}: {num_lines} lines, and a source file may have {MAX_SOURCE_LINES}"
-        if path.endswith(".md"):
+        if path.endswith(".md") and not path.startswith(UNWRAPPED_DOCS):
             yield from _wide_lines(path, content.decode())
 
 

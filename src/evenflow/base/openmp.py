@@ -2,7 +2,7 @@
 
 numba's OpenMP layer switches nested parallelism on when it starts its threads. From then on every small
 matrix product inside a parallel torch operation starts a team of threads of its own: one
-``scaled_dot_product_attention`` of 64 tokens went from 0.4 to 48 ms (docs/lab-notes.md).
+``scaled_dot_product_attention`` of 64 tokens went from 0.4 to 48 ms (docs/lab/2026-11-22-threads.md).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ PRODUCT_MACS_WITH_AMX = 8_000_000
 
 ONE_THREAD_MACS = 600_000
 """Up to this many multiply-adds of one site, if they read no more than ``ONE_THREAD_BYTES``, one thread computes them: waking
-another, which sleeps between kernels, takes longer than what it would do (50 us; docs/lab-notes.md)."""
+another, which sleeps between kernels, takes longer than what it would do (50 us; docs/lab/2026-11-22-kernels.md)."""
 
 ONE_THREAD_BYTES = 1 << 20
 """Rows of a site, of all adapters in the step, that one thread reads in the time that waking another takes."""

@@ -1,7 +1,7 @@
 """What Prometheus reads: vLLM's names for gateways that know them, and our own per client and per adapter.
 
 Two sources: the engine's snapshots (read at each scrape) and what this server sees of each request.
-Metric names are listed in docs/guides/serving.md. Cardinality is bounded by topk.py.
+Metric names are listed in docs/reference/metrics.md. Cardinality is bounded by topk.py.
 """
 
 from __future__ import annotations
