@@ -7,9 +7,8 @@ back as content: a model's mistake is never an error of the server's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from evenflow.serving.text.tools.call_scanner import CallDelta, CallScanner
 
@@ -201,9 +200,3 @@ def overlap(text: str, marker: str) -> int:
         if text.endswith(marker[:length]):
             return length
     return 0
-
-
-def schema_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the JSON schema of a tool's arguments; any object if it has none."""
-    schema = tool.get("parameters")
-    return schema if isinstance(schema, Mapping) and schema else {"type": "object"}
