@@ -212,7 +212,7 @@ def test_what_a_client_may_not_use_is_not_listed(tmp_path):
     (tmp_path / "clients.toml").write_text('[clients.alice]\nadapters = ["alice-*"]\n')
 
     async def main():
-        config = ServerConfig(adapter_dir=folder, clients_file=tmp_path / "clients.toml")
+        config = ServerConfig(adapter_dir=folder, clients_file=tmp_path / "clients.toml", is_open=True)
         app = create_app(FakeEngine(), FakeTokenizer(), FakeTemplate(), config)
         async with in_process(app) as client:
             seen = await client.get("/v1/models", headers={"x-evenflow-client": "alice"})

@@ -56,6 +56,7 @@ class Reply:
             prefill_s=max(0.0, first_token_s - admitted_s),
             decode_s=max(0.0, now_s - first_token_s),
             service=service,
+            num_preemptions=request.num_preemptions,
         )
 
     def _told(self, scored: TokenLogprobs) -> Logprobs:

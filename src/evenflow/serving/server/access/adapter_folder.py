@@ -7,14 +7,24 @@ brought up to date when the folder's own time stamp says that names came or went
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 CONFIG_FILE = "adapter_config.json"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,254}")
 _UNSETTLED_NS = 2_000_000_000
 """A folder changed less than this ago may change again within one tick of its time stamp."""
+
+
+def is_folder_name(name: str) -> bool:
+    """True if a sub-folder of that name can be an adapter: printable, of any script, not hidden, one folder deep."""
+    return (
+        0 < len(name) <= 255
+        and name.isprintable()
+        and name == name.strip()
+        and not name.startswith(".")
+        and "/" not in name
+        and "\\" not in name
+    )
 
 
 class AdapterFolder:
@@ -29,7 +39,7 @@ class AdapterFolder:
 
     def find(self, name: str) -> Path | None:
         """The sub-folder of that very name, if it holds an adapter and lies inside the folder."""
-        if not _NAME.fullmatch(name):
+        if not is_folder_name(name):
             return None
         folder = self._folder / name
         is_inside = Path(os.path.realpath(folder)).parent == self._folder  # Path.resolve raises at a loop of links
@@ -56,8 +66,8 @@ class AdapterFolder:
 
     def _read_names(self) -> None:
         with os.scandir(self._folder) as entries:
-            names = [entry.name for entry in entries if _NAME.fullmatch(entry.name)]
+            names = [entry.name for entry in entries if is_folder_name(entry.name)]
         self._listed = {name: self._listed.get(name) for name in names}
 
 
-__all__ = ["AdapterFolder"]
+__all__ = ["AdapterFolder", "is_folder_name"]
