@@ -102,7 +102,8 @@ def test_list_and_revoke(path, capsys):
     assert capsys.readouterr().out == "revoked 1 key of alice\n"
     assert holder(path, second).name == "alice"
     cli("revoke", "alice", "--clients", str(path))
-    assert not read_directory(path).needs_key
+    assert read_directory(path).needs_key, "a file without keys lets nobody in"
+    assert not read_directory(path).client_by_hash
     for words in (("alice",), ("nobody",), ("admin",)):
         with pytest.raises(ConfigError, match="has no client"):
             cli("revoke", *words, "--clients", str(path))

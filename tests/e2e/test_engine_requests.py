@@ -35,7 +35,7 @@ def test_usage_counts_tokens_and_times(engine):
         ([], None, {}, "InvalidRequest", "no tokens"),
         ([1, 320], None, {}, "InvalidRequest", "0 to 319"),
         ([1, -1], None, {}, "InvalidRequest", "0 to 319"),
-        ([1] * 64, None, {}, "PromptTooLong", "at most 63"),
+        ([1] * 64, None, {}, "PromptTooLong", "maximum context length is 64 tokens"),
         ([1], "nobody", {}, "AdapterNotFound", "nobody"),
         ([1], None, {"logit_bias": ((320, 1.0),)}, "InvalidRequest", "logit_bias"),
     ],

@@ -12,16 +12,18 @@
     tokens_per_minute = 200000
     max_queued_requests = 64
     adapters = ["alice-*", "common"]     # the base model is always allowed
+    gateway = true                       # her requests name their own client, as on an open server
 
-Once any client has a key, a key is needed and it alone says who the client is: no header and no body
-field can move a request to another client. Without keys everyone may enter, and says who they are.
+Once this file is named, or a key is given on the command line, a key is needed, whatever the file holds, and it alone
+says who the client is: no header and no body field can move a request to another client, unless its key is a gateway's.
+A server is open, and everyone says who they are, if it was started without keys or opened explicitly.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -35,8 +37,10 @@ from evenflow.fairness.books.weights import HEAVIEST, LIGHTEST
 
 ANONYMOUS = "anonymous"
 ADMIN = "admin"
+API_KEY_CLIENT = "api-key"
+"""The client of the keys that are given on the command line."""
 CLIENT_HEADERS = ("x-evenflow-client", "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
-"""Headers that name the client of an open server, the first one given wins."""
+"""Headers that name the client of an open server or behind a gateway, unless others are chosen; the first one wins."""
 LONGEST_NAME = 256
 
 Weight = Annotated[float, Meta(ge=LIGHTEST, le=HEAVIEST)]
@@ -59,6 +63,7 @@ class _Client(msgspec.Struct, forbid_unknown_fields=True):
     tokens_per_minute: Limit | None = None
     max_queued_requests: Limit | None = None
     adapters: list[str] | None = None
+    gateway: bool = False
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,6 +86,8 @@ class Client:
     adapters: tuple[str, ...] | None = None
     """Names or patterns (``*``, ``?``) of the adapters it may use; None: all."""
     is_admin: bool = False
+    is_gateway: bool = False
+    """Its requests name the client that pays, as on an open server."""
 
     def may_use(self, adapter: str) -> bool:
         """True if the client may use the adapter of that name."""
@@ -95,7 +102,9 @@ class Directory:
     client_by_hash: Mapping[str, Client] = field(default_factory=dict)
     """Administrators too."""
     needs_key: bool = False
-    """True once any client has a key."""
+    """True: whoever has no key is refused."""
+    client_headers: tuple[str, ...] = CLIENT_HEADERS
+    """Headers that may name the client, in lower case; the first one given wins."""
     weight_by_client: Mapping[str, float] = field(default_factory=dict)
     """Own weights, without the tier's, of the clients that differ from 1."""
     tier_by_client: Mapping[str, str] = field(default_factory=dict)
@@ -118,12 +127,12 @@ class Directory:
 
         Raises InvalidRequest for a name that is no name.
         """
-        if holder is not None and (self.needs_key or not holder.is_admin):
+        if holder is not None and not holder.is_gateway and (self.needs_key or not holder.is_admin):
             return holder
-        name, where = ANONYMOUS, ""
-        for header in CLIENT_HEADERS:
+        name, where = (ANONYMOUS if holder is None or holder.is_admin else holder.name), ""
+        for header in self.client_headers:
             if headers.get(header):
-                name, where = headers[header], header
+                name, where = header_text(headers[header]), header
                 break
         else:
             if body_name is not None and body_name[1]:
@@ -135,8 +144,8 @@ class Directory:
         return self.clients.get(name) or Client(name)
 
     def require_admin(self, holder: Client | None) -> None:
-        """Raise NotAllowed unless the caller may change what the server serves. Open if no key is configured at all."""
-        if (holder is not None and holder.is_admin) or not self.client_by_hash:
+        """Raise NotAllowed unless the caller may change what the server serves. An open server without any key is open."""
+        if (holder is not None and holder.is_admin) or not (self.needs_key or self.client_by_hash):
             return
         if not any(client.is_admin for client in self.client_by_hash.values()):
             raise NotAllowed("no administrator's key is configured: add one to [admin] api_keys")
@@ -145,16 +154,29 @@ class Directory:
         raise NotAllowed(f"client {holder.name!r} may not do this: it needs an administrator's API key")
 
 
-def read_directory(path: Path | None) -> Directory:
-    """Read clients.toml; None: an open server. Raises ConfigError, naming the file and what is wrong."""
-    if path is None:
-        return Directory()
+def header_text(value: str) -> str:
+    """A header's value as text: UTF-8 where it is that, else ISO 8859-1, as which headers arrive."""
     try:
-        content = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _File)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path}: {str(error).replace('`', '')}") from None
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return value
+
+
+def read_directory(
+    path: Path | None,
+    *,
+    api_keys: Sequence[str] = (),
+    is_open: bool = False,
+    client_headers: tuple[str, ...] = CLIENT_HEADERS,
+) -> Directory:
+    """Read clients.toml; None: no file. Raises ConfigError, naming the file and what is wrong.
+
+    ``api_keys``: keys of the operator's own, who may change adapters too. ``is_open``: nobody needs a key.
+    """
+    content = _File() if path is None else _content(path)
+    needs_key = not is_open and (path is not None or bool(api_keys))
     clients: dict[str, Client] = {}
-    client_by_hash: dict[str, Client] = {}
+    client_by_hash: dict[str, Client] = {hash_key(key): Client(API_KEY_CLIENT, is_admin=True) for key in api_keys}
 
     def add_keys(client: Client, hashes: list[str], where: str) -> None:
         for number, text in enumerate(hashes):
@@ -167,9 +189,10 @@ def read_directory(path: Path | None) -> Directory:
             client_by_hash[text] = client
 
     for name, entry in content.clients.items():
-        if len(name) > LONGEST_NAME or not name.isprintable() or not name.strip() or name == ADMIN:
+        if len(name) > LONGEST_NAME or not name.isprintable() or not name.strip() or name in (ADMIN, API_KEY_CLIENT):
             raise ConfigError(
-                f"{path}: clients.{name[:40]!r}: allowed: 1 to {LONGEST_NAME} printable characters, not {ADMIN!r}"
+                f"{path}: clients.{name[:40]!r}: allowed: 1 to {LONGEST_NAME} printable characters, not {ADMIN!r} and not "
+                f"{API_KEY_CLIENT!r}"
             )
         if entry.tier is not None and entry.tier not in content.tiers:
             known = ", ".join(sorted(content.tiers)) or "none"
@@ -181,15 +204,23 @@ def read_directory(path: Path | None) -> Directory:
             entry.tokens_per_minute,
             entry.max_queued_requests,
             None if entry.adapters is None else tuple(entry.adapters),
+            is_gateway=entry.gateway,
         )
         add_keys(clients[name], entry.api_keys, f"clients.{name}")
-    needs_key = bool(client_by_hash)
     add_keys(Client(ADMIN, is_admin=True), content.admin.api_keys, "admin")
     return Directory(
         clients,
         client_by_hash,
         needs_key,
+        client_headers,
         {name: entry.weight for name, entry in content.clients.items() if entry.weight != 1.0},
         {name: entry.tier for name, entry in content.clients.items() if entry.tier is not None},
         {name: tier.weight for name, tier in content.tiers.items()},
     )
+
+
+def _content(path: Path) -> _File:
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text("utf-8")), _File)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {str(error).replace('`', '')}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from evenflow.base.errors import ConfigError
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     check_policy(engine.policy)
     config = load_config(engine.model)  # says at once what is wrong with the folder
     folder = engine.model
+    if os.environ.get("VLLM_API_KEY") and "api_keys" not in given[ServerConfig]:
+        given[ServerConfig]["api_keys"] = (os.environ["VLLM_API_KEY"],)
     server = ServerConfig(
         **{
             "served_model_names": tuple(dict.fromkeys(("base", folder.resolve().name))),

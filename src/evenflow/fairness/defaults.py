@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from evenflow.fairness.books.cost import Service
+from evenflow.fairness.books.cost import Service, WeightedTokens
 from evenflow.fairness.policy import ACCEPT, Verdict
 from evenflow.fairness.schedulable import Schedulable
+
+_WEIGHTED_TOKENS = WeightedTokens()
 
 
 class PolicyDefaults:
@@ -58,6 +60,10 @@ class PolicyDefaults:
 
     def close(self) -> None:
         """Nothing is held outside this process."""
+
+    def price(self, service: Service) -> float:
+        """Weighted tokens, so that what clients received can be compared."""
+        return _WEIGHTED_TOKENS(service.prefill_tokens, service.decode_tokens, service.cached_tokens)
 
     def counters(self) -> Mapping[str, float]:
         """No counters."""

@@ -109,6 +109,13 @@ class Policy(Protocol):
         """Give back what the policy holds outside this process. Called once, after the last request. Idempotent."""
         ...
 
+    def price(self, service: Service) -> float:
+        """What a request that has ended was charged for ``service``, all that it received, in the policy's own unit.
+
+        A policy that charges nothing answers what weighted tokens would cost. Pure.
+        """
+        ...
+
     def counters(self) -> Mapping[str, float]:
         """Virtual counter by client, for the clients that the policy remembers (metrics only)."""
         ...

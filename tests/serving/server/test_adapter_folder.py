@@ -214,7 +214,7 @@ def test_what_a_client_may_not_use_is_not_listed(tmp_path):
     (tmp_path / "clients.toml").write_text('[clients.alice]\nadapters = ["alice-*"]\n')
 
     async def main():
-        config = ServerConfig(adapter_dir=folder, clients_file=tmp_path / "clients.toml")
+        config = ServerConfig(adapter_dir=folder, clients_file=tmp_path / "clients.toml", is_open=True)
         app = create_app(FakeEngine(), FakeTokenizer(), FakeTemplate(), config)
         async with in_process(app) as client:
             seen = await client.get("/v1/models", headers={"x-evenflow-client": "alice"})
@@ -239,7 +239,7 @@ def test_names_of_two_parts_and_links_as_platforms_make_them(tmp_path, caplog):
     (root / "org" / "theirs").symlink_to("../other/private")  # a stranger may have
     (root / "org" / "deep").mkdir()
     (root / "empty").mkdir()
-    (root / "bad name").mkdir()
+    (root / "bad\nname").mkdir()
     folder = AdapterFolder(root, time.time_ns)
     with caplog.at_level("WARNING", "evenflow.server"):
         assert folder.names().keys() == {"org/one", "org/two", "other/private", "plain", "mounted", "latest"}
@@ -248,7 +248,7 @@ def test_names_of_two_parts_and_links_as_platforms_make_them(tmp_path, caplog):
         "org/deep": "its adapter_config.json is missing",
         "models--a--b": "its adapter_config.json is missing",
         "empty": "its adapter_config.json is missing",
-        "bad name": "its name is not allowed: letters, digits and _ . : @ + - in each of at most two parts",
+        "bad\nname": "its name is not allowed: one or two parts, printable, not hidden, no blanks around them",
     }
     assert len(caplog.records) == 5
     folder.names()

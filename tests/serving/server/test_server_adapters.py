@@ -242,13 +242,13 @@ def test_an_adapter_that_is_not_the_clients_is_never_loaded(tmp_path):
 
     async def main(client, engine, state):
         answer = await client.post("/v1/completions", json={**TEXT, "model": "secret", "user": "alice"})
-        assert answer.status_code == 403
+        assert answer.status_code == 404
         assert engine.num_loads == 0
         assert (await client.post("/v1/completions", json={**TEXT, "model": "secret"})).status_code == 200
         seen = await client.get("/v1/models", headers={"x-evenflow-client": "alice"})
         assert [model["id"] for model in seen.json()["data"]] == ["base"]
 
-    with_server(main, adapter_dir=folder, clients_file=tmp_path / "clients.toml")
+    with_server(main, adapter_dir=folder, clients_file=tmp_path / "clients.toml", is_open=True)
 
 
 def test_an_adapter_that_the_engine_has_lost_is_404_and_forgotten(tmp_path):

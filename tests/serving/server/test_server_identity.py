@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evenflow.access.identity import read_directory
+from evenflow.access.identity import Client, read_directory
 from evenflow.access.keys import hash_key, is_hash, new_key
 from evenflow.base.errors import ConfigError, InvalidKey, NotAllowed
 
@@ -66,8 +66,9 @@ adapters = ["alice-*", "common"]
             directory.holder(headers)
 
 
-def test_no_file_and_a_file_without_keys_are_open(tmp_path):
-    for directory in (read_directory(None), read(tmp_path, "[clients.bob]\nweight = 3\n")):
+def test_no_file_is_open_and_so_is_what_was_opened_explicitly(tmp_path):
+    read(tmp_path, "[clients.bob]\nweight = 3\n")
+    for directory in (read_directory(None), read_directory(tmp_path / "clients.toml", is_open=True)):
         assert directory.holder({}) is None
         assert directory.holder(bearer("anything")) is None
         directory.require_admin(None)
@@ -76,13 +77,53 @@ def test_no_file_and_a_file_without_keys_are_open(tmp_path):
     assert directory.client(None, {"x-evenflow-client": "bob"}, None).weight == 3.0
 
 
-def test_only_an_admin_key_leaves_the_doors_open_but_not_the_office(tmp_path):
-    directory = read(tmp_path, f'[admin]\napi_keys = ["{ROOT}"]\n')
+@pytest.mark.parametrize(
+    "text", ["", "[clients.bob]\nweight = 3\n", f'[admin]\napi_keys = ["{ROOT}"]\n', "[clients]\n[tiers]\n"]
+)
+def test_a_named_file_closes_the_doors_whatever_it_holds(tmp_path, text):
+    directory = read(tmp_path, text)
+    for headers in ({}, bearer("anything"), {"x-evenflow-client": "bob"}):
+        with pytest.raises(InvalidKey):
+            directory.holder(headers)
+    with pytest.raises(NotAllowed):
+        directory.require_admin(None if ROOT not in text else Client("bob"))
+
+
+def test_an_open_server_with_an_administrator_keeps_its_office(tmp_path):
+    read(tmp_path, f'[admin]\napi_keys = ["{ROOT}"]\n')
+    directory = read_directory(tmp_path / "clients.toml", is_open=True)
     assert directory.client(directory.holder({}), {}, ("user", "eve")).name == "eve"
     with pytest.raises(InvalidKey, match="administrator"):
         directory.require_admin(directory.holder({}))
     directory.require_admin(directory.holder(bearer("root")))
     assert directory.client(directory.holder(bearer("root")), {"x-evenflow-client": "eve"}, None).name == "eve"
+
+
+def test_keys_of_the_command_line_are_enough_and_the_operators_own():
+    directory = read_directory(None, api_keys=("secret-1", "secret-2"))
+    for key in ("secret-1", "secret-2"):
+        holder = directory.holder(bearer(key))
+        directory.require_admin(holder)
+        assert directory.client(holder, {"x-evenflow-client": "eve"}, ("user", "eve")).name == "api-key"
+    for headers in ({}, bearer("secret-3")):
+        with pytest.raises(InvalidKey):
+            directory.holder(headers)
+
+
+def test_a_gateway_names_the_clients_behind_it_and_nobody_else_does(tmp_path):
+    read(
+        tmp_path,
+        f'[clients.litellm]\ngateway = true\napi_keys = ["{K1}"]\n[clients.alice]\nweight = 3\napi_keys = ["{K2}"]\n',
+    )
+    headers = ("x-litellm-end-user-id", "x-user-id")
+    directory = read_directory(tmp_path / "clients.toml", client_headers=headers)
+    gateway, alice = directory.holder(bearer("k1")), directory.holder(bearer("k2"))
+    assert directory.client(gateway, {"x-litellm-end-user-id": "alice", "x-user-id": "bob"}, None).weight == 3
+    assert directory.client(gateway, {"x-user-id": "bob", "x-evenflow-client": "eve"}, None).name == "bob"
+    assert directory.client(gateway, {"x-user-id": "Jürgen".encode().decode("latin-1")}, None).name == "Jürgen"
+    assert directory.client(gateway, {}, ("user", "carol")).name == "carol"
+    assert directory.client(gateway, {}, None).name == "litellm"
+    assert directory.client(alice, {"x-user-id": "bob"}, ("user", "bob")).name == "alice"
 
 
 def test_client_keys_without_an_admin_key_close_the_office(tmp_path):

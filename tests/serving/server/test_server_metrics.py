@@ -58,7 +58,7 @@ def series_of(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 
 def scrape(engine: FakeEngine, metrics: Metrics) -> dict[str, list[tuple[dict[str, str], float]]]:
-    return series_of(metrics.render({}).decode())
+    return series_of(metrics.render().decode())
 
 
 def test_the_names_and_labels_that_gateways_read():

@@ -16,11 +16,12 @@ from evenflow.serving.server.server_config import ServerConfig
 
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "base", "prompt": "hi"}
+JSON = {"content-type": "application/json"}
 
 
 def post(live: LiveServer, path: str, body: Any) -> Any:
     """One request to the server that all tests share. Bodies: JSON, or raw bytes."""
-    content = {"content": body} if isinstance(body, bytes) else {"json": body}
+    content = {"content": body, "headers": JSON} if isinstance(body, bytes) else {"json": body}
     return live.http.post(path, **content)
 
 
@@ -34,7 +35,8 @@ def ask(path: str, body: Any = None, *, method: str = "POST", headers: Any = Non
         app = create_app(fake, FakeTokenizer(), FakeTemplate(), ServerConfig(**config))
         async with in_process(app) as client:
             content = {"content": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
-            return await client.request(method, path, headers=headers, **content)
+            sent = {**JSON, **(headers or {})} if isinstance(body, bytes) else headers
+            return await client.request(method, path, headers=sent, **content)
 
     return asyncio.run(main())
 
@@ -127,7 +129,7 @@ def test_what_is_not_implemented_is_refused_by_name(live, field, value):
         assert f"{field} is not implemented" in error_of(response)["message"]
 
 
-def test_harmless_values_pass_and_unknown_fields_are_named(live):
+def test_harmless_values_pass_and_unknown_fields_are_refused_or_named(live):
     harmless = {
         "tools": None,
         "tool_choice": "none",
@@ -147,9 +149,15 @@ def test_harmless_values_pass_and_unknown_fields_are_named(live):
     response = post(live, "/v1/chat/completions", {**CHAT, **harmless})
     assert response.status_code == 200
     assert "x-evenflow-ignored-fields" not in response.headers
-    response = post(live, "/v1/chat/completions", {**CHAT, "verbosity": 1, "reasoning_effort": "low", "a\r\nb": 1, "ü": 2})
+    for name in ("knob", "a\r\nb", "ü", "x" * 5000):
+        response = post(live, "/v1/chat/completions", {**CHAT, name: 1})
+        assert response.status_code == 400
+        assert "is not a field that this server knows" in error_of(response)["message"]
+        assert post(live, "/v1/chat/completions", {**CHAT, name: None}).status_code == 200, "null asks for nothing"
+    body = {**CHAT, "knob": 1, "button": "low", "a\r\nb": 1, "ü": 2}
+    response = ask("/v1/chat/completions", body, unknown_fields="ignore")
     assert response.status_code == 200
-    assert response.headers["x-evenflow-ignored-fields"] == "reasoning_effort, verbosity, and 2 more"
+    assert response.headers["x-evenflow-ignored-fields"] == "button, knob, and 2 more"
 
 
 @pytest.mark.parametrize(
@@ -212,9 +220,9 @@ def test_keys_401_403_and_the_order_of_checks(tmp_path):
     assert ask("/v1/completions", TEXT, headers=right, **config).status_code == 200
     assert ask("/v1/completions", TEXT, headers={"authorization": "bearer   k1 "}, **config).status_code == 200
     assert ask("/v1/completions", {**TEXT, "model": "a"}, headers=right, **config).status_code == 200
-    response = ask("/v1/completions", {**TEXT, "model": "b"}, headers=right, **config)
-    assert (response.status_code, error_of(response)["type"]) == (403, "permission_error")
-    assert ask("/v1/completions", {**TEXT, "model": "c"}, headers=right, **config).status_code == 404
+    there, nowhere = (ask("/v1/completions", {**TEXT, "model": name}, headers=right, **config) for name in "bc")
+    assert (there.status_code, nowhere.status_code) == (404, 404)
+    assert there.text.replace("'b'", "'c'") == nowhere.text, "nobody learns which adapters others have"
     for path in ("/v1/models", "/v1/adapters"):
         assert ask(path, method="GET", **config).status_code == 401
     assert ask("/v1/adapters", method="GET", headers=right, **config).status_code == 403
@@ -229,7 +237,9 @@ def test_over_the_own_limit_is_429(tmp_path):
     (tmp_path / "clients.toml").write_text("[clients.alice]\nrequests_per_minute = 2\ntokens_per_minute = 1000\n")
 
     async def main() -> None:
-        app = create_app(FakeEngine(), FakeTokenizer(), FakeTemplate(), ServerConfig(clients_file=tmp_path / "clients.toml"))
+        app = create_app(
+            FakeEngine(), FakeTokenizer(), FakeTemplate(), ServerConfig(clients_file=tmp_path / "clients.toml", is_open=True)
+        )
         async with in_process(app) as client:
             alice = {"x-evenflow-client": "alice"}
             first = await client.post("/v1/completions", json=TEXT, headers=alice)
@@ -257,6 +267,7 @@ def test_a_request_that_can_never_fit_is_429_without_a_retry(tmp_path):
         "/v1/completions",
         {**TEXT, "prompt": "x" * 50, "user": "alice"},
         clients_file=tmp_path / "clients.toml",
+        is_open=True,
     )
     assert response.status_code == 429
     assert response.headers["x-should-retry"] == "false"
@@ -291,7 +302,8 @@ def test_503_before_the_engine_is_warm_and_after_it_is_dead():
         engine = FakeEngine(is_warm=False)
         app = create_app(engine, FakeTokenizer(), FakeTemplate(), ServerConfig())
         async with in_process(app) as client:
-            assert (await client.get("/health")).status_code == 200
+            assert (await client.get("/ping")).status_code == 200
+            assert (await client.get("/health")).status_code == 503, "charts take it for readiness"
             assert (await client.get("/ready")).status_code == 503
             assert "warming up" in error_of(await client.post("/v1/completions", json=TEXT))["message"]
             assert (await client.get("/v1/models")).status_code == 503
@@ -463,7 +475,7 @@ def test_with_keys_nothing_but_the_key_says_who_the_client_is(tmp_path):
                 "x-llm-d-inference-fairness-id": "bob",
                 "x-gateway-inference-fairness-id": "bob",
             }
-            body = {**TEXT, "user": "bob", "safety_identifier": "bob", "client_id": "bob", "metadata": {"client": "bob"}}
+            body = {**TEXT, "user": "bob", "safety_identifier": "bob", "metadata": {"client": "bob"}}
             await client.post("/v1/completions", json=body, headers=headers)
             assert engine.submitted[-1].client_id == "alice"
             assert engine.weights == {"alice": 2.5, "bob": 9.0}

@@ -38,7 +38,10 @@ def post(server: LiveServer, path: str, body: dict, read_until: bytes | None) ->
     """Send a request on a bare socket, read until the answer holds ``read_until``, and cut the line."""
     content = json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", server.port)) as line:
-        line.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (path.encode(), len(content), content))
+        line.sendall(
+            b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+            % (path.encode(), len(content), content)
+        )
         got = b""
         while read_until is not None and read_until not in got:
             got += line.recv(4096)
@@ -65,7 +68,10 @@ def test_a_client_that_goes_is_aborted(server, engine, n, stream, has_begun):
 
 def test_a_client_that_goes_while_it_sends_its_body(server, engine):
     with socket.create_connection(("127.0.0.1", server.port)) as line:
-        line.sendall(b'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{"model": ')
+        line.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b'content-length: 1000\r\n\r\n{"model": '
+        )
     assert server.http.post("/v1/completions", json=TEXT).status_code == 200
     assert len(engine.submitted) == 1
 

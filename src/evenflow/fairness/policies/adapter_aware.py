@@ -97,6 +97,10 @@ class AdapterVTC(PredictedVTC):
         account.extra += service.adapter_bytes * self._price_per_byte
         super().charge(request, service)
 
+    def price(self, service: Service) -> float:
+        """Tokens, and the loads of adapters."""
+        return super().price(service) + service.adapter_bytes * self._price_per_byte
+
     def settle(self, request: Schedulable) -> None:
         """It uses its adapter no more."""
         super().settle(request)

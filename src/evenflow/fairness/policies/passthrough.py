@@ -75,6 +75,10 @@ class PassThrough:
         """Pass it on."""
         self._policy.close()
 
+    def price(self, service: Service) -> float:
+        """Pass it on."""
+        return self._policy.price(service)
+
     def counters(self) -> Mapping[str, float]:
         """Pass it on."""
         return self._policy.counters()

@@ -145,6 +145,12 @@ class VTC(PolicyDefaults):
         """Difference of the two clients' counters."""
         return self._level.gap(request.client_id, head.client_id)
 
+    def price(self, service: Service) -> float:
+        """The cost function's price of the tokens; 0 if there are none."""
+        if not (service.prefill_tokens or service.cached_tokens or service.decode_tokens):
+            return 0.0
+        return self._cost(service.prefill_tokens, service.decode_tokens, service.cached_tokens)
+
     def counters(self) -> Mapping[str, float]:
         """Counters of the clients that wait, run, or have had more than the virtual time."""
         return self._level.counters

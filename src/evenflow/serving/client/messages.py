@@ -140,6 +140,7 @@ class Usage(msgspec.Struct):
     """First token to last token."""
     service: float = 0.0
     """What the policy charged, in its cost function's unit."""
+    num_preemptions: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -69,6 +69,12 @@ class Request:
     """Prompt tokens that were found in the prefix cache when the request first started."""
     num_preemptions: int = 0
     num_recomputed_tokens: int = 0
+    num_prefilled_tokens: int = 0
+    """Prompt tokens computed for it, each counted once."""
+    num_cache_hits: int = 0
+    """Prompt tokens taken from the prefix cache instead, over all its starts."""
+    adapter_bytes: int = 0
+    """Adapter weights that were loaded into the arena because of it."""
     admitted_s: float | None = None
     """When the request first entered the batch."""
     first_token_s: float | None = None

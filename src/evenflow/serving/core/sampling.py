@@ -12,6 +12,8 @@ from evenflow.base.errors import InvalidRequest
 from evenflow.serving.core.structured import StructuredOutputs
 
 MAX_LOGPROBS = 20
+MOST_STOPS = 16
+"""Stop strings of one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ class SamplingParams:
         check(-2 <= self.presence_penalty <= 2, "presence_penalty", "-2 to 2")
         check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "-2 to 2")
         check(all(math.isfinite(v) and -100 <= v <= 100 for _, v in self.logit_bias), "logit_bias", "values from -100 to 100")
-        check(len(self.stop) <= 16 and all(self.stop), "stop", "at most 16 strings, none of them empty")
+        check(len(self.stop) <= MOST_STOPS and all(self.stop), "stop", f"at most {MOST_STOPS} strings, none of them empty")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             check(value is None or 0 <= value <= MAX_LOGPROBS, name, f"0 to {MAX_LOGPROBS}")
@@ -100,4 +102,4 @@ class SamplingParams:
 
 GREEDY = SamplingParams(temperature=0.0)
 
-__all__ = ["GREEDY", "MAX_LOGPROBS", "SamplingParams"]
+__all__ = ["GREEDY", "MAX_LOGPROBS", "MOST_STOPS", "SamplingParams"]

@@ -156,7 +156,7 @@ class Engine:
             if reply is None:  # its adapter could not be loaded: what it was about to say means nothing
                 continue
             if output.finish_reason is not None:
-                output.usage = reply.usage(step.ran_s)
+                output.usage = reply.usage(step.ran_s, self._scheduler.service_of(reply.request))
                 self._drop(reply.request)
             outputs.append(output)
         scheduling_s = (step.planned_s - started_s) + (self._clock() - step.ran_s)
@@ -352,7 +352,7 @@ class Engine:
             if request.finish_reason is FinishReason.LENGTH:
                 output = reply.cut()
                 assert request.finished_s is not None
-                output.usage = reply.usage(request.finished_s)
+                output.usage = reply.usage(request.finished_s, self._scheduler.service_of(request))
             else:
                 output = RequestOutput(
                     request.request_id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evenflow.base.errors import EvenFlowError, InvalidRequest, PromptTooLong
+from evenflow.base.errors import EvenFlowError, InvalidRequest
 from evenflow.serving.client.messages import RequestOutput, Submit
 from evenflow.serving.core.request import AdapterDigest, ClientId, Request, RequestId
 
@@ -12,17 +12,13 @@ def make_request(
 ) -> Request:
     """The request that ``message`` asks for, served with the adapter ``digest``, if any.
 
-    ``max_model_len`` bounds prompt and output together. Raises InvalidRequest for a token id outside the vocabulary,
-    and PromptTooLong if not one token fits behind the prompt.
+    ``max_model_len`` bounds prompt and output together; whether they fit is the scheduler's check. Raises InvalidRequest
+    for a token id outside the vocabulary.
     """
     prompt = message.prompt_token_ids
     if prompt and not (min(prompt) >= 0 and max(prompt) < vocab_size):
         raise InvalidRequest(f"the prompt has a token id {max(prompt, key=abs)}; allowed: 0 to {vocab_size - 1}", "prompt")
-    room = max_model_len - len(prompt)
-    if room < 1:
-        raise PromptTooLong(
-            f"the prompt has {len(prompt)} tokens; allowed: at most {max_model_len - 1}, so that one fits behind it", "prompt"
-        )
+    room = max(1, max_model_len - len(prompt))  # a prompt that leaves no room is refused by the scheduler
     wanted = message.sampling.max_tokens
     for token_id, _ in message.sampling.logit_bias:
         if not 0 <= token_id < vocab_size:

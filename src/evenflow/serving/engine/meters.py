@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from evenflow.fairness.books.cost import WeightedTokens
 from evenflow.serving.adapters.catalog import Catalog
 from evenflow.serving.client.messages import ITERATION_TOKENS, AdapterStats, ClientStats, EngineStats
 from evenflow.serving.core.request import AdapterDigest
@@ -20,7 +19,6 @@ from evenflow.serving.scheduler.tallies import Tally
 _MAX_ROWS = 512
 """Clients, and adapters, that a snapshot tells of one by one: the busiest."""
 _WINDOW_S = 10.0
-_PRICE = WeightedTokens()
 
 
 @dataclass(slots=True)
@@ -75,7 +73,7 @@ def collect_stats(
 ) -> EngineStats:
     """The snapshot. O(clients + adapters in the books)."""
     snapshot = scheduler.snapshot()
-    counters = scheduler.policy.counters()
+    counters, service = scheduler.policy.counters(), scheduler.service_by_client()
     prompt_rate, completion_rate = meters.rates(snapshot.prompt_tokens, snapshot.completion_tokens)
     clients = {
         client: ClientStats(
@@ -84,7 +82,7 @@ def collect_stats(
             prompt_tokens=tally.prompt_tokens,
             completion_tokens=tally.completion_tokens,
             cached_tokens=tally.cached_tokens,
-            service=_PRICE(tally.prompt_tokens, tally.completion_tokens, tally.cached_tokens),
+            service=service[client],
             virtual_counter=counters.get(client),
             weight=weight_of(client),
         )

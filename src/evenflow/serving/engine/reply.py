@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evenflow.fairness.books.cost import WeightedTokens
 from evenflow.serving.client.messages import Logprobs, RequestOutput, Usage
 from evenflow.serving.core.plan import SampledToken, TokenLogprobs
 from evenflow.serving.core.request import FinishReason, Request
 from evenflow.serving.text import OutputText, Tokenizer
-
-_PRICE = WeightedTokens()
 
 
 class Reply:
@@ -45,8 +42,8 @@ class Reply:
         self.finish_reason = FinishReason.LENGTH
         return RequestOutput(self.request.request_id, self._text.finish(), finish_reason=FinishReason.LENGTH.value)
 
-    def usage(self, now_s: float) -> Usage:
-        """What the request took, up to ``now_s``."""
+    def usage(self, now_s: float, service: float) -> Usage:
+        """What the request took, up to ``now_s``, and what it was charged for it."""
         request = self.request
         admitted_s = now_s if request.admitted_s is None else request.admitted_s
         first_token_s = now_s if request.first_token_s is None else request.first_token_s
@@ -58,9 +55,8 @@ class Reply:
             queue_s=max(0.0, admitted_s - request.arrival_s),
             prefill_s=max(0.0, first_token_s - admitted_s),
             decode_s=max(0.0, now_s - first_token_s),
-            service=_PRICE(
-                request.num_prompt_tokens - request.num_cached_tokens, request.num_output_tokens, request.num_cached_tokens
-            ),
+            service=service,
+            num_preemptions=request.num_preemptions,
         )
 
     def _told(self, scored: TokenLogprobs) -> Logprobs:

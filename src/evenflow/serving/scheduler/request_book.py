@@ -86,7 +86,11 @@ class RequestBook:
             for tally in entry.tallies:
                 tally.completion_tokens += 1
         else:
-            entry.request.num_recomputed_tokens += service.recomputed_tokens
+            request = entry.request
+            request.num_recomputed_tokens += service.recomputed_tokens
+            request.num_prefilled_tokens += service.prefill_tokens
+            request.num_cache_hits += service.cached_tokens
+            request.adapter_bytes += service.adapter_bytes
             for tally in entry.tallies:
                 tally.prompt_tokens += service.prefill_tokens
                 tally.completion_tokens += service.decode_tokens
@@ -155,12 +159,25 @@ class RequestBook:
                 self._policy.settle(request)
             if is_last:
                 self._policy.emptied(request.client_id)
+        if request.admitted_s is not None:
+            settled = self._policy.price(received(request))
+            for tally in self._tallies(request):
+                tally.settled_service += settled
         del self._requests[request.request_id]
         self._computed_before.pop(request.request_id, None)
         self._admission.finished(request)
         self.clients.leave(request.client_id)
         if request.adapter is not None:
             self.adapters.leave(request.adapter)
+
+    def open_service(self) -> dict[str, float]:
+        """By client: what its unfinished requests have received so far, as the policy prices it. O(requests)."""
+        by_client: dict[str, float] = {}
+        for request in self._requests.values():
+            if request.admitted_s is not None:
+                client = request.client_id
+                by_client[client] = by_client.get(client, 0.0) + self._policy.price(received(request))
+        return by_client
 
     def check_integrity(self) -> None:
         """Assert that queues, policy, running set and tallies tell the same story. O(everything)."""
@@ -195,6 +212,17 @@ class RequestBook:
         if request.adapter is not None:
             tallies.append(self.adapters.enter(request.adapter))
         return tallies
+
+
+def received(request: Request) -> Service:
+    """Everything that ``request`` has received until now."""
+    return Service(
+        request.num_prefilled_tokens,
+        request.num_output_tokens,
+        request.num_recomputed_tokens,
+        request.num_cache_hits,
+        request.adapter_bytes,
+    )
 
 
 def _move(tallies: list[Tally], waiting: int, running: int) -> None:

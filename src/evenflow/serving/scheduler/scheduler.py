@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from evenflow.base.errors import InvalidRequest, PromptTooLong
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.policy import Policy, Verdict
+from evenflow.serving.core.context_length import check_context_length
 from evenflow.serving.core.plan import PlannedSequence, StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, FinishReason, Request, RequestId
 from evenflow.serving.memory.arena import Arena
@@ -31,7 +32,7 @@ from evenflow.serving.scheduler.batching import BatchRule, MixedBatchRule
 from evenflow.serving.scheduler.limits import SchedulerLimits
 from evenflow.serving.scheduler.plan_builder import PlanBuilder
 from evenflow.serving.scheduler.prefetch import Prefetch, expected_next
-from evenflow.serving.scheduler.request_book import RequestBook
+from evenflow.serving.scheduler.request_book import RequestBook, received
 from evenflow.serving.scheduler.running import RunningRequest, RunningSet
 from evenflow.serving.scheduler.shedding import NoShedding, Shedding
 from evenflow.serving.scheduler.snapshot import EndedRequest, SchedulerSnapshot
@@ -187,6 +188,15 @@ class Scheduler:
         """Tallies by adapter digest; those of adapters long idle are dropped."""
         return self._book.adapters.by_name
 
+    def service_by_client(self) -> dict[str, float]:
+        """What each client that is remembered was charged, in the policy's unit. O(clients + requests)."""
+        open_service = self._book.open_service()
+        return {name: tally.settled_service + open_service.get(name, 0.0) for name, tally in self.clients.items()}
+
+    def service_of(self, request: Request) -> float:
+        """The price of what ``request`` has received, in the policy's unit; after its end: what it was charged."""
+        return self.policy.price(received(request))
+
     def num_in_flight(self, adapter: AdapterDigest) -> int:
         """Requests, waiting or running, that use this adapter."""
         tally = self.adapters.get(adapter)
@@ -279,12 +289,7 @@ class Scheduler:
             raise InvalidRequest("slo_ttft is given, and this server gives nothing up: it runs with --shed none", "slo_ttft")
         if request.max_output_tokens < 1:
             raise InvalidRequest(f"max_tokens is {request.max_output_tokens}; allowed: 1 or more", "max_tokens")
-        if num_prompt + request.max_output_tokens > limits.max_model_len:
-            raise PromptTooLong(
-                f"the prompt has {num_prompt} tokens and {request.max_output_tokens} more are asked for; "
-                f"allowed together: {limits.max_model_len}",
-                "prompt",
-            )
+        check_context_length(num_prompt, request.max_output_tokens, limits.max_model_len, "prompt")
         adapter_pages = 0 if request.adapter is None else self._residency.record(request.adapter).num_pages
         prompt_pages = pages_for(num_prompt, limits.page_tokens)
         if not self._arena.could_hold(request=prompt_pages + 1, adapter=adapter_pages):

@@ -20,6 +20,8 @@ class Tally:
     recomputed_tokens: int = 0
     cached_tokens: int = 0
     """Prompt tokens found in the prefix cache."""
+    settled_service: float = 0.0
+    """What the policy has charged for requests that have ended, in its cost function's unit."""
 
     @property
     def is_idle(self) -> bool:

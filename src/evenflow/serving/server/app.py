@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,12 +28,18 @@ from evenflow.base.errors import EvenFlowError
 from evenflow.base.version import __version__
 from evenflow.serving.server.api import responses, schema
 from evenflow.serving.server.api.adapter_routes import add_adapter_routes
-from evenflow.serving.server.api.endpoint import error_reply, json_reply
-from evenflow.serving.server.api.inference import GONE, add_inference_routes
+from evenflow.serving.server.api.answering import GONE, add_view
+from evenflow.serving.server.api.chat import ChatView
+from evenflow.serving.server.api.completions import CompletionView
+from evenflow.serving.server.api.endpoint import json_reply
+from evenflow.serving.server.api.models import add_model_routes
 from evenflow.serving.server.api.probes import add_probe_routes
 from evenflow.serving.server.api.state import ServerState
-from evenflow.serving.server.http.error_answers import ErrorDetail, ErrorResponse
+from evenflow.serving.server.api.tokenize import add_tokenize_routes
+from evenflow.serving.server.http.api_page import add_api_page
+from evenflow.serving.server.http.error_answers import ErrorDetail, ErrorResponse, error_response
 from evenflow.serving.server.http.openapi import install_openapi
+from evenflow.serving.server.http.origins import OriginCheck
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
 from evenflow.serving.server.server_config import ServerConfig
 
@@ -71,16 +78,31 @@ def build_app(state: ServerState, adapters: Mapping[str, Path]) -> FastAPI:
         description="One base model, many LoRA adapters, many clients, served fairly. OpenAI-compatible.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.server = state
-    add_inference_routes(app, state)
+    add_view(app, state, ChatView(), "Continue a conversation.")
+    add_view(app, state, CompletionView(state), "Continue texts or token ids.")
+    add_tokenize_routes(app, state)
+    add_model_routes(app, state)
     add_adapter_routes(app, state)
     add_probe_routes(app, state)
     install_openapi(app, _documented_types())
+    add_api_page(app)
     app.add_exception_handler(EvenFlowError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_bad_path)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_middleware(OriginCheck, bound_to=state.config.host, allowed_origins=state.config.allowed_origins)
+    if state.config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(state.config.allowed_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-evenflow-ignored-fields"],
+        )
     app.add_middleware(RequestIds)
     return app
 
@@ -113,11 +135,11 @@ class RequestIds:
             log.exception("request %s (%s %s) failed", request_id, scope["method"], scope["path"])
             if is_started:
                 raise
-            await error_reply(error)(scope, receive, send_with_id)
+            await error_response(error)(scope, receive, send_with_id)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    return error_reply(error)
+    return error_response(error)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

@@ -16,14 +16,16 @@ import uvicorn
 from evenflow.base.errors import ConfigError, EvenFlowError
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.app import create_app
+from evenflow.serving.server.http.bounded_connection import ConnectionLimits, bounded_protocol
+from evenflow.serving.server.http.file_limit import fit_to_file_limit
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
 from evenflow.serving.server.server_config import ServerConfig
 
 log = logging.getLogger("evenflow.server")
 
-KEEP_ALIVE_S = 75
-"""Longer than the usual minute of load balancers, so that they are the ones to close idle connections."""
 DRAIN_POLL_S = 0.05
+CUT_OFF_S = 0.2
+"""For those who are cut off to be told so."""
 
 
 def run_server(
@@ -65,9 +67,11 @@ async def serve(
     server = _Server(
         uvicorn.Config(
             app,
+            http=bounded_protocol(_connection_limits(config), state.connections),
+            ws="none",
             log_config=None,
             access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=config.idle_timeout_s,  # type: ignore[arg-type]  # uvicorn takes fractions, too
             timeout_graceful_shutdown=1,
             server_header=False,
         )
@@ -141,7 +145,20 @@ async def drain(state: ServerState, server: uvicorn.Server) -> None:
         await asyncio.sleep(DRAIN_POLL_S)
     if state.num_in_flight:
         log.warning("%d requests did not finish in time and are cut off", state.num_in_flight)
+        state.cut_off()
+        await asyncio.sleep(CUT_OFF_S)
     server.should_exit = True
+
+
+def _connection_limits(config: ServerConfig) -> ConnectionLimits:
+    return ConnectionLimits(
+        max_header_bytes=config.max_header_bytes,
+        max_headers=config.max_headers,
+        max_connections=fit_to_file_limit(config.max_connections),
+        header_timeout_s=config.header_timeout_s,
+        body_timeout_s=config.body_timeout_s,
+        send_timeout_s=config.send_timeout_s,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from evenflow.access.identity import CLIENT_HEADERS
 from evenflow.base.errors import ConfigError, InvalidRequest
-from evenflow.serving.config.kinds import Count, Names, Number, PathTo, Size, Table, Text
+from evenflow.serving.config.kinds import Choice, Count, Names, Number, PathTo, Size, Switch, Table, Text
 from evenflow.serving.config.option import option, read_options
 from evenflow.serving.core.sampling import SamplingParams
+from evenflow.serving.server.http.body_parsing import UNKNOWN_FIELDS
 
+KIB = 1 << 10
 MIB = 1 << 20
+_HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +48,46 @@ class ServerConfig:
     clients_file: Path | None = option(
         PathTo("FILE"),
         None,
-        "clients.toml: keys, weights and limits of clients.",
+        "clients.toml: keys, weights and limits of clients. Once it is named, every request needs a key, whatever it holds.",
         name="clients",
-        when_none="everyone may enter and says who they are",
+        when_none="everyone may enter and says who they are, unless --api-key is given",
+    )
+    api_keys: tuple[str, ...] = option(
+        Names(),
+        (),
+        "Keys of the operator's own: with one, every request needs a key. Whoever holds one may change adapters, too.",
+        name="api_key",
+        reason="The command line shows up in the list of processes: VLLM_API_KEY in the environment does not.",
+    )
+    is_open: bool = option(
+        Switch(),
+        False,
+        "Nobody needs a key, although a clients file or a key is given; everyone says who they are.",
+        name="open",
+        reason="A clients file without keys would lock everybody out, and must not let everybody in by mistake.",
+    )
+    client_headers: tuple[str, ...] = option(
+        Names(),
+        CLIENT_HEADERS,
+        "Headers that name the client where no key does, the first one given wins.",
+        name="client_header",
+        reason="Gateways have their own, e.g. x-litellm-end-user-id, x-litellm-customer-id, x-user-id.",
+    )
+    prefix_sharing: str = option(
+        Choice(("auto", "all", "clients")),
+        "auto",
+        "Who may find whose computed prefixes: all clients each other's, or clients only their own; auto: all on an open "
+        "server, clients where keys are needed.",
+        reason="The number of cached tokens tells one client what another has sent.",
+    )
+    allowed_origins: tuple[str, ...] = option(
+        Names(), (), "Origins of web pages that may call this server (CORS), e.g. https://chat.example.com; *: all."
+    )
+    unknown_fields: str = option(
+        Choice(UNKNOWN_FIELDS),
+        "refuse",
+        "What to do with fields of a body that nobody here knows: refuse with 400, or ignore and name them in a header.",
+        reason="They may be another server's way to ask for another answer.",
     )
     adapter_dir: Path | None = option(
         PathTo(), None, "Folder whose sub-folders are adapters, loaded when their name is first asked for.", when_none="none"
@@ -57,7 +99,41 @@ class ServerConfig:
         aliases=("max_num_queued_reqs",),
     )
     max_body_bytes: int = option(
-        Size(), 32 * MIB, "A larger request body is refused before it is read to its end.", name="max_body"
+        Size(),
+        32 * MIB,
+        "A larger request body is refused before it is read to its end; a packed one counts as what it unpacks to.",
+        name="max_body",
+    )
+    max_header_bytes: int = option(Size(), 64 * KIB, "Request line and headers of one request.", name="max_header_size")
+    max_headers: int = option(Count(1), 128, "Header lines of one request.")
+    max_connections: int = option(Count(1), 4096, "Open connections; more are answered 503 and closed.")
+    header_timeout_s: float = option(
+        Number(above=0, unit="seconds", metavar="S"),
+        20.0,
+        "From a connection's start, or a request's first byte, to the end of its headers.",
+        name="header_timeout",
+    )
+    body_timeout_s: float = option(
+        Number(above=0, unit="seconds", metavar="S"),
+        60.0,
+        "From the end of a request's headers to the end of its body.",
+        name="body_timeout",
+    )
+    idle_timeout_s: float = option(
+        Number(above=0, unit="seconds", metavar="S"),
+        75.0,
+        "A connection on which nothing is asked is closed after so long.",
+        name="idle_timeout",
+        reason="Longer than the usual minute of load balancers, so that they are the ones to close it.",
+    )
+    send_timeout_s: float = option(
+        Number(above=0, unit="seconds", metavar="S"),
+        60.0,
+        "An answer of which nothing is read for so long is given up, and its connection closed.",
+        name="send_timeout",
+    )
+    max_unread_bytes: int = option(
+        Size(), 4 * MIB, "Of one stream that its client does not read; beyond it the stream is given up.", name="max_unread"
     )
     max_choices: int = option(Count(1), 1024, "Completions that one HTTP request may ask for: prompts times n.")
     drain_timeout_s: float = option(
@@ -87,6 +163,11 @@ class ServerConfig:
             if not ok:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
 
+        object.__setattr__(self, "client_headers", tuple(header.lower() for header in self.client_headers))
+        check(all(_HEADER.fullmatch(header) for header in self.client_headers), "client_headers", "names of headers")
+        if not all(key.strip() and key.isprintable() for key in self.api_keys):
+            raise ConfigError("api_key is empty or cannot be printed")  # and a key is never shown
+        check(self.max_header_bytes >= KIB, "max_header_bytes", f"{KIB} or more")
         names = self.served_model_names
         check(bool(names) and all(names) and len(set(names)) == len(names), "served_model_names", "one or more different names")
         try:

@@ -12,18 +12,27 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger("evenflow.server")
 
 CONFIG_FILE = "adapter_config.json"
-_PART = r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,254}"
-_NAME = re.compile(rf"{_PART}(/{_PART})?")
 _UNSETTLED_NS = 2_000_000_000
 """A folder changed less than this ago may change again within one tick of its time stamp."""
 _MOST_TOLD = 1000
+
+
+def is_folder_name(name: str) -> bool:
+    """True if a sub-folder of that name can be an adapter: one or two parts, printable, of any script, not hidden."""
+    parts = name.split("/")
+    return len(parts) <= 2 and all(map(_is_part, parts))
+
+
+def _is_part(part: str) -> bool:
+    return (
+        0 < len(part) <= 255 and part.isprintable() and part == part.strip() and not part.startswith(".") and "\\" not in part
+    )
 
 
 class AdapterFolder:
@@ -79,8 +88,8 @@ class AdapterFolder:
 
     def _fault(self, name: str) -> str | None:
         """Why the sub-folder ``name`` is not served; None if it is."""
-        if not _NAME.fullmatch(name):
-            return "its name is not allowed: letters, digits and _ . : @ + - in each of at most two parts"
+        if not is_folder_name(name):
+            return "its name is not allowed: one or two parts, printable, not hidden, no blanks around them"
         folder, boundary = self._folder / name, self.boundary(name)
         if self._folder not in boundary.parents:  # os.path.realpath: Path.resolve raises at a loop of links
             return "it is a link that leads out of the adapter folder"
@@ -91,7 +100,7 @@ class AdapterFolder:
         return None
 
     def _names_below(self, first: str) -> list[str]:
-        is_inside = _NAME.fullmatch(first) and self._folder in self.boundary(first).parents
+        is_inside = _is_part(first) and self._folder in self.boundary(first).parents
         return [f"{first}/{second}" for second in self._list(first)] if is_inside else []
 
     def _list(self, first: str) -> list[str]:
@@ -120,4 +129,4 @@ def _may_be_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() or entry.is_dir()
 
 
-__all__ = ["AdapterFolder"]
+__all__ = ["AdapterFolder", "is_folder_name"]

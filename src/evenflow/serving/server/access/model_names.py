@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,11 @@ from evenflow.base.errors import (
     AdapterUnavailable,
     EvenFlowError,
     InvalidRequest,
-    NotAllowed,
 )
 from evenflow.serving.adapters.base_model_hint import is_same_model
 from evenflow.serving.client.messages import AdapterInfo
 from evenflow.serving.server.access.adapter_folder import AdapterFolder
+from evenflow.serving.server.access.asked import Asked
 from evenflow.serving.server.interfaces import Engine
 
 log = logging.getLogger("evenflow.server")
@@ -43,7 +42,28 @@ RETRY_UNAVAILABLE_S = 1.0
 _JUST_ASKED_S = 1.0
 """Whoever was resolved so recently may be about to submit: their adapter is not taken from them."""
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,254}")
+LONGEST_NAME = 255
+"""Characters of an adapter's name."""
+
+
+def no_such_model(name: str) -> str:
+    """What is said of a model that the caller cannot use, whether it exists or not: nobody learns others' names."""
+    return f"the model {name!r} does not exist; GET /v1/models lists those that do"
+
+
+def is_adapter_name(name: str) -> bool:
+    """True if an adapter may be called so: letters of any script, digits, spaces and signs, but nothing that cannot be
+    printed, no leading or trailing space, no leading dot or slash and no ``..`` between slashes.
+    """
+    return (
+        0 < len(name) <= LONGEST_NAME
+        and name.isprintable()
+        and name == name.strip()
+        and name[0] not in "./"
+        and not name.endswith("/")
+        and not any(part in ("", ".", "..") for part in name.split("/"))
+        and "\\" not in name
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,23 +131,42 @@ class ModelNames:
     async def resolve(self, model: str, client: Client) -> str | None:
         """The adapter that ``model`` means to this client; None: the base model. Loads it, if that is what it takes.
 
-        Raises AdapterNotFound (no such name) and NotAllowed (not this client's), before anything is loaded.
+        Raises AdapterNotFound (no such name, or not this client's), before anything is loaded.
         """
-        if model in self.base_names:
+        name = self._find(model, client)
+        if name is None:
             return None
-        name = model
-        if not self._is_there(name):
-            base, _, rest = model.partition(":")  # "base:adapter", as some gateways write it
-            if base not in self.base_names or not self._is_there(rest):
-                raise AdapterNotFound(f"the model {model!r} does not exist; GET /v1/models lists those that do")
-            name = rest
-        if not client.may_use(name):
-            raise NotAllowed(f"client {client.name!r} may not use the adapter {name!r}")
         if name not in self._adapters:
             await self._load_once(name)
         if self._from_dir.pop(name, None) is not None:
             self._from_dir[name] = self._clock()
         return name
+
+    async def check(self, model: str, client: Client) -> None:
+        """Raise AdapterNotFound unless ``model`` means something to this client; nothing is loaded."""
+        self._find(model, client)
+
+    def named(self, asked: Asked) -> str:
+        """The model that a body names, in one way or the other. Raises InvalidRequest if it names two."""
+        base = self.base_names[0]
+        if not asked.adapter:
+            return base if asked.model is None else asked.model
+        if asked.model is not None and asked.model not in self.base_names and asked.model != asked.adapter:
+            raise InvalidRequest(
+                f"lora_path is {asked.adapter!r} and model is {asked.model!r}; allowed: the base model with it, or the same",
+                "lora_path",
+            )
+        return asked.adapter
+
+    def _find(self, model: str, client: Client) -> str | None:
+        """The adapter that ``model`` means, loaded or not; None: the base model. Raises AdapterNotFound."""
+        if model in self.base_names:
+            return None
+        base, _, rest = model.partition(":")  # "base:adapter", as some gateways write it
+        for name in (model, rest) if base in self.base_names and rest else (model,):
+            if client.may_use(name) and self._is_there(name):
+                return name
+        raise AdapterNotFound(no_such_model(model))
 
     async def load(self, name: str, path: str, *, replace: bool = False, must_read: bool = False) -> None:
         """Register the adapter in folder ``path``. Raises InvalidRequest (no name), AdapterExists, AdapterRejected.
@@ -160,10 +199,10 @@ class ModelNames:
         """Raise InvalidRequest unless an adapter may be called ``name``."""
         if name in self.base_names:
             raise AdapterExists(f"{name!r} is the name of the base model")
-        if not _NAME.fullmatch(name):
+        if not is_adapter_name(name):
             raise InvalidRequest(
-                f"{name[:80]!r} cannot name an adapter; allowed: 1 to 255 of letters, digits and _ . : / @ + -, "
-                "starting with a letter, digit or _",
+                f"{name[:80]!r} cannot name an adapter; allowed: 1 to {LONGEST_NAME} printable characters of any script, "
+                "without a space at either end, a dot or slash at the beginning, a backslash, or .. between slashes",
                 "lora_name",
             )
 
@@ -205,7 +244,7 @@ class ModelNames:
         if task is None:
             folder = self._dir.find(name) if self._dir is not None else None
             if folder is None:
-                raise AdapterNotFound(f"the model {name!r} does not exist; GET /v1/models lists those that do")
+                raise AdapterNotFound(no_such_model(name))
             assert self._dir is not None
             task = asyncio.create_task(self._load_with_room(name, str(folder), str(self._dir.boundary(name))))
             self._loading[name] = task

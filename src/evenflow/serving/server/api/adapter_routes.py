@@ -20,13 +20,17 @@ from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.body_parsing import BodyParser
 from evenflow.serving.server.http.openapi import documented
 
-_REFUSALS = (400, 401, 403, 404, 503)
+_REFUSALS = (400, 401, 403, 404, 408, 415, 503)
 
 
 def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
     """Register the routes on ``app``."""
-    load_parser, unload_parser = BodyParser(LoadLoraAdapterRequest), BodyParser(UnloadLoraAdapterRequest)
-    create_parser = BodyParser(CreateAdapterRequest)
+    rule = state.config.unknown_fields
+    load_parser, unload_parser = (
+        BodyParser(LoadLoraAdapterRequest, unknown_fields=rule),
+        BodyParser(UnloadLoraAdapterRequest, unknown_fields=rule),
+    )
+    create_parser = BodyParser(CreateAdapterRequest, unknown_fields=rule)
 
     @app.post("/v1/load_lora_adapter", **documented(LoadLoraAdapterRequest, "text/plain", _REFUSALS))
     async def load_lora_adapter(request: Request) -> Response:
@@ -55,7 +59,8 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
         return await pin_by_body(request, False)
 
     @app.post(
-        "/load_lora_adapter", **documented(LoadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 503), failure=SGLangAnswer)
+        "/load_lora_adapter",
+        **documented(LoadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 408, 415, 503), failure=SGLangAnswer),
     )
     async def sglang_load(request: Request) -> Response:
         """Register an adapter (SGLang's call)."""
@@ -68,7 +73,8 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
         return _sglang_answer(state, None)
 
     @app.post(
-        "/unload_lora_adapter", **documented(UnloadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 503), failure=SGLangAnswer)
+        "/unload_lora_adapter",
+        **documented(UnloadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 408, 415, 503), failure=SGLangAnswer),
     )
     async def sglang_unload(request: Request) -> Response:
         """Forget an adapter (SGLang's call)."""

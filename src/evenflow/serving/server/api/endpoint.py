@@ -11,8 +11,7 @@ from starlette.responses import Response
 
 from evenflow.access.identity import Client
 from evenflow.serving.server.api.state import ServerState
-from evenflow.serving.server.http.body_parsing import BodyParser, read_body
-from evenflow.serving.server.http.error_answers import body_of, headers_of, status_of
+from evenflow.serving.server.http.body_parsing import BodyParser
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -24,22 +23,17 @@ def json_reply(body: object, status: int = 200, headers: Mapping[str, str] | Non
     return Response(_encode(body), status, dict(headers or {}), "application/json")
 
 
-def error_reply(error: BaseException) -> Response:
-    """OpenAI's error body with its status and headers."""
-    return json_reply(body_of(error), status_of(error), headers_of(error))
-
-
 async def read_request(state: ServerState, request: Request, parser: BodyParser[T]) -> tuple[T, tuple[str, ...], Client | None]:
     """Who holds the key is settled before the body is looked at. Returns the body, its ignored fields and the key's holder."""
     holder = state.directory.holder(request.headers)
-    body, ignored = parser.parse(await read_body(request, state.config.max_body_bytes))
+    body, ignored = await parser.read(request, state.config.max_body_bytes)
     return body, ignored, holder
 
 
 async def read_admin_request(state: ServerState, request: Request, parser: BodyParser[T]) -> T:
     """The body of a call that only administrators may make. Raises InvalidKey or NotAllowed before the body is read."""
     require_admin(state, request)
-    body, _ = parser.parse(await read_body(request, state.config.max_body_bytes))
+    body, _ = await parser.read(request, state.config.max_body_bytes)
     return body
 
 

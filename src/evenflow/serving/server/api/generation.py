@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass, field, replace
 
 from evenflow.access.identity import Client
-from evenflow.base.errors import AdapterNotFound, InvalidRequest, Rejected
+from evenflow.base.errors import AdapterNotFound, InvalidRequest, Rejected, ServerFull
 from evenflow.serving.client.messages import RequestOutput, Submit, Usage
 from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.server.access.limits import Ticket
@@ -46,6 +46,10 @@ class Call:
     cache_salt: str = ""
     slo_ttft_s: float | None = None
     """Within which the first token is wanted."""
+    asked_max_tokens: int | None = None
+    """What the caller asked for; the model's own default, if it applies instead, is cut to the room that is left."""
+    hides_output: bool = False
+    """True: the one token that has to be computed is not told, because none was asked for."""
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -68,6 +72,9 @@ class RunningCall:
         self.prompts: list[Prompt] = []
         self._state = state
         self._usages: dict[int, Usage] = {}
+        self._num_output_tokens: dict[int, int] = {}
+        self._task: asyncio.Task[object] | None = None
+        self._is_cut_off = False
         self._last_output_s: dict[int, float] = {}
         """By completion that has had a token: when it had its last one."""
 
@@ -77,22 +84,27 @@ class RunningCall:
         Raises ClientOverLimit, ServerFull, InvalidRequest and whatever ends a completion in the engine.
         """
         state, call = self._state, self.call
-        state.num_in_flight += 1
+        self._task = asyncio.current_task()
+        state.generations.add(self)
         outcome, num_submitted = "abort", 0
         try:
             with state.limits.admit(call.client, call.num_completions) as ticket:
                 self.prompts = await call.read_prompts()
                 for prompt in self.prompts:
-                    state.reader.check_fits(len(prompt.token_ids), call.sampling.max_tokens, call.prompt_param)
+                    state.reader.check_fits(len(prompt.token_ids), call.asked_max_tokens, call.prompt_param)
                 ticket.charge_prompt(sum(len(prompt.token_ids) for prompt in self.prompts))
                 num_submitted = call.num_completions
                 merged = _merge([state.engine.submit(submit) for submit in self._submits()])
                 try:
                     async for index, output in merged:
                         self._account(index, output, ticket)
-                        yield index, output
+                        yield index, _without_token(output) if call.hides_output else output
                 finally:
                     await merged.aclose()
+        except asyncio.CancelledError:
+            if not self._is_cut_off:
+                raise
+            raise ServerFull("the server is shutting down, and this request did not finish in time") from None
         except Rejected as error:
             state.metrics.rejected(call.client.name, error)
             raise
@@ -102,14 +114,21 @@ class RunningCall:
                 state.names.forget(call.adapter)
             raise
         finally:
-            state.num_in_flight -= 1
+            state.generations.discard(self)
             state.metrics.cut_short(outcome, num_submitted - len(self._usages) if num_submitted else 0)
+
+    def cut_off(self) -> None:
+        """The server ends: raise ServerFull from ``outputs``, wherever it waits."""
+        self._is_cut_off = True
+        if self._task is not None:
+            self._task.cancel()
 
     def usage(self) -> UsageBody:
         """Tokens and time so far."""
         usages = self._usages.values()
         prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
-        completion_tokens = sum(usage.completion_tokens for usage in usages)
+        counts = {**self._num_output_tokens, **{index: usage.completion_tokens for index, usage in self._usages.items()}}
+        completion_tokens = 0 if self.call.hides_output else sum(counts.values())
         cached = sum(usage.cached_tokens for index, usage in self._usages.items() if index % self.call.n == 0)
         return UsageBody(
             prompt_tokens,
@@ -134,7 +153,7 @@ class RunningCall:
                     sampling=sampling,
                     adapter=call.adapter,
                     arrival_s=call.arrival_s,
-                    cache_salt=call.cache_salt,
+                    cache_salt=self._state.cache_namespace(call.client, call.cache_salt),
                     slo_ttft_s=call.slo_ttft_s,
                 )
             )
@@ -145,6 +164,7 @@ class RunningCall:
             raise error_of(output)
         metrics, now_s = self._state.metrics, self._state.clock()
         if output.token_ids:
+            self._num_output_tokens[index] = self._num_output_tokens.get(index, 0) + len(output.token_ids)
             ticket.charge_output(len(output.token_ids))
             if index in self._last_output_s:
                 metrics.token_gap((now_s - self._last_output_s[index]) / len(output.token_ids))
@@ -205,6 +225,13 @@ async def _merge(iterators: Sequence[AsyncIterator[RequestOutput]]) -> AsyncGene
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _without_token(output: RequestOutput) -> RequestOutput:
+    output.text, output.token_ids, output.logprobs, output.stop_reason = "", [], [], None
+    if output.finish_reason is not None:
+        output.finish_reason = "length"
+    return output
 
 
 async def _close(iterator: AsyncIterator[RequestOutput]) -> None:

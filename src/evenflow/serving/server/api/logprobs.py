@@ -27,6 +27,7 @@ def chat_logprobs(entries: Sequence[Logprobs]) -> ChatLogprobs:
                 _finite(entry.logprob),
                 _bytes(entry.token),
                 [TopLogprob(text, _finite(logprob), _bytes(text)) for _, text, logprob in entry.top],
+                entry.token_rank or None,
             )
             for entry in entries
         ]
@@ -52,14 +53,13 @@ def completion_logprobs(entries: Sequence[Logprobs | None], first_token: str = "
         top: dict[str, float] = {}
         for _, text, logprob in entry.top:
             top.setdefault(text, _finite(logprob))  # two tokens may have the same text: the likelier one counts
-        if entry.top:
-            top.setdefault(entry.token, _finite(entry.logprob))
+        top.setdefault(entry.token, _finite(entry.logprob))  # with logprobs 0, too, as vLLM does
         body.top_logprobs.append(top)
     return body
 
 
 def prompt_logprobs(entries: Sequence[Logprobs | None]) -> PromptLogprobs:
-    """vLLM's prompt shape. ``rank`` is known for the likeliest tokens only."""
+    """vLLM's prompt shape: by token id, as a text, the likeliest tokens and the one that stands there."""
     body: PromptLogprobs = []
     for entry in entries:
         if entry is None:
@@ -69,7 +69,7 @@ def prompt_logprobs(entries: Sequence[Logprobs | None]) -> PromptLogprobs:
             str(token_id): PromptLogprob(_finite(logprob), text, rank)
             for rank, (token_id, text, logprob) in enumerate(entry.top, 1)
         }
-        place.setdefault(str(entry.token_id), PromptLogprob(_finite(entry.logprob), entry.token))
+        place.setdefault(str(entry.token_id), PromptLogprob(_finite(entry.logprob), entry.token, entry.token_rank or None))
         body.append(place)
     return body
 

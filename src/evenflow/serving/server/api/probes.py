@@ -1,17 +1,14 @@
-"""The routes that ask about the server itself: models, health, readiness, metrics, version."""
+"""The routes that ask about the server itself: health, readiness, metrics, version."""
 
 from __future__ import annotations
 
 from fastapi import FastAPI
-from starlette.requests import Request
 from starlette.responses import Response
 
-from evenflow.access.identity import Client
-from evenflow.base.errors import AdapterNotFound, ServerFull
+from evenflow.base.errors import ServerFull
 from evenflow.base.version import __version__
-from evenflow.serving.server.access.model_names import NamedAdapter
 from evenflow.serving.server.api.endpoint import json_reply
-from evenflow.serving.server.api.responses import Health, ModelCard, ModelList, Version
+from evenflow.serving.server.api.responses import Health, Version
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.error_answers import headers_of
 from evenflow.serving.server.http.openapi import documented
@@ -19,77 +16,41 @@ from evenflow.serving.server.metrics.metrics_page import CONTENT_TYPE
 
 
 def add_probe_routes(app: FastAPI, state: ServerState) -> None:
-    """Register the routes on ``app``."""
+    """Register the routes on ``app``; each answers HEAD too."""
 
-    @app.get("/v1/models", **documented(None, ModelList, (400, 401, 503)))
-    async def list_models(request: Request) -> Response:
-        """The base model and the adapters that the caller may use, loaded or waiting in the adapter folder."""
-        state.check_open()
-        client = _caller(state, request)
-        available = await state.names.available()
-        cards = [_base_card(state, name) for name in state.names.base_names]
-        cards += [_adapter_card(state, a) for name, a in sorted(state.names.adapters.items()) if client.may_use(name)]
-        cards += [_unread_card(state, name, seen_s) for name, seen_s in sorted(available.items()) if client.may_use(name)]
-        return json_reply(ModelList(cards))
+    def unready(reason: str) -> Response:
+        return json_reply(Health(reason), 503, headers_of(ServerFull(reason)))
 
-    @app.get("/v1/models/{model:path}", **documented(None, ModelCard, (400, 401, 404, 503)))
-    async def retrieve_model(request: Request, model: str) -> Response:
-        """One model."""
-        state.check_open()
-        client = _caller(state, request)
-        if model in state.names.base_names:
-            return json_reply(_base_card(state, model))
-        adapter = state.names.adapters.get(model)
-        available = await state.names.available() if adapter is None else {}
-        if model in available and client.may_use(model):
-            return json_reply(_unread_card(state, model, available[model]))
-        if adapter is None or not client.may_use(model):
-            raise AdapterNotFound(f"the model {model!r} does not exist; GET /v1/models lists those that do")
-        return json_reply(_adapter_card(state, adapter))
+    @app.get("/ping", **documented(None, Health, (503,)))
+    async def ping() -> Response:
+        """Liveness: 200 while the server can ever serve, also before it is warm; 503, with the reason, once it cannot."""
+        trouble = state.engine.trouble
+        return json_reply(Health("ok")) if trouble is None else unready(trouble)
 
     @app.get("/health", **documented(None, Health, (503,)))
-    @app.get("/ping", **documented(None, Health, (503,)))
     async def health() -> Response:
-        """200 while the server can ever serve again; 503, with the reason, once the engine is dead or shows no life."""
+        """200 from the time the engine is warm until it is dead or shows no life: fit for charts that use it as readiness."""
         trouble = state.engine.trouble
-        return json_reply(Health(trouble or "ok"), 200 if trouble is None else 503)
+        if trouble is not None:
+            return unready(trouble)
+        return json_reply(Health("ok")) if state.is_warm else unready("warming up")
 
     @app.get("/ready", **documented(None, Health, (503,)))
     async def ready() -> Response:
         """200 while new requests are taken; 503 before the engine is warm and while the server drains."""
         if state.is_open:
             return json_reply(Health("ready"))
-        reason = "draining" if state.is_draining else "warming up" if state.engine.is_alive else "the engine is dead"
-        return json_reply(Health(reason), 503, headers_of(ServerFull(reason)))
+        return unready("draining" if state.is_draining else "warming up" if state.engine.is_alive else "the engine is dead")
 
     @app.get("/metrics", **documented(None, "text/plain"))
     async def metrics() -> Response:
         """Prometheus series."""
-        gauges = {
-            "evenflow_ready": ("1: new requests are taken.", float(state.is_open)),
-            "evenflow_http_requests_in_flight": ("HTTP requests being answered by the engine.", state.num_in_flight),
-            "evenflow_completions_waiting": ("Completions let in that wait for a first token.", state.limits.num_waiting),
-        }
-        return Response(state.metrics.render(gauges), media_type=CONTENT_TYPE)
+        return Response(state.metrics.render(state.figures()), media_type=CONTENT_TYPE)
 
     @app.get("/version", **documented(None, Version))
     async def version() -> Response:
         """The server's version."""
         return json_reply(Version(__version__))
 
-
-def _caller(state: ServerState, request: Request) -> Client:
-    holder = state.directory.holder(request.headers)
-    return state.directory.client(holder, request.headers, None)
-
-
-def _base_card(state: ServerState, name: str) -> ModelCard:
-    return ModelCard(name, state.started_s, root=state.names.base_names[0], max_model_len=state.engine.info.max_model_len)
-
-
-def _adapter_card(state: ServerState, adapter: NamedAdapter) -> ModelCard:
-    return ModelCard(adapter.info.name, adapter.created_s, root=adapter.info.digest, parent=state.names.base_names[0])
-
-
-def _unread_card(state: ServerState, name: str, seen_s: int) -> ModelCard:
-    return ModelCard(name, seen_s, root=name, parent=state.names.base_names[0])
+    for path, probe in (("/ping", ping), ("/health", health), ("/ready", ready), ("/metrics", metrics), ("/version", version)):
+        app.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from evenflow.base.errors import InvalidRequest, PromptTooLong
+from evenflow.serving.core.context_length import check_context_length
 from evenflow.serving.server.api.schema import ROLES, ChatMessage, check_token_ids
 from evenflow.serving.server.interfaces import ChatTemplate, Tokenizer
 
@@ -19,7 +23,10 @@ INLINE_TOKENS = 1024
 MOST_CHARACTERS_PER_TOKEN = 256
 """No vocabulary in use has longer tokens, so a text longer than this per token of context cannot fit."""
 
-OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
+MOST_VARIABLE_BYTES = 65_536
+"""Of chat_template_kwargs, as JSON."""
+
+OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "tools", "documents", "self"})
 """Template variables that chat_template_kwargs may not set."""
 
 
@@ -74,11 +81,7 @@ class PromptReader:
         self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool, variables: Mapping[str, Any] | None = None
     ) -> str:
         """The conversation as the text that the model was trained to continue. ``variables``: for the template."""
-        own = sorted(OWN_VARIABLES & (variables or {}).keys())
-        if own:
-            raise InvalidRequest(
-                f"chat_template_kwargs sets {own[0]}, which has a field of its own or is not served", "chat_template_kwargs"
-            )
+        self._check_variables(variables or {})
         if self._template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions", "messages")
         plain = [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -115,30 +118,40 @@ class PromptReader:
 
     def check_fits(self, num_prompt_tokens: int, max_tokens: int | None, param: str) -> None:
         """Raise PromptTooLong unless the prompt and the output asked for (at least one token) fit the context."""
-        wanted = num_prompt_tokens + (max_tokens if max_tokens is not None else 1)
-        if wanted > self._max_model_len:
-            output = f"{max_tokens} tokens of output" if max_tokens is not None else "one token of output"
-            raise PromptTooLong(
-                f"{param} has {num_prompt_tokens} tokens; with {output} that is {wanted}, "
-                f"and the model's context holds {self._max_model_len}",
-                param,
+        check_context_length(num_prompt_tokens, max_tokens, self._max_model_len, param)
+
+    @staticmethod
+    def _check_variables(variables: Mapping[str, Any]) -> None:
+        for name in variables:
+            if not name.isidentifier() or keyword.iskeyword(name):
+                raise InvalidRequest(
+                    f"chat_template_kwargs sets {name[:40]!r}, which cannot name a variable", "chat_template_kwargs"
+                )
+            if name in OWN_VARIABLES:
+                raise InvalidRequest(
+                    f"chat_template_kwargs sets {name}, which has a field of its own or is not served", "chat_template_kwargs"
+                )
+        if variables and len(msgspec.json.encode(variables)) > MOST_VARIABLE_BYTES:
+            raise InvalidRequest(
+                f"chat_template_kwargs is too large; allowed: {MOST_VARIABLE_BYTES} bytes", "chat_template_kwargs"
             )
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
-    def _checked(self, token_ids: list[int], param: str) -> list[int]:
+    @staticmethod
+    def _checked(token_ids: list[int], param: str) -> list[int]:
         if not token_ids:
             raise InvalidRequest(f"{param} is empty; allowed: one token or more", param)
-        self.check_fits(len(token_ids), None, param)
         return token_ids
 
     def _check_characters(self, num_characters: int, param: str) -> None:
         most = MOST_CHARACTERS_PER_TOKEN * self._max_model_len
         if num_characters > most:
             raise PromptTooLong(
-                f"{param} has {num_characters} characters; the model's context of {self._max_model_len} tokens "
-                f"can never hold more than {most}",
+                f"This model's maximum context length is {self._max_model_len} tokens. However, {param} has "
+                f"{num_characters} characters, more than {most}, which that many tokens can never hold: the prompt is too "
+                f"long. Please reduce the length of {param}.",
                 param,
             )
 

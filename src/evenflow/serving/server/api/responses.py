@@ -53,12 +53,15 @@ class TokenLogprob(msgspec.Struct):
     logprob: float
     bytes: list[int]
     top_logprobs: list[TopLogprob]
+    rank: int | None = None
+    """1 for the likeliest token of the vocabulary, 2 for the next one, ..."""
 
 
 class ChatLogprobs(msgspec.Struct):
     """Log-probabilities of a message's tokens."""
 
     content: list[TokenLogprob]
+    refusal: None = None
 
 
 class PromptLogprob(msgspec.Struct):
@@ -79,6 +82,11 @@ class AnswerMessage(msgspec.Struct):
     content: str
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: list[None] = []
+    reasoning_content: None = None
 
 
 class ChatChoice(msgspec.Struct):
@@ -89,7 +97,7 @@ class ChatChoice(msgspec.Struct):
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None = None
     stop_reason: str | int | None = None
-    token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(msgspec.Struct):
@@ -101,8 +109,11 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: UsageBody
     object: Literal["chat.completion"] = "chat.completion"
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
+    service_tier: None = None
+    system_fingerprint: None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    kv_transfer_params: None = None
 
 
 class Delta(msgspec.Struct):
@@ -132,6 +143,8 @@ class ChatCompletionChunk(msgspec.Struct):
     choices: list[ChatChunkChoice]
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     usage: UsageBody | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """On each choice's first chunk, if ``return_token_ids`` asks for it."""
 
 
 class CompletionLogprobs(msgspec.Struct):
@@ -152,9 +165,9 @@ class CompletionChoice(msgspec.Struct):
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | UnsetType | None = UNSET
-    token_ids: list[int] | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    token_ids: list[int] | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType | None = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType | None = UNSET
 
 
 class Completion(msgspec.Struct):
@@ -166,6 +179,8 @@ class Completion(msgspec.Struct):
     choices: list[CompletionChoice]
     object: Literal["text_completion"] = "text_completion"
     usage: UsageBody | UnsetType | None = UNSET
+    service_tier: UnsetType | None = UNSET
+    system_fingerprint: UnsetType | None = UNSET
 
 
 class ModelCard(msgspec.Struct):

@@ -1,7 +1,8 @@
 """Request bodies: what OpenAI's and vLLM's clients may send, strictly typed.
 
-The same types are decoded (parsing.py) and documented (openapi.py). ``null`` means "not given" wherever
-OpenAI's client may send it. Ranges are checked by SamplingParams, which names the field.
+The same types are decoded (body_parsing.py) and documented (openapi.py). ``null`` means "not given" wherever
+OpenAI's client may send it. Ranges are checked by SamplingParams, which names the field. Every text and every list has
+a largest length, so that no request costs more than its kind should: the numbers are at the top.
 """
 
 from __future__ import annotations
@@ -15,17 +16,41 @@ from msgspec import Meta
 
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.core.sampling import SamplingParams
+from evenflow.serving.server.access.asked import Asked
 
 MAX_INT64 = (1 << 63) - 1
 MAX_INT32 = (1 << 31) - 1
 MAX_SLO_S = 3600.0
 SLO_HEADER = "x-llm-d-slo-ttft-ms"
 """llm-d's header for the same as ``slo_ttft``, in milliseconds; the body goes before it."""
+MOST_MESSAGES = 16_384
+"""In one conversation."""
+MOST_PARTS = 4096
+"""Of one message's content."""
+LONGEST_STOP = 1024
+"""Characters of one stop string."""
+MOST_STOP_TOKENS = 1024
+MOST_BIASES = 1024
+"""Tokens with a logit_bias."""
+MOST_TEMPLATE_VARIABLES = 64
+LONGEST_MODEL = 8192
+LONGEST_USER = 1024
+LONGEST_NAME = 512
+"""Characters of a message's ``name``, and of an adapter's."""
+LONGEST_PATH = 4096
+MOST_DETOKENIZED = 1 << 20
+"""Token ids in one body of /detokenize."""
 ROLES = ("system", "developer", "user", "assistant")
 
 Seed = Annotated[int, Meta(ge=-MAX_INT64 - 1, le=MAX_INT64)]
 Count = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
+Stop = Annotated[str, Meta(max_length=LONGEST_STOP)]
+ModelName = Annotated[str, Meta(max_length=LONGEST_MODEL)]
+UserName = Annotated[str, Meta(max_length=LONGEST_USER)]
+AdapterName = Annotated[str, Meta(max_length=LONGEST_NAME)]
+FolderPath = Annotated[str, Meta(max_length=LONGEST_PATH)]
+TemplateVariables = Annotated[dict[str, Any], Meta(max_length=MOST_TEMPLATE_VARIABLES)]
 
 
 class StreamOptions(msgspec.Struct):
@@ -36,13 +61,16 @@ class StreamOptions(msgspec.Struct):
     include_obfuscation: bool | None = None
     """Accepted and ignored: nothing is padded here."""
     continuous_usage_stats: bool | None = None
+    """vLLM's: every chunk has the usage so far."""
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):
     """Fields that chat and text completions share."""
 
-    model: str
-    """The base model's name, or an adapter's."""
+    model: ModelName | None = None
+    """The base model's name, or an adapter's; without it the base model."""
+    lora_path: ModelName | None = None
+    """SGLang's: the name of an adapter, where ``model`` is the base model."""
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_INT32)] | None = None
     min_tokens: Count | None = None
@@ -53,12 +81,13 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MOST_BIASES)] | None = None
     """Token id, as a string, to what is added to its logit."""
     seed: Seed | None = None
     """The same seed gives the same text, whatever else runs. With n > 1 choice i uses seed + i."""
-    stop: str | list[str] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop: Stop | list[Stop] | None = None
+    """At most 16 strings."""
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MOST_STOP_TOKENS)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -70,8 +99,8 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     slo_ttft: Annotated[float, Meta(gt=0, le=MAX_SLO_S)] | None = None
     """EvenFlow's: seconds from arrival within which the first token is wanted, else 503 as soon as that cannot be."""
-    user: str | None = None
-    safety_identifier: str | None = None
+    user: UserName | None = None
+    safety_identifier: UserName | None = None
     """Who the caller's own user is. Without API keys this, or ``user``, is the client if no header says otherwise."""
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     """vLLM's: only requests with the same salt share cached prefixes, so that timing tells others nothing."""
@@ -88,8 +117,8 @@ class ChatMessage(msgspec.Struct):
     """One turn of a conversation."""
 
     role: Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
+    content: str | Annotated[list[TextPart], Meta(max_length=MOST_PARTS)] | None = None
+    name: Annotated[str, Meta(max_length=LONGEST_NAME)] | None = None
     tool_calls: list[Any] | None = None
     """Must be empty: tools are not served."""
 
@@ -97,13 +126,13 @@ class ChatMessage(msgspec.Struct):
 class ChatCompletionRequest(SamplingFields, kw_only=True):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MOST_MESSAGES)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_INT32)] | None = None
     """OpenAI's newer name for max_tokens; without either, up to the model's context."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     """Variables for the model's chat template, e.g. {"enable_thinking": false}."""
 
 
@@ -112,6 +141,8 @@ class CompletionRequest(SamplingFields, kw_only=True):
 
     prompt: str | list[str | int | list[int]]
     """A text, token ids, or a list of either: one completion each (times n)."""
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_INT32)] | None = None
+    """16 if it is left out; 0 together with ``echo`` scores the prompt and says nothing."""
     echo: bool | None = None
     """The prompt comes back before its completion, with its log-probabilities if they are asked for."""
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -121,28 +152,28 @@ class CompletionRequest(SamplingFields, kw_only=True):
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """Body of POST /tokenize: a prompt, or messages."""
 
-    model: str | None = None
+    model: ModelName | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], Meta(max_length=MOST_MESSAGES)] | None = None
     add_special_tokens: bool | None = None
     """Default: true for a prompt, false for messages (their template writes them)."""
     add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     return_token_strs: bool | None = None
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True):
     """Body of POST /detokenize."""
 
-    model: str | None = None
-    tokens: list[TokenId]
+    model: ModelName | None = None
+    tokens: Annotated[list[TokenId], Meta(max_length=MOST_DETOKENIZED)]
 
 
 class LoadLoraAdapterRequest(msgspec.Struct, kw_only=True):
     """vLLM's body of POST /v1/load_lora_adapter."""
 
-    lora_name: str | None = None
-    lora_path: str | None = None
+    lora_name: AdapterName | None = None
+    lora_path: FolderPath | None = None
     load_inplace: bool | None = None
     """True: if the name is taken, new requests get the new weights and running ones keep the old."""
     pinned: bool | None = None
@@ -152,7 +183,7 @@ class LoadLoraAdapterRequest(msgspec.Struct, kw_only=True):
 class UnloadLoraAdapterRequest(msgspec.Struct, kw_only=True):
     """vLLM's body of POST /v1/unload_lora_adapter."""
 
-    lora_name: str | None = None
+    lora_name: AdapterName | None = None
     purge_cache: bool = False
     """Ours: when it is unloaded, delete its converted rows from the adapter cache too."""
 
@@ -160,8 +191,8 @@ class UnloadLoraAdapterRequest(msgspec.Struct, kw_only=True):
 class CreateAdapterRequest(msgspec.Struct, kw_only=True):
     """SageMaker's body of POST /adapters."""
 
-    name: str
-    src: str
+    name: AdapterName
+    src: FolderPath
     """Folder of the adapter."""
 
 
@@ -176,13 +207,13 @@ def sampling_of(
 ) -> SamplingParams:
     """SamplingParams for one completion of ``body`` (n is the caller's business). Raises InvalidRequest, naming the field.
 
-    ``defaults``: for what it does not say; ``max_tokens`` in it limits what it says.
+    ``defaults``: for what it does not say.
     """
     check_token_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
     seed = None if body.seed is None else body.seed & MAX_INT64
     prompt_logprobs = logprobs if echo and logprobs is not None else body.prompt_logprobs
-    if (limit := defaults.get("max_tokens")) is not None:
-        max_tokens = int(limit) if max_tokens is None else min(max_tokens, int(limit))
+    if max_tokens is None and (limit := defaults.get("max_tokens")) is not None:
+        max_tokens = int(limit)
     given: dict[str, Any] = {name: value for name, value in defaults.items() if name != "max_tokens"}
     given |= {
         name: value
@@ -205,7 +236,7 @@ def sampling_of(
         max_tokens=max_tokens,
         seed=seed,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        stop_token_ids=tuple(body.stop_token_ids or ()),
+        stop_token_ids=tuple(sorted(set(body.stop_token_ids or ()))),
         logit_bias=_logit_bias(body.logit_bias or {}, vocab_size),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
@@ -213,11 +244,21 @@ def sampling_of(
     )
 
 
-def slo_of(body: SamplingFields, headers: Mapping[str, str]) -> float | None:
-    """Seconds within which the first token is wanted, from the body or else llm-d's header. Raises InvalidRequest."""
+def asked_of(body: SamplingFields) -> Asked:
+    """What a body of OpenAI's kind says of itself. Raises InvalidRequest for fields that do not go together."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options is given without stream; allowed with stream true", "stream_options")
+    if body.stream and body.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs is given with stream; allowed without stream", "prompt_logprobs")
+    named = ("safety_identifier", body.safety_identifier) if body.safety_identifier else ("user", body.user or "")
+    return Asked(body.model, body.lora_path, named, bool(body.stream), body.slo_ttft)
+
+
+def slo_of_headers(headers: Mapping[str, str]) -> float | None:
+    """Seconds within which the first token is wanted, from llm-d's header. Raises InvalidRequest."""
     text = headers.get(SLO_HEADER)
-    if body.slo_ttft is not None or text is None:
-        return body.slo_ttft
+    if text is None:
+        return None
     try:
         seconds = float(text) / 1000.0
     except ValueError:
@@ -237,10 +278,14 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> No
 
 
 def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
-    pairs = []
+    """Pairs in the order of their ids, each id once: "7", "07" and "007" are one token."""
+    value_by_id: dict[int, float] = {}
     for key, value in bias.items():
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise InvalidRequest(f"logit_bias has the key {key[:40]!r}; allowed: token ids", "logit_bias")
-        check_token_ids((int(key),), vocab_size, "logit_bias")
-        pairs.append((int(key), float(value)))
-    return tuple(pairs)
+        token_id = int(key)
+        if token_id in value_by_id:
+            raise InvalidRequest(f"logit_bias names token {token_id} twice; allowed: each token once", "logit_bias")
+        value_by_id[token_id] = float(value)
+    check_token_ids(list(value_by_id), vocab_size, "logit_bias")
+    return tuple(sorted(value_by_id.items()))

@@ -7,18 +7,30 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
-from evenflow.access.identity import read_directory
+from evenflow.access.identity import Client, Directory, read_directory
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerFull
 from evenflow.base.version import __version__
 from evenflow.serving.server.access.limits import Limits
 from evenflow.serving.server.access.model_names import ModelNames
 from evenflow.serving.server.api.prompts import PromptReader
+from evenflow.serving.server.http.connection_books import ConnectionBooks
+from evenflow.serving.server.http.origins import is_loopback
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
+from evenflow.serving.server.metrics.figure import Server
 from evenflow.serving.server.metrics.metrics_page import Metrics
 from evenflow.serving.server.server_config import ServerConfig
 
 log = logging.getLogger("evenflow.server")
+
+
+class Endable(Protocol):
+    """Something that is being answered and can be told to end."""
+
+    def cut_off(self) -> None:
+        """End now, with ServerFull for whoever waits."""
+        ...
 
 
 class ServerState:
@@ -38,12 +50,13 @@ class ServerState:
         self.config = config
         self.clock = clock
         """time.monotonic, or a test's."""
-        self.directory = read_directory(config.clients_file)
+        self.directory = self._read_directory()
+        self.connections = ConnectionBooks()
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
         self.names = ModelNames(engine, config.served_model_names, config.adapter_dir, clock, unix_time, config.model_names)
         self.metrics = Metrics(engine, config.served_model_names[0], __version__, config.metrics_top_k, unix_time)
         self.started_s = int(unix_time())
-        self.num_in_flight = 0
+        self.generations: set[Endable] = set()
         """HTTP requests that are being answered by the engine."""
         self.is_draining = False
         self.failure: BaseException | None = None
@@ -52,11 +65,22 @@ class ServerState:
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._reader: PromptReader | None = None
+        self._warn_if_exposed()
+
+    @property
+    def num_in_flight(self) -> int:
+        """HTTP requests that are being answered by the engine."""
+        return len(self.generations)
+
+    @property
+    def is_warm(self) -> bool:
+        """True from the time new requests could be taken, also while the server drains, until the engine is dead."""
+        return self._reader is not None and self.engine.is_ready
 
     @property
     def is_open(self) -> bool:
         """True while new requests are taken."""
-        return self._reader is not None and self.engine.is_ready and not self.is_draining
+        return self.is_warm and not self.is_draining
 
     @property
     def reader(self) -> PromptReader:
@@ -92,6 +116,21 @@ class ServerState:
         if not self.is_open:
             raise ServerFull("the engine is still warming up")
 
+    def figures(self) -> Server:
+        """What /metrics tells of the server itself."""
+        return Server(self.is_open, self.num_in_flight, self.limits.num_waiting, self.connections)
+
+    def cache_namespace(self, client: Client, salt: str) -> str:
+        """Only requests of the same namespace find each other's prefixes in the cache."""
+        sharing = self.config.prefix_sharing
+        is_shared = not self.directory.needs_key if sharing == "auto" else sharing == "all"
+        return salt if is_shared else f"{client.name}\0{salt}"
+
+    def cut_off(self) -> None:
+        """End what still runs: its callers get 503, or a last event that says so."""
+        for generation in list(self.generations):
+            generation.cut_off()
+
     def log_stream_error(self, error: Exception) -> None:
         """A stream that had begun ended in ``error``; its client has been told."""
         if isinstance(error, EvenFlowError):
@@ -100,15 +139,41 @@ class ServerState:
             log.error("a stream failed", exc_info=error)
 
     async def reload_clients(self) -> None:
-        """Read clients.toml again. A broken file changes nothing and is logged."""
+        """Read clients.toml again. A broken file, or one that has lost all keys, changes nothing and is logged."""
         try:
-            directory = read_directory(self.config.clients_file)
+            directory = self._read_directory()
         except ConfigError as error:
             log.error("clients are as before, because the file is broken: %s", error)
+            return
+        if self.directory.client_by_hash and not directory.client_by_hash and not self.config.is_open:
+            log.error(
+                "clients are as before, because %s has lost all its keys: nobody could enter; to shut everybody out, end "
+                "the server, and to open it start it with --open",
+                self.config.clients_file,
+            )
             return
         self.directory = directory
         await self._tell_weights()
         log.info("read %s: %d clients", self.config.clients_file, len(directory.clients))
+
+    def _read_directory(self) -> Directory:
+        config = self.config
+        return read_directory(
+            config.clients_file, api_keys=config.api_keys, is_open=config.is_open, client_headers=config.client_headers
+        )
+
+    def _warn_if_exposed(self) -> None:
+        if self.directory.needs_key:
+            if not self.directory.client_by_hash:
+                log.warning("nobody can enter yet: %s holds no key; make one with evenflow keys new", self.config.clients_file)
+        elif not is_loopback(self.config.host):
+            log.warning(
+                "THIS SERVER IS OPEN TO EVERYBODY WHO REACHES %s:%d. Nobody needs a key: whoever can connect may use the "
+                "model, load adapters from this machine's folders and name any client. Give --clients FILE or --api-key "
+                "KEY, or listen on 127.0.0.1 behind a gateway.",
+                self.config.host,
+                self.config.port,
+            )
 
     async def _tell_weights(self) -> None:
         told = self.directory

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 
 import msgspec
+from starlette.responses import Response
 
 from evenflow.base import errors
 from evenflow.base.errors import EvenFlowError
 from evenflow.serving.client.messages import RequestOutput
+from evenflow.serving.server.http.body_errors import BodyTooLarge, UnsupportedMedia
 
 LONGEST_MESSAGE = 2000
 """Characters. A message may quote what the caller sent; what they sent may be megabytes."""
 
 _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
+    UnsupportedMedia: (415, "invalid_request_error", "unsupported_media_type"),
+    BodyTooLarge: (400, "invalid_request_error", "body_too_large"),
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.InvalidRequest: (400, "invalid_request_error", None),
     errors.AdapterCacheFull: (503, "server_error", "adapter_cache_full"),
@@ -48,6 +52,11 @@ class ErrorResponse(msgspec.Struct):
     """The body of every answer that is not a success."""
 
     error: ErrorDetail
+
+
+def error_response(error: BaseException) -> Response:
+    """OpenAI's error body with its status and headers."""
+    return Response(msgspec.json.encode(body_of(error)), status_of(error), headers_of(error), "application/json")
 
 
 def status_of(error: BaseException) -> int:

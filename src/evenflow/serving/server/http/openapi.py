@@ -18,6 +18,8 @@ _REASONS = {
     401: "No API key, or one that nobody has.",
     403: "The key does not open this.",
     404: "No such model or adapter.",
+    408: "The headers or the body did not come in time.",
+    415: "The body is not application/json, or packed in another way than gzip or deflate.",
     429: "The client is over its own limit; Retry-After says when to come back.",
     503: "The server is full, warming up or shutting down; Retry-After says when to come back.",
 }

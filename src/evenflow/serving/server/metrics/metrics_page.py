@@ -1,22 +1,23 @@
-"""What Prometheus reads: vLLM's names for gateways that know them, and our own per client and per adapter.
+"""The page that Prometheus reads, and what the server observes for it of each request.
 
-Two sources: the engine's snapshots (read at each scrape) and what this server sees of each request.
-Metric names are listed in docs/reference/metrics.md. Cardinality is bounded by topk.py.
+Which metrics there are is declared elsewhere: reference.py lists all. Cardinality is bounded by topk.py.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from evenflow.base.errors import ClientOverLimit, Rejected, SLOUnreachable
 from evenflow.serving.client.messages import Usage
 from evenflow.serving.server.interfaces import Engine
-from evenflow.serving.server.metrics.engine_metrics import EngineMetrics
+from evenflow.serving.server.metrics import observed_figures as figures
+from evenflow.serving.server.metrics.figure import Figure, Kind, Server
+from evenflow.serving.server.metrics.reference import process_collectors
+from evenflow.serving.server.metrics.snapshot_series import SnapshotSeries
 from evenflow.serving.server.metrics.topk import OTHER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -24,28 +25,7 @@ ENGINE = "0"
 REJECTION_REASONS = ("queue_full", "client_limit", "slo")
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
-_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
-_GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
-_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
-_CHOICES = (1, 2, 5, 10, 20, 50, 100)
-_TTFT_OF_ONE = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
-"""Fewer buckets: there is one set per client and per adapter."""
-
-_HISTOGRAMS = {
-    "time_to_first_token_seconds": ("Arrival to first token.", _SECONDS),
-    "inter_token_latency_seconds": ("Between two tokens of a request.", _GAPS),
-    "request_time_per_output_token_seconds": ("Decode time over output tokens after the first.", _GAPS),
-    "e2e_request_latency_seconds": ("Arrival to last token.", _SECONDS),
-    "request_queue_time_seconds": ("Arrival to first admission.", _SECONDS),
-    "request_inference_time_seconds": ("Admission to last token.", _SECONDS),
-    "request_prefill_time_seconds": ("Admission to first token.", _SECONDS),
-    "request_decode_time_seconds": ("First token to last token.", _SECONDS),
-    "request_prompt_tokens": ("Prompt tokens of a request.", _TOKENS),
-    "request_generation_tokens": ("Output tokens of a request.", _TOKENS),
-    "request_max_num_generation_tokens": ("Output tokens of a request, the most of its completions.", _TOKENS),
-    "request_params_n": ("n of a request.", _CHOICES),
-    "request_params_max_tokens": ("max_tokens of a request.", _TOKENS),
-}
+Instrument = Counter | prometheus_client.Histogram
 
 
 class Metrics:
@@ -55,115 +35,99 @@ class Metrics:
         self, engine: Engine, model_name: str, version: str, top_k: int, unix_time: Callable[[], float] = time.time
     ) -> None:
         self._registry = CollectorRegistry()
-        self._vllm = {
-            name: Histogram(f"vllm:{name}", text, ("model_name", "engine"), buckets=buckets, registry=self._registry).labels(
-                model_name, ENGINE
-            )
-            for name, (text, buckets) in _HISTOGRAMS.items()
-        }
-        finished = Counter(
-            "vllm:request_success",
-            "Requests that ended, by reason.",
-            ("model_name", "engine", "finished_reason"),
-            registry=self._registry,
-        )
-        self._finished = {reason: finished.labels(model_name, ENGINE, reason) for reason in FINISHED_REASONS}
-        rejections = Counter(
-            "vllm:admission_rejections",
-            "Requests that were turned away, by reason.",
-            ("model_name", "engine", "reason"),
-            registry=self._registry,
-        )
-        self._rejections = {reason: rejections.labels(model_name, ENGINE, reason) for reason in REJECTION_REASONS}
-        self._client_rejections = Counter(
-            "evenflow_client_rejections", "Requests turned away.", ("client", "reason"), registry=self._registry
-        )
-        self._client_ttft = Histogram(
-            "evenflow_client_time_to_first_token_seconds",
-            "Arrival to first token.",
-            ("client",),
-            buckets=_TTFT_OF_ONE,
-            registry=self._registry,
-        )
-        self._adapter_ttft = Histogram(
-            "evenflow_adapter_time_to_first_token_seconds",
-            "Arrival to first token.",
-            ("adapter",),
-            buckets=_TTFT_OF_ONE,
-            registry=self._registry,
-        )
-        self._engine_metrics = EngineMetrics(engine, model_name, ENGINE, version, top_k, unix_time)
-        self._registry.register(_Snapshot(self._engine_metrics))
+        self._vllm_labels = (model_name, ENGINE)
+        self._instruments = {figure.name: self._instrument(figure) for figure in figures.OBSERVED_FIGURES}
+        self._series: dict[str, Instrument] = {}
+        """Those without labels of their own, which are observed at every token."""
+        for figure in figures.OBSERVED_FIGURES:
+            if not figure.labels:
+                self._series[figure.name] = self._labelled(figure)
+        for reason in FINISHED_REASONS:
+            self._labelled(figures.FINISHED, reason)
+        for reason in REJECTION_REASONS:
+            self._labelled(figures.REJECTIONS, reason)
+        self._snapshot = SnapshotSeries(engine, self._vllm_labels, version, top_k, unix_time)
+        self._registry.register(self._snapshot)
+        process_collectors(self._registry)
 
     def rejected(self, client: str, error: Rejected) -> None:
         """A request was turned away."""
         is_late = isinstance(error, SLOUnreachable)
         reason = "slo" if is_late else "client_limit" if isinstance(error, ClientOverLimit) else "queue_full"
-        self._rejections[reason].inc()
-        self._client_rejections.labels(self._engine_metrics.clients.label(client), reason).inc()
+        self._count(figures.REJECTIONS, 1, reason)
+        self._count(figures.CLIENT_REJECTIONS, 1, self._snapshot.clients.label(client), reason)
 
     def first_token(self, client: str, adapter: str | None, seconds: float) -> None:
         """A completion had its first token, so many seconds after it arrived."""
-        self._vllm["time_to_first_token_seconds"].observe(seconds)
-        self._client_ttft.labels(self._engine_metrics.clients.label(client)).observe(seconds)
+        self._observe(figures.TIME_TO_FIRST_TOKEN, seconds)
+        self._observe(figures.CLIENT_TTFT, seconds, self._snapshot.clients.label(client))
         if adapter is not None:
-            self._adapter_ttft.labels(self._engine_metrics.adapters.label(adapter)).observe(seconds)
+            self._observe(figures.ADAPTER_TTFT, seconds, self._snapshot.adapters.label(adapter))
 
     def token_gap(self, seconds: float) -> None:
         """A completion had a further token."""
-        self._vllm["inter_token_latency_seconds"].observe(seconds)
+        self._observe(figures.TOKEN_GAP, seconds)
 
     def finished(self, usage: Usage, reason: str, e2e_s: float, max_tokens: int | None, n: int) -> None:
         """A completion ended by itself."""
-        self._finished[reason if reason in self._finished else "error"].inc()
-        values: dict[str, float] = {
-            "e2e_request_latency_seconds": e2e_s,
-            "request_queue_time_seconds": usage.queue_s,
-            "request_inference_time_seconds": usage.prefill_s + usage.decode_s,
-            "request_prefill_time_seconds": usage.prefill_s,
-            "request_decode_time_seconds": usage.decode_s,
-            "request_prompt_tokens": usage.prompt_tokens,
-            "request_generation_tokens": usage.completion_tokens,
-            "request_max_num_generation_tokens": usage.completion_tokens,
-            "request_params_n": n,
-        }
+        self._count(figures.FINISHED, 1, reason if reason in FINISHED_REASONS else "error")
+        for figure, value in (
+            (figures.E2E, e2e_s),
+            (figures.QUEUE_TIME, usage.queue_s),
+            (figures.INFERENCE_TIME, usage.prefill_s + usage.decode_s),
+            (figures.PREFILL_TIME, usage.prefill_s),
+            (figures.DECODE_TIME, usage.decode_s),
+            (figures.PROMPT_TOKENS, usage.prompt_tokens),
+            (figures.GENERATION_TOKENS, usage.completion_tokens),
+            (figures.MOST_GENERATION_TOKENS, usage.completion_tokens),
+            (figures.PARAMS_N, n),
+            (figures.NUM_PREEMPTIONS, usage.num_preemptions),
+        ):
+            self._observe(figure, value)
         if usage.completion_tokens > 1:
-            values["request_time_per_output_token_seconds"] = usage.decode_s / (usage.completion_tokens - 1)
+            self._observe(figures.TIME_PER_OUTPUT_TOKEN, usage.decode_s / (usage.completion_tokens - 1))
         if max_tokens is not None:
-            values["request_params_max_tokens"] = max_tokens
-        for name, value in values.items():
-            self._vllm[name].observe(value)
+            self._observe(figures.PARAMS_MAX_TOKENS, max_tokens)
 
     def cut_short(self, reason: str, num_completions: int) -> None:
         """Completions that were submitted ended early: "abort" (their client is gone) or "error"."""
-        self._finished[reason].inc(num_completions)
+        self._count(figures.FINISHED, num_completions, reason)
 
-    def render(self, gauges: dict[str, tuple[str, float]]) -> bytes:
-        """The text exposition. ``gauges``: the server's own, name to (help, value)."""
-        self._engine_metrics.gauges = gauges
-        clients, adapters = self._engine_metrics.update()
+    def render(self, server: Server | None = None) -> bytes:
+        """The text exposition. ``server``: what the HTTP server knows of itself."""
+        self._snapshot.server = server or Server()
+        clients, adapters = self._snapshot.update()
         for name in clients:
-            self._forget(self._client_ttft, name)
-            for reason in self._rejections:
-                self._forget(self._client_rejections, name, reason)
+            self._forget(figures.CLIENT_TTFT, name)
+            for reason in REJECTION_REASONS:
+                self._forget(figures.CLIENT_REJECTIONS, name, reason)
         for name in adapters:
-            self._forget(self._adapter_ttft, name)
+            self._forget(figures.ADAPTER_TTFT, name)
         return generate_latest(self._registry)
 
-    @staticmethod
-    def _forget(metric: Counter | Histogram, *labels: str) -> None:
+    def _instrument(self, figure: Figure) -> Instrument:
+        if figure.kind is Kind.COUNTER:
+            return Counter(figure.name, figure.help, figure.all_labels, registry=self._registry)
+        return prometheus_client.Histogram(
+            figure.name, figure.help, figure.all_labels, buckets=figure.buckets, registry=self._registry
+        )
+
+    def _labelled(self, figure: Figure, *labels: str) -> Instrument:
+        if figure.name in self._series:
+            return self._series[figure.name]
+        first = self._vllm_labels if figure.name.startswith("vllm:") else ()
+        return self._instruments[figure.name].labels(*first, *labels)
+
+    def _observe(self, figure: Figure, value: float, *labels: str) -> None:
+        instrument = self._labelled(figure, *labels)
+        assert isinstance(instrument, prometheus_client.Histogram), f"{figure.name} is no histogram"
+        instrument.observe(value)
+
+    def _count(self, figure: Figure, amount: int, *labels: str) -> None:
+        instrument = self._labelled(figure, *labels)
+        assert isinstance(instrument, Counter), f"{figure.name} is no counter"
+        instrument.inc(amount)
+
+    def _forget(self, figure: Figure, *labels: str) -> None:
         if labels[0] != OTHER:
-            metric.remove(*labels)
-
-
-class _Snapshot(Collector):
-    """Lets the registry ask for the engine's series."""
-
-    def __init__(self, engine_metrics: EngineMetrics) -> None:
-        self._engine_metrics = engine_metrics
-
-    def collect(self) -> Iterator[Metric]:
-        return self._engine_metrics.collect()
-
-    def describe(self) -> list[Metric]:
-        return []
+            self._instruments[figure.name].remove(*labels)

@@ -1,0 +1,65 @@
+"""POST /tokenize and POST /detokenize, in vLLM's shapes."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from evenflow.access.identity import Client
+from evenflow.base.errors import InvalidRequest
+from evenflow.serving.server.api.endpoint import json_reply, read_request
+from evenflow.serving.server.api.responses import DetokenizeResponse, TokenizeResponse
+from evenflow.serving.server.api.schema import DetokenizeRequest, TokenizeRequest
+from evenflow.serving.server.api.state import ServerState
+from evenflow.serving.server.http.body_parsing import BodyParser, ignored_fields_header
+from evenflow.serving.server.http.openapi import documented
+
+_REFUSALS = (400, 401, 404, 408, 415, 503)
+
+
+def add_tokenize_routes(app: FastAPI, state: ServerState) -> None:
+    """Register the routes on ``app``."""
+    rule = state.config.unknown_fields
+    tokenize_parser = BodyParser(TokenizeRequest, unknown_fields=rule)
+    detokenize_parser = BodyParser(DetokenizeRequest, unknown_fields=rule)
+
+    @app.post("/tokenize", **documented(TokenizeRequest, TokenizeResponse, _REFUSALS))
+    async def tokenize(request: Request) -> Response:
+        """Token ids of a prompt or of messages."""
+        state.check_open()
+        body, ignored, holder = await read_request(state, request, tokenize_parser)
+        await _check_model(state, request, holder, body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequest("one of prompt and messages is needed, and not both", "prompt")
+        if body.messages is not None:
+            if not body.messages:
+                raise InvalidRequest("messages is empty; allowed: one message or more", "messages")
+            text = await state.reader.render(
+                body.messages,
+                add_generation_prompt=body.add_generation_prompt is not False,
+                variables=body.chat_template_kwargs,
+            )
+            tokens = await state.reader.encode(text, "messages", add_special_tokens=bool(body.add_special_tokens))
+        else:
+            assert body.prompt is not None
+            tokens = await state.reader.encode(body.prompt, "prompt", add_special_tokens=body.add_special_tokens is not False)
+        texts = await state.reader.texts_of_tokens(tokens) if body.return_token_strs else None
+        answer = TokenizeResponse(len(tokens), state.engine.info.max_model_len, tokens, texts)
+        return json_reply(answer, headers=ignored_fields_header(ignored))
+
+    @app.post("/detokenize", **documented(DetokenizeRequest, DetokenizeResponse, _REFUSALS))
+    async def detokenize(request: Request) -> Response:
+        """Text of token ids."""
+        state.check_open()
+        body, ignored, holder = await read_request(state, request, detokenize_parser)
+        await _check_model(state, request, holder, body.model)
+        text = await state.reader.decode(body.tokens, "tokens")
+        return json_reply(DetokenizeResponse(text), headers=ignored_fields_header(ignored))
+
+
+async def _check_model(state: ServerState, request: Request, holder: Client | None, model: str | None) -> None:
+    """Every model here has the base model's tokenizer; a name that nobody serves is 404 all the same."""
+    if model is not None:
+        client = state.directory.client(holder, request.headers, None)
+        await state.names.check(model, client)

@@ -1,0 +1,20 @@
+"""Figures of the HTTP server itself: its doors, its connections and what they were closed for."""
+
+from __future__ import annotations
+
+from evenflow.serving.server.metrics.figure import Kind, by_label, counter, gauge
+
+SERVER_FIGURES = (
+    gauge("evenflow_ready", "1: new requests are taken.", lambda s: float(s.server.is_ready)),
+    gauge("evenflow_http_requests_in_flight", "HTTP requests being answered by the engine.", lambda s: s.server.num_in_flight),
+    gauge("evenflow_completions_waiting", "Completions let in that wait for a first token.", lambda s: s.server.num_waiting),
+    gauge("evenflow_http_connections", "Connections that are open.", lambda s: s.server.connections.num_open),
+    counter("evenflow_http_connections_accepted", "Connections that were taken.", lambda s: s.server.connections.num_accepted),
+    by_label(
+        "evenflow_http_connections_closed",
+        Kind.COUNTER,
+        "Connections that the server closed because of a limit, by limit.",
+        "reason",
+        lambda s: s.server.connections.num_closed.items(),
+    ),
+)
