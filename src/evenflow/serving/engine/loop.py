@@ -170,12 +170,15 @@ class EngineLoop:
 
     def _prepare(self, message: LoadAdapter) -> PreparedAdapter:
         boundary = Path(message.boundary) if message.boundary else None
-        return self._engine.catalog.prepare(message.path, boundary=boundary, must_read=message.must_read)
+        # Adapters of a folder displace each other's rows: they are made again when they are asked for.
+        return self._engine.catalog.prepare(
+            message.path, boundary=boundary, must_read=message.must_read, displaces=boundary is not None
+        )
 
     def _repair(self) -> None:
         """Have damaged rows made again from their folders, beside the steps."""
         for digest, path, boundary in self._engine.take_damaged():
-            prepare = partial(self._engine.catalog.prepare, path, boundary=boundary, is_repair=True)
+            prepare = partial(self._engine.catalog.prepare, path, boundary=boundary, displaces=True)
             self._repairs.append((digest, self._loader.submit(prepare)))
 
     def _register(self, message: LoadAdapter, future: Future[PreparedAdapter]) -> None:
