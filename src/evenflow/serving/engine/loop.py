@@ -160,7 +160,7 @@ class EngineLoop:
         if error is None and repair.result().record.digest != digest:
             error = AdapterError("its folder holds other weights now")
         is_passing = isinstance(error, AdapterCacheFull | AdapterUnavailable)  # the next request tries again
-        self._engine.end_repair(digest, None if error is None or is_passing else str(error))
+        self._engine.repairs.end(digest, None if error is None or is_passing else str(error))
         parked, self._parked = self._parked, []
         for message in parked:
             if is_passing and self._engine.catalog.digest_by_name.get(message.adapter or "") == digest:
@@ -177,7 +177,7 @@ class EngineLoop:
 
     def _repair(self) -> None:
         """Have damaged rows made again from their folders, beside the steps."""
-        for digest, path, boundary in self._engine.take_damaged():
+        for digest, path, boundary in self._engine.repairs.take():
             prepare = partial(self._engine.catalog.prepare, path, boundary=boundary, displaces=True)
             self._repairs.append((digest, self._loader.submit(prepare)))
 
