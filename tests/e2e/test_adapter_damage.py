@@ -66,7 +66,7 @@ def test_damaged_rows_fail_their_own_requests_and_are_made_again(tiny_model, fol
         assert engine.answers[request_id].token_ids == []
     assert [engine.answers[request_id].token_ids for request_id in good] == [expected[None], expected["r64"]]
     assert [info.state for info in engine.engine.adapters({"r8"})] == ["disk"]
-    [(damaged, folder, _)] = engine.engine.take_damaged()
+    [(damaged, folder, _)] = engine.engine.repairs.take()
     assert damaged == digest
     assert engine.engine.catalog.prepare(folder).record.digest == digest
     assert engine.generate((PROMPT, "r8")) == [expected["r8"]]
@@ -81,11 +81,11 @@ def test_an_adapter_that_cannot_be_made_again_is_given_up(tiny_model, folders, t
         path.unlink()
     engine.submit(PROMPT)
     engine.run()
-    assert engine.engine.take_damaged() == [(digest, folders["r8"], None)], (
+    assert engine.engine.repairs.take() == [(digest, folders["r8"], None)], (
         "noticed without anybody asking for it: it was pinned"
     )
     assert not engine.engine.adapters({"r8"})[0].is_pinned
-    engine.engine.end_repair(digest, "its folder is gone")
+    engine.engine.repairs.end(digest, "its folder is gone")
     late = engine.submit(PROMPT, "r8")
     assert engine.answers[late].last.error_type == "AdapterNotFound"
     engine.assert_nothing_leaked()

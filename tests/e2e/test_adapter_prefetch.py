@@ -84,7 +84,7 @@ def test_rows_damaged_under_a_prefetch_fail_the_request_that_waits_for_them_only
     harness.run()
     assert harness.answers[running].token_ids == expected[None]
     assert harness.answers[good].token_ids == expected["r8"]
-    [(_, folder, _)] = harness.engine.take_damaged()
+    [(_, folder, _)] = harness.engine.repairs.take()
     assert folder == few["r64"]
     assert harness.answers[bad].last.error_type == "AdapterDamaged"
     assert harness.scheduler.snapshot().num_failed_adapter_loads == 2, "the prefetch once, and the request itself"
@@ -98,10 +98,10 @@ def test_a_request_that_waited_through_a_repair_gets_its_answer(tiny_model, tiny
     harness.submit(PROMPT, max_tokens=10)
     waiting = harness.submit(PROMPT, "r64", max_tokens=10)
     harness.step()
-    [(digest, folder, _)] = harness.engine.take_damaged()
+    [(digest, folder, _)] = harness.engine.repairs.take()
     harness.step()
-    assert not harness.engine.take_damaged(), "told once"
+    assert not harness.engine.repairs.take(), "told once"
     assert harness.engine.catalog.prepare(folder).record.digest == digest
-    harness.engine.end_repair(digest, None)
+    harness.engine.repairs.end(digest, None)
     harness.run()
     assert harness.answers[waiting].token_ids == expected["r64"]

@@ -81,20 +81,21 @@ class Catalog:
         self._entries: dict[AdapterDigest, _Entry] = {}
 
     def prepare(
-        self, path: str | Path, *, boundary: Path | None = None, must_read: bool = False, is_repair: bool = False
+        self, path: str | Path, *, boundary: Path | None = None, must_read: bool = False, displaces: bool = False
     ) -> PreparedAdapter:
         """Read and check the PEFT folder at ``path`` and lay its rows out in pages. Changes nothing.
 
         With a store, what has been laid out before is only looked up, unless ``must_read``. ``boundary``: a folder inside
-        which links may lead, beside the adapter's own. ``is_repair``: requests wait for these rows; what other adapters
-        have and nobody runs with gives way, because it can be made again too. Raises AdapterNotFound, AdapterRejected with
-        all reasons, AdapterCacheFull if the store is full, and AdapterUnavailable where the host is at fault.
+        which links may lead, beside the adapter's own. ``displaces``: the rows of other registered adapters that nobody
+        runs with may go for these, as long as their folders are there to make them again. Raises AdapterNotFound,
+        AdapterRejected with all reasons, AdapterCacheFull if the store is full, and AdapterUnavailable where the host is at
+        fault.
         """
         folder = Path(path)
         if self._store is not None:
             in_use = self._entries.keys()
             file = self._store.prepare(
-                folder, self._max_rank, in_use, boundary=boundary, must_read=must_read, is_repair=is_repair
+                folder, self._max_rank, in_use, boundary=boundary, must_read=must_read, displaces=displaces
             )
             return PreparedAdapter(file.header.record, file, file.header.target_modules, folder, file.base_model, boundary)
         adapter = read_adapter(folder, self._layout.whole_shape, self._max_rank, () if boundary is None else (boundary,))

@@ -94,11 +94,11 @@ class RowStore:
         *,
         boundary: Path | None = None,
         must_read: bool = False,
-        is_repair: bool = False,
+        displaces: bool = False,
     ) -> RowFile:
         """The row file of the PEFT adapter in folder ``path``; made now if there is none for what the folder holds.
 
-        ``in_use``: digests whose files must stay; with ``is_repair``, only if their folder is gone. ``boundary``: a folder
+        ``in_use``: digests whose files must stay; with ``displaces``, only those whose folder is gone. ``boundary``: a folder
         inside which links may lead, beside the adapter's own. ``must_read``: look at the content even if sizes and times
         say that it is known. Raises AdapterNotFound, AdapterRejected with all reasons, AdapterCacheFull if those in use
         leave no room, and AdapterUnavailable if the disk has none or the host is at fault otherwise.
@@ -106,7 +106,7 @@ class RowStore:
         with self._folder_locks[hash(path) % len(self._folder_locks)]:
             file = None if must_read else self._known(path, _state_of(path))
             if file is None or (max_rank is not None and file.header.record.signature.max_rank > max_rank):
-                file = self._read(path, max_rank, in_use, boundary, is_repair)
+                file = self._read(path, max_rank, in_use, boundary, displaces)
         with contextlib.suppress(OSError):
             os.utime(file.path)  # when it was last wanted: the cleaning goes by that
         return file
@@ -161,14 +161,14 @@ class RowStore:
         return file if is_ours and header.record.digest == digest else None
 
     def _read(
-        self, path: Path, max_rank: int | None, in_use: Collection[str], boundary: Path | None, is_repair: bool
+        self, path: Path, max_rank: int | None, in_use: Collection[str], boundary: Path | None, displaces: bool
     ) -> RowFile:
         read_ns = time.time_ns()
         allowed = () if boundary is None else (boundary,)
         with self._reading.read(path, self.layout, max_rank, allowed) as read:
             file = self._open(read.digest)
             if file is None:
-                self._convert(read, in_use, is_repair)
+                self._convert(read, in_use, displaces)
                 file = self._open(read.digest)
                 if file is None:
                     raise AdapterUnavailable(f"the rows of adapter {read.digest[:12]} cannot be read back from {self._rows}")
@@ -186,9 +186,9 @@ class RowStore:
             write_whole(self._source(path), [json.dumps(source).encode()], is_durable=False)
         return file
 
-    def _convert(self, read: ReadAdapter, in_use: Collection[str], is_repair: bool) -> None:
+    def _convert(self, read: ReadAdapter, in_use: Collection[str], displaces: bool) -> None:
         with self._lock:
-            self._make_room(read.num_bytes, in_use, is_repair)
+            self._make_room(read.num_bytes, in_use, displaces)
             self._size_bytes += read.num_bytes
         try:
             read.write(self._path(read.digest), self.fingerprint)
@@ -201,7 +201,7 @@ class RowStore:
                 ) from None
             raise
 
-    def _make_room(self, num_bytes: int, in_use: Collection[str], is_repair: bool) -> None:
+    def _make_room(self, num_bytes: int, in_use: Collection[str], displaces: bool) -> None:
         """Delete row files until ``num_bytes`` more fit: those whose folder is gone first, then the longest unwanted."""
         if self._has_changed_outside():  # another server works in it
             self._size_bytes = self._clean()
@@ -217,7 +217,7 @@ class RowStore:
         for is_live, _, size, path in sorted(files):
             if self._size_bytes + num_bytes <= self.capacity_bytes:
                 return
-            may_go = path.stem not in in_use or (is_repair and is_live)
+            may_go = path.stem not in in_use or (displaces and is_live)
             if may_go and _unlink_unless_held(path):
                 self._size_bytes -= size
         if self._size_bytes + num_bytes > self.capacity_bytes:

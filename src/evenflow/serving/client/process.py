@@ -25,7 +25,7 @@ from evenflow.base.children import ChildProcess, error_from_name, read_obituary
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError
 from evenflow.base.heartbeat import Watchdog
 from evenflow.serving.client.codec import encoder, from_engine_decoder, write_config
-from evenflow.serving.client.environment import default_adapter_cache, engine_environment
+from evenflow.serving.client.environment import default_adapter_cache, engine_environment, kernel_cache, make_private
 from evenflow.serving.client.messages import Failed, FromEngine, Ready, Shutdown, ToEngine
 from evenflow.serving.config.engine_config import EngineConfig
 
@@ -54,6 +54,7 @@ class EngineProcess:
             self._folder = Path(tempfile.mkdtemp(prefix="evenflow-"))
             self._watchdog = Watchdog(config.watchdog_s)
             cache = config.adapter_cache or default_adapter_cache(os.environ)
+            make_private(kernel_cache(config, os.environ), "--cache-dir")
             write_config(self._folder, replace(config, adapter_cache=cache))
             bind(f"ipc://{self._folder}/engine.sock")
             self._process = ChildProcess(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from evenflow.base.errors import (
     AdapterCacheFull,
@@ -33,6 +32,7 @@ from evenflow.serving.core.structured import TokenMask
 from evenflow.serving.engine.constraints import Constraints
 from evenflow.serving.engine.intake import make_request, refusal
 from evenflow.serving.engine.meters import Meters, collect_stats
+from evenflow.serving.engine.repairs import Repairs
 from evenflow.serving.engine.reply import Reply
 from evenflow.serving.engine.step import compute_step
 from evenflow.serving.memory.residency import Residency
@@ -81,8 +81,7 @@ class Engine:
         self._replies: dict[RequestId, Reply] = {}
         self._meters = Meters()
         self._pinned: dict[str, AdapterDigest] = {}
-        self._damaged: list[AdapterDigest] = []
-        self._in_repair: set[AdapterDigest] = set()
+        self.repairs = Repairs(catalog, self.unload_adapter, self._forget_pins)
         self.is_stalled = False
         """True if the last step had nothing to compute although requests wait: the policy lets nobody start now."""
 
@@ -149,7 +148,7 @@ class Engine:
         if step is None:
             return outputs + self._tell_ended(ended)
         for digest in step.result.failed_loads:
-            self._note_damage(digest)
+            self.repairs.note(digest)
         outputs += self._tell_ended(ended)
         for output in gained:
             reply = self._replies.get(RequestId(output.request_id))
@@ -177,38 +176,9 @@ class Engine:
             self._residency.unpin(self._pinned.pop(name))
 
     def waits_for_rows(self, message: Submit) -> bool:
-        """True while the rows of the request's adapter are being made again, because their file was deleted.
-
-        Submit it when the repair has ended: until then it would fail.
-        """
+        """True while the rows of the request's adapter are being made again: submit it when that has ended."""
         digest = self.catalog.digest_by_name.get(message.adapter or "")
-        if digest is None or (digest not in self._in_repair and not self.catalog.is_gone(digest)):
-            return False
-        if self._residency.is_loaded(digest):
-            return False
-        self._note_damage(digest)
-        return True
-
-    def take_damaged(self) -> list[tuple[AdapterDigest, Path, Path | None]]:
-        """Adapters whose stored rows turned out damaged since the last call, to be prepared again: digest, folder, boundary.
-
-        Each is named once; tell ``end_repair`` what came of it.
-        """
-        damaged, self._damaged = self._damaged, []
-        return [(d, self.catalog.path(d), self.catalog.boundary(d)) for d in damaged if d in self.catalog]
-
-    def end_repair(self, digest: AdapterDigest, fault: str | None) -> None:
-        """The adapter's rows are there again; or they are not, because of ``fault``: then it is given up."""
-        self._in_repair.discard(digest)
-        if fault is not None:
-            self.give_up_adapter(digest, fault)
-
-    def give_up_adapter(self, digest: AdapterDigest, why: str) -> None:
-        """Its rows are damaged and its folder no longer holds those weights: forget every name of it."""
-        if digest in self.catalog:
-            log.error("adapter %s is given up: %s", self.catalog.last_name(digest), why)
-            for name in self.catalog.names(digest):
-                self.unload_adapter(name)
+        return digest is not None and not self._residency.is_loaded(digest) and self.repairs.is_needed(digest)
 
     def unload_adapter(self, name: str, *, purge: bool = False) -> None:
         """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound.
@@ -278,12 +248,7 @@ class Engine:
         self._executor.close()
         self._scheduler.policy.close()
 
-    def _note_damage(self, digest: AdapterDigest) -> None:
-        if digest in self._in_repair or digest not in self.catalog:
-            return
-        self._in_repair.add(digest)
-        self.catalog.discard_rows(digest)
-        self._damaged.append(digest)
+    def _forget_pins(self, digest: AdapterDigest) -> None:
         for name in [name for name, pinned in self._pinned.items() if pinned == digest]:
             log.warning("adapter %s is no longer pinned: its rows are damaged", name)
             del self._pinned[name]
@@ -354,9 +319,10 @@ class Engine:
                 assert request.finished_s is not None
                 output.usage = reply.usage(request.finished_s, self._scheduler.service_of(request))
             else:
+                is_adapters_fault = request.adapter is not None and ended.error_type == "EvenFlowError"
                 output = RequestOutput(
                     request.request_id,
-                    error_type=ended.error_type,
+                    error_type="AdapterError" if is_adapters_fault else ended.error_type,
                     error=ended.message,
                     retry_after_s=ended.retry_after_s,
                     predicted_ttft_s=ended.predicted_ttft_s,

@@ -160,7 +160,7 @@ class EngineLoop:
         if error is None and repair.result().record.digest != digest:
             error = AdapterError("its folder holds other weights now")
         is_passing = isinstance(error, AdapterCacheFull | AdapterUnavailable)  # the next request tries again
-        self._engine.end_repair(digest, None if error is None or is_passing else str(error))
+        self._engine.repairs.end(digest, None if error is None or is_passing else str(error))
         parked, self._parked = self._parked, []
         for message in parked:
             if is_passing and self._engine.catalog.digest_by_name.get(message.adapter or "") == digest:
@@ -170,12 +170,15 @@ class EngineLoop:
 
     def _prepare(self, message: LoadAdapter) -> PreparedAdapter:
         boundary = Path(message.boundary) if message.boundary else None
-        return self._engine.catalog.prepare(message.path, boundary=boundary, must_read=message.must_read)
+        # Adapters of a folder displace each other's rows: they are made again when they are asked for.
+        return self._engine.catalog.prepare(
+            message.path, boundary=boundary, must_read=message.must_read, displaces=boundary is not None
+        )
 
     def _repair(self) -> None:
         """Have damaged rows made again from their folders, beside the steps."""
-        for digest, path, boundary in self._engine.take_damaged():
-            prepare = partial(self._engine.catalog.prepare, path, boundary=boundary, is_repair=True)
+        for digest, path, boundary in self._engine.repairs.take():
+            prepare = partial(self._engine.catalog.prepare, path, boundary=boundary, displaces=True)
             self._repairs.append((digest, self._loader.submit(prepare)))
 
     def _register(self, message: LoadAdapter, future: Future[PreparedAdapter]) -> None:

@@ -62,10 +62,10 @@ class AllRanksCatalog(Catalog):
         self._ranks = ranks
 
     def prepare(
-        self, path: str | Path, *, boundary: Path | None = None, must_read: bool = False, is_repair: bool = False
+        self, path: str | Path, *, boundary: Path | None = None, must_read: bool = False, displaces: bool = False
     ) -> PreparedAdapter:
         """See Catalog. Also raises AdapterError if the ranks do not find the same weights."""
-        prepared = super().prepare(path, boundary=boundary, must_read=must_read, is_repair=is_repair)
+        prepared = super().prepare(path, boundary=boundary, must_read=must_read, displaces=displaces)
         self._ranks.prepare(Path(path), prepared.record, boundary=boundary, must_read=must_read)
         return prepared
 
