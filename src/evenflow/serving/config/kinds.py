@@ -77,6 +77,24 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class AnyText:
+    """Whatever is given, as text: numbers, switches and tables of a file too. For options that nobody reads."""
+
+    allowed: str = "anything"
+    metavar: str = "VALUE"
+    unit: str = ""
+    form: Form = "value"
+
+    def read(self, value: Any) -> str:
+        """See ``Kind.read``."""
+        return value if isinstance(value, str) else json.dumps(value, default=str)
+
+    def show(self, value: Any) -> str:
+        """See ``Kind.show``."""
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One of ``names``. ``synonyms``: other spellings with the name they stand for."""
 
@@ -313,4 +331,4 @@ def _integer_of(text: str) -> int:
     return int(binary) << 10 * (1 + "KMGT".index(binary_unit))
 
 
-__all__ = ["Choice", "Count", "Form", "Kind", "Names", "Number", "PathTo", "Size", "Switch", "Table", "Text"]
+__all__ = ["AnyText", "Choice", "Count", "Form", "Kind", "Names", "Number", "PathTo", "Size", "Switch", "Table", "Text"]
