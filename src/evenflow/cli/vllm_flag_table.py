@@ -87,7 +87,17 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
     ),
     _ignored("every answer says it already", switches="enable_prompt_tokens_details enable_request_id_headers"),
     _ignored("log lines have one form; --log-level says how many", values="logging_config log_config_file"),
-    _ignored("one process answers HTTP, and that is enough", switches="disable_frontend_multiprocessing", values="api_server_count"),
+    _ignored(
+        "one process answers HTTP, and that is enough",
+        switches="disable_frontend_multiprocessing",
+        values="api_server_count",
+    ),
+    _ignored(
+        "no cookies are used, and the server allows the methods and headers that it understands",
+        switches="allow_credentials",
+        values="allowed_methods allowed_headers",
+    ),
+    _ignored("the API page shows nothing that the manual does not", switches="disable_fastapi_docs enable_offline_docs"),
     _ignored("prompts are always computed in chunks beside running requests", switches="enable_chunked_prefill"),
     _ignored(
         "who is served next, and how much of a prompt at once, is the policy's and --max-batch-tokens' to say",
@@ -229,7 +239,6 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
     ),
     _refused("the queue is bounded by requests: --max-queue", max_num_queued_tokens=""),
     _refused("a certificate is read when the server starts", switches="enable_ssl_refresh"),
-    _refused("no page of the server needs anything from elsewhere", switches="enable_offline_docs"),
     _refused("at most 20 log-probabilities a token are answered", max_logprobs=" ".join(str(n) for n in range(21))),
 )  # fmt: skip
 

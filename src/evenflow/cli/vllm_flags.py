@@ -52,10 +52,7 @@ FOREIGN_FLAGS: Mapping[str, ForeignFlag] = {
 
 VllmFlags: type = dataclasses.make_dataclass(
     "VllmFlags",
-    [
-        (name, Any, option(flag.kind, None, flag.group.why, short=SHORT_FLAGS.get(name)))
-        for name, flag in FOREIGN_FLAGS.items()
-    ],
+    [(name, Any, option(flag.kind, None, flag.group.why, short=SHORT_FLAGS.get(name))) for name, flag in FOREIGN_FLAGS.items()],
     frozen=True,
     kw_only=True,
 )

@@ -285,12 +285,15 @@ class Names:
             raise ValueError
         found: list[str] = []
         for word in words:
+            if isinstance(word, Mapping):
+                word = json.dumps(dict(word))
             if not isinstance(word, str):
                 raise ValueError
             listed = json.loads(word) if word.lstrip().startswith("[") else [word]
-            if not all(isinstance(entry, str) for entry in listed):
-                raise ValueError
-            found.extend(listed)
+            # An object stays the text that it was: {"name": ..., "path": ...} is read by who takes such names.
+            found.extend(json.dumps(entry) if isinstance(entry, dict) else entry for entry in listed)
+        if not all(isinstance(entry, str) for entry in found):
+            raise ValueError
         return tuple(found)
 
     def show(self, value: Any) -> str:
