@@ -70,7 +70,8 @@ class ModelConfig:
 
         A sliding window is honoured by keeping sequences inside it; a dynamic rope by keeping them
         inside its original context, beyond which its frequencies would depend on the sequence's
-        length and K in the arena would go stale. Raises ModelError if ``requested`` exceeds that.
+        length and K in the arena would go stale. A longrope keeps inside it too unless more is requested:
+        then all sequences get the long factors, whatever their length. Raises ModelError if ``requested`` exceeds that.
         """
         limit, reason = self.max_position_embeddings, f"max_position_embeddings is {self.max_position_embeddings}"
         if self.rope.kind in ("linear", "yarn") and requested is not None:
@@ -80,7 +81,7 @@ class ModelConfig:
         if self.sliding_window is not None and self.sliding_window < limit:
             limit, reason = self.sliding_window, f"sliding_window is {self.sliding_window}, and longer sequences would need it"
         if requested is None:
-            return limit
+            return min(limit, self.rope.original_max_position) if self.rope.kind == "longrope" else limit
         if requested < 1:
             raise ModelError(f"max_model_len is {requested}; allowed: 1 or more")
         if requested > limit:
@@ -140,7 +141,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
         shape=shape,
         max_position_embeddings=max_position,
         rms_norm_eps=float(eps),
-        rope=read_rope(config, max_position),
+        rope=read_rope(config, max_position, shape.head_dim),
         has_qkv_bias=attention_bias or family.has_qkv_bias,
         has_o_bias=attention_bias,
         has_mlp_bias=family.reads_mlp_bias and _flag(config, "mlp_bias", False),
@@ -182,7 +183,8 @@ def _optional_id(config: Mapping[str, Any], name: str) -> int | None:
 
 
 def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = config.get(name, default)
+    value = config.get(name)
+    value = default if value is None else value
     if not isinstance(value, bool):
         raise ModelError(f"{name} is {value!r}; allowed: true or false")
     return value
