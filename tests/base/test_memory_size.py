@@ -1,7 +1,7 @@
 import pytest
 
 from evenflow.base.errors import ConfigError
-from evenflow.base.memory_size import format_size, free_memory_bytes, parse_size
+from evenflow.base.memory_size import format_size, free_memory_bytes, parse_size, total_memory_bytes
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,10 @@ def test_a_container_limit_is_respected(tmp_path, names):
         path.parent.mkdir(exist_ok=True)
         path.write_text(value)
     assert free_memory_bytes(tmp_path) == 600_000
+    assert total_memory_bytes(tmp_path) == 1_000_000
 
 
 def test_no_container_limit_means_available_memory(tmp_path):
     (tmp_path / "memory.max").write_text("max")
     assert free_memory_bytes(tmp_path) > 1 << 20
+    assert total_memory_bytes(tmp_path) >= free_memory_bytes(tmp_path)

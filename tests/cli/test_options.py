@@ -43,8 +43,13 @@ GIVEN = {
     "stats_interval": ("0.5", 0.5),
     "watchdog": ("5", 5.0),
     "model": ("m", Path("m")),
+    "tokenizer": ("t", Path("t")),
+    "log_level": ("critical", "error"),
 }
-"""Every option of the engine but switches: what is written, and what it means."""
+"""Options of the engine but switches: what is written, and what it means."""
+SWITCHES = {"enable_prefix_caching": False, "enforce_eager": True}
+INSTEAD = {"gpu_memory_utilization"}
+"""Options that exclude one of those."""
 
 
 def parsed(*words: str):
@@ -59,27 +64,24 @@ def engine_of(*words: str) -> dict:
 
 def test_all_options_are_tried_here():
     declared = {one.name for one in options_of(EngineConfig).values() if one.has_flag and one.kind.form == "value"}
-    assert declared == set(GIVEN)
+    assert declared == set(GIVEN) | INSTEAD
 
 
 @pytest.mark.parametrize("command", ["serve", "generate"])
 def test_command_line_file_and_keywords_mean_the_same(tmp_path, command):
     words = [word for name, (text, _) in GIVEN.items() for word in (f"--{name.replace('_', '-')}", text)]
-    words.append("--no-enable-prefix-caching")
+    words += ["--no-enable-prefix-caching", "--enforce-eager"]
     by_flags = EngineConfig(**engine_of(command, *words))
     file = tmp_path / "options.json"
-    file.write_text(json.dumps({name: text for name, (text, _) in GIVEN.items()} | {"enable-prefix-caching": False}))
+    written = {name: text for name, (text, _) in GIVEN.items()} | SWITCHES
+    file.write_text(json.dumps({name.replace("_", "-"): value for name, value in written.items()}))
     by_file = EngineConfig(**engine_of(command, "--config", str(file)))
-    by_keywords = EngineConfig(
-        **fields_given(
-            EngineConfig, {name: text for name, (text, _) in GIVEN.items()} | {"enable_prefix_caching": False}, "LLM"
-        )
-    )
+    by_keywords = EngineConfig(**fields_given(EngineConfig, written, "LLM"))
     assert by_flags == by_file == by_keywords
     for name, (_, value) in GIVEN.items():
         field = next(one.field for one in options_of(EngineConfig).values() if one.name == name)
         assert getattr(by_flags, field) == value, name
-    assert by_flags.enable_prefix_caching is False
+    assert (by_flags.enable_prefix_caching, by_flags.enforce_eager) == (False, True)
 
 
 @pytest.mark.parametrize("command", ["serve", "generate"])

@@ -35,6 +35,19 @@ def format_size(size_bytes: float) -> str:
     return f"{size_bytes:.4g} TiB"
 
 
+def total_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of the machine's memory, or of a cgroup's limit if that is less."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int((cgroup_root / name).read_text()))
+        except (OSError, ValueError):  # no such cgroup version, or "max"
+            continue
+    return total
+
+
 def free_memory_bytes(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this process may still use: available memory, or less if a cgroup (a container's limit) says so."""
     import psutil

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     sampling = SamplingParams(
         max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, stop=tuple(args.stop), seed=None
     )
-    with LLM(model, adapters, log_level=args.log_level, **options) as llm:
+    level = options.setdefault("log_level", args.log_level)
+    logging.getLogger().setLevel(level.upper())
+    with LLM(model, adapters, **options) as llm:
         texts: list = prompts
         if args.chat:
             template = ChatTemplate.from_folder(model)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from evenflow.base.errors import EvenFlowError
 from evenflow.base.logs import configure_logging, flush_logs, say
 from evenflow.base.version import __version__
+from evenflow.cli.flexible_parser import FlexibleParser
 
 _LINGER_S = 3.0
 
@@ -22,7 +23,7 @@ COMMANDS = ("demo", "serve", "generate", "keys", "replay", "profile", "bench", "
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = FlexibleParser(
         prog="evenflow",
         description="One base model, thousands of LoRA adapters, many clients, served fairly.",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ def add_config_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_option_flags(parser: argparse.ArgumentParser, config_class: type, title: str, *, without: Container[str] = ()) -> None:
-    """Add a group of flags, one for every option of ``config_class``. ``without``: fields that get none."""
+def add_option_flags(parser: argparse.ArgumentParser, config_class: type, title: str, *, is_hidden: bool = False) -> None:
+    """Add a group of flags, one for every option of ``config_class``. ``is_hidden``: ``--help`` does not show them."""
     group = parser.add_argument_group(title)
     for declared in options_of(config_class).values():
-        if declared.has_flag and declared.field not in without:
-            group.add_argument(*declared.flags, **_argument(config_class, declared))
+        if declared.has_flag:
+            words = _argument(config_class, declared)
+            group.add_argument(*declared.flags, **(words | {"help": argparse.SUPPRESS} if is_hidden else words))
 
 
 def options_given(args: argparse.Namespace, *config_classes: type) -> dict[type, dict[str, Any]]:
@@ -102,20 +103,32 @@ def _reader(declared: Option) -> Callable[[str], str]:
 
 
 def parse_adapters(specs: Sequence[str]) -> dict[str, Path]:
-    """Adapters from "name=folder" or vLLM's JSON {"name": ..., "path": ...}. Raises ConfigError."""
+    """Adapters from NAME=DIR, vLLM's JSON object {"name": ..., "path": ...} or a JSON list of those. Raises ConfigError."""
     adapters: dict[str, Path] = {}
-    for spec in specs:
-        if spec.lstrip().startswith("{"):
-            try:
-                entry = json.loads(spec)
-                name, path = entry["name"], entry["path"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f'adapter {spec!r} is not {{"name": NAME, "path": DIR}}: {error}') from None
-        else:
-            name, separator, path = spec.partition("=")
-            if not (separator and name and path):
-                raise ConfigError(f"adapter {spec!r} is not understood; write NAME=DIR")
+    for name, path in (pair for spec in specs if spec for pair in _adapters_of(spec)):
         if name in adapters:
             raise ConfigError(f"adapter name {name!r} is given twice")
         adapters[name] = Path(path).expanduser()
     return adapters
+
+
+def _adapters_of(spec: str) -> Iterator[tuple[str, str]]:
+    """(name, folder) pairs of one word of the command line."""
+    if not spec.lstrip().startswith(("{", "[")):
+        name, separator, path = spec.partition("=")
+        if not (separator and name and path):
+            raise ConfigError(f"adapter {spec!r} is not understood; write NAME=DIR")
+        yield name, path
+        return
+    try:
+        entries = json.loads(spec)
+        for entry in entries if isinstance(entries, list) else [entries]:
+            unknown = sorted(set(entry) - {"name", "path", "base_model_name", "is_3d_lora_weight"})
+            if unknown:
+                raise ValueError(f"it has no field {unknown[0]}")
+            name, path = entry["name"], entry["path"]
+            if not (isinstance(name, str) and isinstance(path, str) and name and path):
+                raise ValueError("name and path are texts")
+            yield name, path
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f'adapter {spec!r} is not {{"name": NAME, "path": DIR}}, or a list of those: {error}') from None

@@ -9,6 +9,7 @@ from evenflow.serving.engine.build import end_tokens
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.model_config import parse_config
 from evenflow.serving.models.random.random_model import TINY
+from evenflow.serving.runner import build_worker
 from evenflow.serving.runner.build_worker import arena_pages, context_length
 from evenflow.serving.runner.membership import resolve_device
 
@@ -59,3 +60,13 @@ def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="CUDA devices"):
         resolve_device(f"cuda:{torch.cuda.device_count()}")
     assert resolve_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("share", "pages"), [(1.0, 60), (0.9, 50), (0.5, 10)])
+def test_a_share_of_the_memory_counts_what_is_in_use_already(monkeypatch, share, pages):
+    monkeypatch.setattr(build_worker, "free_memory_bytes", lambda: 60 * LAYOUT.page_bytes)
+    monkeypatch.setattr(build_worker, "total_memory_bytes", lambda: 100 * LAYOUT.page_bytes)
+    cpu = resolve_device("cpu")
+    assert arena_pages(EngineConfig(model="m", gpu_memory_utilization=share), LAYOUT, cpu) in (pages, pages - 1)
+    with pytest.raises(ConfigError, match="are in use already, which leaves no room"):
+        arena_pages(EngineConfig(model="m", gpu_memory_utilization=0.4), LAYOUT, cpu)

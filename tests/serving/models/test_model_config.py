@@ -115,7 +115,7 @@ def test_the_context_is_never_stretched_silently():
         ({"model_type": "qwen3"}, r"model_type is 'qwen3' but architectures"),
         ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'"),
         ({"quantization_config": {"bits": 4}}, r"quantization_config is"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, r"rope_type is 'longrope'"),
+        ({"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, r"rope_type is 'proportional'"),
         ({"rope_scaling": {"type": "linear"}}, r"factor is missing"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, r"factor is '2'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 1}}, r"beta_fast is 1"),

@@ -56,7 +56,8 @@ class FakeTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         if messages[0]["role"] == "assistant":
             raise InvalidRequest("a conversation starts with the user", "messages")
-        text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        contents = [c if isinstance(c, str) else "\n".join(p["text"] for p in c) for c in (m["content"] for m in messages)]
+        text = "".join(f"<{message['role']}>{content}" for message, content in zip(messages, contents))
         text += "".join(f"<{key}={value}>" for key, value in variables.items())
         return text + ("<assistant>" if add_generation_prompt else "")
 

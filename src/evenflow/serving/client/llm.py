@@ -111,7 +111,7 @@ class LLM:
         given = fields_given(EngineConfig, {"model": model, **options}, "LLM")
         config = EngineConfig(**given)
         load_config(config.model)  # says what is wrong with the folder before a process is started
-        self.tokenizer = Tokenizer.from_folder(config.model)
+        self.tokenizer = Tokenizer.from_folder(config.text_folder)
         self._ids = itertools.count()
         self._lock = threading.RLock()
         self._stats = EngineStats()

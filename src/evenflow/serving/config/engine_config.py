@@ -14,6 +14,7 @@ from evenflow.serving.memory.eviction import EVICTION_ORDERS
 from evenflow.serving.scheduler.shedding import create_shedding
 
 DTYPES = ("auto", "bfloat16", "float32")
+MAX_BATCH_TOKENS = 512
 SHARDINGS = ("auto", "sharded", "replicated")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _SHORT_COMPRESSORS = {"int8": "int8-g32", "int6": "int6-g32", "int4": "int4-g32", "fp8": "fp8-g128"}
@@ -26,6 +27,9 @@ class EngineConfig:
     model: Path = option(
         PathTo("MODEL_DIR"),
         help="Hugging Face folder of the base model: config.json, safetensors, tokenizer.json.",
+    )
+    tokenizer: Path | None = option(
+        PathTo(), None, "Folder with another tokenizer.json, and chat template, for the model.", when_none="the model's folder"
     )
     dtype: str = option(
         Choice(DTYPES, {"half": "auto", "float16": "auto", "float": "float32"}),
@@ -41,6 +45,16 @@ class EngineConfig:
         "Size of the arena that KV cache and adapters share, of all ranks together.",
         name="memory",
         when_none="half of what is free once the weights are loaded",
+        aliases=("kv_cache_memory_bytes",),
+    )
+    gpu_memory_utilization: float | None = option(
+        Number(above=0, most=1),
+        None,
+        "Share of the device's memory, or of the machine's for a CPU, that may be in use once the arena stands; instead of "
+        "--memory.",
+        when_none="--memory says it",
+        reason="What others use counts too, so two servers of 0.5 each fit one device.",
+        aliases=("device_memory_utilization",),
     )
     page_tokens: int = option(
         Count(16),
@@ -57,9 +71,10 @@ class EngineConfig:
     )
     max_batch_tokens: int = option(
         Count(1),
-        512,
+        None,
         "Tokens computed in one step; at least max_num_seqs.",
         reason="It bounds how long a prompt can hold up everybody's next token.",
+        when_none=f"{MAX_BATCH_TOKENS}, or max_num_seqs if that is more",
         aliases=("max_num_batched_tokens",),
     )
     max_model_len: int | None = option(
@@ -136,6 +151,7 @@ class EngineConfig:
         "auto",
         "Which kernels compute attention and LoRA: auto, cpu (numba), torch, triton, flashinfer (with Triton's LoRA).",
     )
+    enforce_eager: bool = option(Switch(), False, "Never record decode steps as CUDA graphs; without meaning on other devices.")
     num_threads: int | None = option(
         Count(1),
         None,
@@ -186,8 +202,8 @@ class EngineConfig:
     log_level: str = option(
         Choice(LOG_LEVELS, {"trace": "debug", "critical": "error"}),
         "warning",
-        "What the engine process writes to standard error. A server has one level for all its processes: --log-level.",
-        has_flag=False,
+        "What is written to standard error; `evenflow serve` writes info too if it is not told.",
+        aliases=("uvicorn_log_level",),
     )
     stats_interval_s: float = option(
         Number(above=0, unit="seconds", metavar="S"),
@@ -206,12 +222,19 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         read_options(self)
+        if self.max_batch_tokens is None:
+            object.__setattr__(self, "max_batch_tokens", max(MAX_BATCH_TOKENS, self.max_num_seqs))
 
         def check(ok: bool, name: str, allowed: str) -> None:
             if not ok:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
 
         check(self.device in ("auto", "cpu", "cuda") or self.device.startswith("cuda:"), "device", "auto, cpu, cuda or cuda:N")
+        check(
+            self.memory_bytes is None or self.gpu_memory_utilization is None,
+            "gpu_memory_utilization",
+            "only without memory, which says the same",
+        )
         check(self.page_tokens & (self.page_tokens - 1) == 0, "page_tokens", "a power of two, 16 or more")
         check(
             self.max_batch_tokens >= self.max_num_seqs,
@@ -223,3 +246,8 @@ class EngineConfig:
         weight_lookup(self.weight_by_client)
         create_shedding(self.shed, self.slo_ttft_s)
         check_tiers(self.tier_by_client, self.weight_by_tier)
+
+    @property
+    def text_folder(self) -> Path:
+        """Folder of the tokenizer and its chat template."""
+        return self.tokenizer if self.tokenizer is not None else self.model

@@ -77,6 +77,24 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class AnyText:
+    """Whatever is given, as text: numbers, switches and tables of a file too. For options that nobody reads."""
+
+    allowed: str = "anything"
+    metavar: str = "VALUE"
+    unit: str = ""
+    form: Form = "value"
+
+    def read(self, value: Any) -> str:
+        """See ``Kind.read``."""
+        return value if isinstance(value, str) else json.dumps(value, default=str)
+
+    def show(self, value: Any) -> str:
+        """See ``Kind.show``."""
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One of ``names``. ``synonyms``: other spellings with the name they stand for."""
 
@@ -267,12 +285,15 @@ class Names:
             raise ValueError
         found: list[str] = []
         for word in words:
+            if isinstance(word, Mapping):
+                word = json.dumps(dict(word))
             if not isinstance(word, str):
                 raise ValueError
             listed = json.loads(word) if word.lstrip().startswith("[") else [word]
-            if not all(isinstance(entry, str) for entry in listed):
-                raise ValueError
-            found.extend(listed)
+            # An object stays the text that it was: {"name": ..., "path": ...} is read by who takes such names.
+            found.extend(json.dumps(entry) if isinstance(entry, dict) else entry for entry in listed)
+        if not all(isinstance(entry, str) for entry in found):
+            raise ValueError
         return tuple(found)
 
     def show(self, value: Any) -> str:
@@ -313,4 +334,4 @@ def _integer_of(text: str) -> int:
     return int(binary) << 10 * (1 + "KMGT".index(binary_unit))
 
 
-__all__ = ["Choice", "Count", "Form", "Kind", "Names", "Number", "PathTo", "Size", "Switch", "Table", "Text"]
+__all__ = ["AnyText", "Choice", "Count", "Form", "Kind", "Names", "Number", "PathTo", "Size", "Switch", "Table", "Text"]

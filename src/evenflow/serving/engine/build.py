@@ -65,7 +65,7 @@ def _assemble(
     config: EngineConfig, model_config: ModelConfig, ranks: RankProcesses | None, started_s: float, *, is_bounded: bool
 ) -> Engine:
     """All of rank 0, in step with the other ranks."""
-    tokenizer = Tokenizer.from_folder(config.model)
+    tokenizer = Tokenizer.from_folder(config.text_folder)
     eos_token_ids = end_tokens(model_config, tokenizer)
     queues = ClientQueues()
     shares = LiveShares(dict(config.weight_by_client), dict(config.tier_by_client), dict(config.weight_by_tier))

@@ -15,6 +15,7 @@ from typing import Any
 
 from evenflow.base.errors import ModelError
 from evenflow.serving.core.shape import ModelShape
+from evenflow.serving.models.generation_config import read_generation_config, sampling_defaults
 from evenflow.serving.models.registry import ModelFamily, family_of
 from evenflow.serving.models.rope import RopeSpec, read_rope
 
@@ -38,15 +39,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (None, False),
 }
 """Fields of related models with the values that change nothing: any other value is refused."""
-
-_SAMPLING_DEFAULTS: dict[str, tuple[type, ...]] = {
-    "temperature": (int, float),
-    "top_p": (int, float),
-    "top_k": (int,),
-    "min_p": (int, float),
-    "repetition_penalty": (int, float),
-    "max_new_tokens": (int,),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +70,8 @@ class ModelConfig:
 
         A sliding window is honoured by keeping sequences inside it; a dynamic rope by keeping them
         inside its original context, beyond which its frequencies would depend on the sequence's
-        length and K in the arena would go stale. Raises ModelError if ``requested`` exceeds that.
+        length and K in the arena would go stale. A longrope keeps inside it too unless more is requested:
+        then all sequences get the long factors, whatever their length. Raises ModelError if ``requested`` exceeds that.
         """
         limit, reason = self.max_position_embeddings, f"max_position_embeddings is {self.max_position_embeddings}"
         if self.rope.kind in ("linear", "yarn") and requested is not None:
@@ -88,7 +81,7 @@ class ModelConfig:
         if self.sliding_window is not None and self.sliding_window < limit:
             limit, reason = self.sliding_window, f"sliding_window is {self.sliding_window}, and longer sequences would need it"
         if requested is None:
-            return limit
+            return min(limit, self.rope.original_max_position) if self.rope.kind == "longrope" else limit
         if requested < 1:
             raise ModelError(f"max_model_len is {requested}; allowed: 1 or more")
         if requested > limit:
@@ -106,9 +99,8 @@ def load_config(path: str | Path) -> ModelConfig:
     if not (folder / "config.json").is_file():
         adapter = " (it is a LoRA adapter; give the base model's folder)" if (folder / "adapter_config.json").is_file() else ""
         raise ModelError(f"{folder} is not a model folder: it holds no config.json{adapter}")
-    generation = folder / "generation_config.json"
     try:
-        return parse_config(_read_json(folder / "config.json"), _read_json(generation) if generation.is_file() else {})
+        return parse_config(_read_json(folder / "config.json"), read_generation_config(folder))
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
 
@@ -149,7 +141,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
         shape=shape,
         max_position_embeddings=max_position,
         rms_norm_eps=float(eps),
-        rope=read_rope(config, max_position),
+        rope=read_rope(config, max_position, shape.head_dim),
         has_qkv_bias=attention_bias or family.has_qkv_bias,
         has_o_bias=attention_bias,
         has_mlp_bias=family.reads_mlp_bias and _flag(config, "mlp_bias", False),
@@ -159,7 +151,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
         eos_token_ids=_token_ids(generation if generation.get("eos_token_id") is not None else config, shape.vocab_size),
         bos_token_id=_optional_id(config, "bos_token_id"),
         dtype=_dtype(config),
-        sampling_defaults=_sampling_defaults(generation),
+        sampling_defaults=tuple(sampling_defaults(generation).items()),
     )
 
 
@@ -191,7 +183,8 @@ def _optional_id(config: Mapping[str, Any], name: str) -> int | None:
 
 
 def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = config.get(name, default)
+    value = config.get(name)
+    value = default if value is None else value
     if not isinstance(value, bool):
         raise ModelError(f"{name} is {value!r}; allowed: true or false")
     return value
@@ -244,16 +237,6 @@ def _dtype(config: Mapping[str, Any]) -> str | None:
     if name not in _DTYPES:
         raise ModelError(f"dtype is {value!r}; supported: {', '.join(_DTYPES)}")
     return name
-
-
-def _sampling_defaults(generation: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    """What the folder recommends. Like vLLM, whatever it says of do_sample, and max_new_tokens as max_tokens."""
-    found: list[tuple[str, float]] = []
-    for name, kind in _SAMPLING_DEFAULTS.items():
-        value = generation.get(name)
-        if isinstance(value, int | float) and isinstance(value, kind) and not isinstance(value, bool):
-            found.append(("max_tokens" if name == "max_new_tokens" else name, value))
-    return tuple(found)
 
 
 __all__ = ["ModelConfig", "load_config", "parse_config"]

@@ -2,19 +2,21 @@
 
 transformers 5 writes one ``rope_parameters`` object; published models have ``rope_theta`` and
 ``rope_scaling``. Both are read. Kinds: default (RoPE, Su et al. 2021), linear (position
-interpolation), dynamic (NTK-aware, inside the original context only), llama3, yarn (Peng et al. 2023).
+interpolation), dynamic (NTK-aware, inside the original context only), llama3, yarn (Peng et al. 2023) and
+longrope (Ding et al. 2024). Fields mean what they mean to transformers, with one addition: ``attn_factor`` of
+a yarn rope multiplies the magnitude, as in the code of YaRN's authors, for which such models were published.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evenflow.base.errors import ModelError
 
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 _FIELDS = {
     "default": frozenset[str](),
@@ -31,17 +33,26 @@ _FIELDS = {
             "mscale",
             "mscale_all_dim",
             "truncate",
+            "attn_factor",
+            "extrapolation_factor",
+            "finetuned",
         }
     ),
+    "longrope": frozenset({"factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"}),
 }
+_IGNORED = {"original_max_position_embeddings", "finetuned"}
+"""Fields that published models have beside kinds that do not read them; they change nothing there."""
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _REQUIRED = {
     "default": (),
     "linear": ("factor",),
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor",),
+    "yarn": (),
+    "longrope": ("short_factor", "long_factor"),
 }
+_SYNONYMS = {"su": "longrope"}
+"""Earlier names of kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +65,30 @@ class RopeSpec:
     factor: float = 1.0
     """How many times the context is stretched."""
     original_max_position: int = 0
-    """Context, in tokens, before stretching (llama3, yarn, dynamic)."""
+    """Context, in tokens, before stretching (llama3, yarn, dynamic, longrope)."""
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
+    extrapolation_factor: float = 1.0
+    """How much of the unstretched frequencies is kept (yarn)."""
     attention_factor: float = 1.0
-    """Multiplies cos and sin (yarn)."""
+    """Multiplies cos and sin (yarn, longrope)."""
+    short_factor: tuple[float, ...] = ()
+    """Divides the frequencies of sequences inside the original context (longrope), one number for each frequency."""
+    long_factor: tuple[float, ...] = ()
+    """The same where longer sequences are served (longrope)."""
 
 
-def read_rope(config: Mapping[str, Any], max_position_embeddings: int) -> RopeSpec:
+def read_rope(config: Mapping[str, Any], max_position_embeddings: int, head_dim: int) -> RopeSpec:
     """Read the rotary embedding of a ``config.json``. Raises ModelError naming field and value."""
     field, given = _rope_object(config)
-    kind = given.get("rope_type", given.get("type", "default"))
+    kind = given.get("rope_type") or given.get("type") or "default"
+    kind = _SYNONYMS.get(kind, kind) if isinstance(kind, str) else kind
     if kind not in ROPE_KINDS:
         raise ModelError(f"{field}.rope_type is {kind!r}; supported: {', '.join(ROPE_KINDS)}")
-    unknown = sorted(set(given) - _COMMON - _FIELDS[kind])
+    unknown = sorted(set(given) - _COMMON - _IGNORED - _FIELDS[kind])
     if unknown:
         raise ModelError(f"{field}.{unknown[0]} is {given[unknown[0]]!r}; a {kind} rope has no such field")
     for name in _REQUIRED[kind]:
@@ -85,13 +103,14 @@ def read_rope(config: Mapping[str, Any], max_position_embeddings: int) -> RopeSp
         return default if value is None else _positive(value, f"{field}.{name}")
 
     theta = given.get("rope_theta", config.get("rope_theta"))
-    factor = number("factor", 1.0)
     # A field of its own beside the rope object wins, as in transformers.
     original = config.get("original_max_position_embeddings")
     if original is None:
         original = number("original_max_position_embeddings", max_position_embeddings)
     else:
         original = _positive(original, "original_max_position_embeddings")
+    # Where no factor is given, it is how much longer the context has become.
+    factor = number("factor", max_position_embeddings / original if kind in ("yarn", "longrope") else 1.0)
     truncate = given.get("truncate", True)
     if not isinstance(truncate, bool):
         raise ModelError(f"{field}.truncate is {truncate!r}; allowed: true or false")
@@ -108,7 +127,10 @@ def read_rope(config: Mapping[str, Any], max_position_embeddings: int) -> RopeSp
         beta_fast=number("beta_fast", 32.0),
         beta_slow=number("beta_slow", 1.0),
         truncate=truncate,
-        attention_factor=_attention_factor(number, factor) if kind == "yarn" else 1.0,
+        extrapolation_factor=number("extrapolation_factor", 1.0),
+        attention_factor=_attention_factor(kind, number, factor, original),
+        short_factor=_factors(given, "short_factor", field, head_dim) if kind == "longrope" else (),
+        long_factor=_factors(given, "long_factor", field, head_dim) if kind == "longrope" else (),
     )
 
 
@@ -134,19 +156,30 @@ def _positive(value: Any, name: str) -> float:
     return float(value)
 
 
-def _attention_factor(number: Any, factor: float) -> float:
-    """YaRN's correction of the softmax temperature: given, from mscale, or 0.1 ln(factor) + 1."""
+def _factors(given: Mapping[str, Any], name: str, field: str, head_dim: int) -> tuple[float, ...]:
+    """A longrope's numbers, one for each of the head_dim / 2 frequencies."""
+    value = given[name]
+    if not isinstance(value, list) or len(value) != head_dim // 2:
+        shown = f"a list of {len(value)}" if isinstance(value, list) else repr(value)[:40]
+        raise ModelError(f"{field}.{name} is {shown}; allowed: a list of head_dim / 2 ({head_dim // 2}) numbers")
+    return tuple(_positive(entry, f"{field}.{name}") for entry in value)
+
+
+def _attention_factor(kind: str, number: Callable[[str, float], float], factor: float, original: float) -> float:
+    """What multiplies cos and sin: the correction of the softmax temperature, given or from the stretching."""
+    if kind not in ("yarn", "longrope"):
+        return 1.0
 
     def mscale(scale: float, by: float = 1.0) -> float:
         return 1.0 if scale <= 1 else 0.1 * by * math.log(scale) + 1.0
 
     given = number("attention_factor", 0.0)
-    if given:
-        return float(given)
+    if kind == "longrope":
+        return given or (1.0 if factor <= 1 or original <= 1 else math.sqrt(1 + math.log(factor) / math.log(original)))
     one, all_dims = number("mscale", 0.0), number("mscale_all_dim", 0.0)
-    if one and all_dims:
-        return mscale(factor, one) / mscale(factor, all_dims)
-    return mscale(factor)
+    if not given:
+        given = mscale(factor, one) / mscale(factor, all_dims) if one and all_dims else mscale(factor)
+    return given * number("attn_factor", 1.0)
 
 
 __all__ = ["ROPE_KINDS", "RopeSpec", "read_rope"]

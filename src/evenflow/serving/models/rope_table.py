@@ -18,17 +18,18 @@ def rope_table(
     """(cos, sin), fp32 [P, D] each, for positions 0 .. max_len - 1, times the attention factor.
 
     Half-split convention (GPT-NeoX): element i of a head is rotated with element i + D.
-    A dynamic rope equals the default one as far as its original context, and only that far is it
+    A longrope has one table for all sequences: its short factors if ``max_len`` stays inside the original context, else
+    the long ones. A dynamic rope equals the default one as far as its original context, and only that far is it
     served (ModelConfig.context_length), so its table is the default one.
     """
-    inverse_D = inverse_frequencies(spec, head_dim)
+    inverse_D = inverse_frequencies(spec, head_dim, max_len)
     angles_PD = torch.arange(max_len, dtype=torch.float32)[:, None] * inverse_D[None, :]
     cos_PD, sin_PD = angles_PD.cos() * spec.attention_factor, angles_PD.sin() * spec.attention_factor
     return cos_PD.to(device), sin_PD.to(device)
 
 
-def inverse_frequencies(spec: RopeSpec, head_dim: int) -> torch.Tensor:
-    """Radians per position, fp32 [D]."""
+def inverse_frequencies(spec: RopeSpec, head_dim: int, max_len: int) -> torch.Tensor:
+    """Radians per position, fp32 [D]. ``max_len``: positions that are served."""
     wave_D = spec.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     inverse_D = 1.0 / wave_D
     if spec.kind == "linear":
@@ -37,6 +38,9 @@ def inverse_frequencies(spec: RopeSpec, head_dim: int) -> torch.Tensor:
         return _llama3(spec, inverse_D)
     if spec.kind == "yarn":
         return _yarn(spec, wave_D, head_dim)
+    if spec.kind == "longrope":
+        factors = spec.short_factor if max_len <= spec.original_max_position else spec.long_factor
+        return 1.0 / (torch.tensor(factors, dtype=torch.float32) * wave_D)
     return inverse_D
 
 
@@ -63,7 +67,7 @@ def _yarn(spec: RopeSpec, wave_D: torch.Tensor, head_dim: int) -> torch.Tensor:
     if low == high:
         high += 0.001
     ramp_D = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    kept_D = 1 - ramp_D
+    kept_D = (1 - ramp_D) * spec.extrapolation_factor
     return 1.0 / (spec.factor * wave_D) * (1 - kept_D) + 1.0 / wave_D * kept_D
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from evenflow.base.errors import ConfigError
-from evenflow.base.memory_size import format_size, free_memory_bytes
+from evenflow.base.memory_size import format_size, free_memory_bytes, total_memory_bytes
 from evenflow.serving.adapters.bounded_reading import BoundedReading
 from evenflow.serving.adapters.reading import InProcessReading
 from evenflow.serving.adapters.row_store import RowStore
@@ -65,7 +65,9 @@ def build_worker(
     if shard is not None and shard.exchanged:
         lora = ExchangedLoRA(lora, shard, group)
     eager = EagerForward(model, storage, attention, lora)
-    is_graphed = device.type == "cuda" and shard is None and names == BackendNames("triton", "triton")
+    is_graphed = (
+        device.type == "cuda" and shard is None and names == BackendNames("triton", "triton") and not config.enforce_eager
+    )
     forward: Forward = GraphedForward(eager, graph_sizes(config.max_num_seqs)) if is_graphed else eager
     worker = Worker(model, storage, attention, lora, sampler, host_rows, forward=forward)
     worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs)
@@ -85,13 +87,26 @@ def row_store(config: EngineConfig, layout: ArenaLayout, *, is_bounded: bool) ->
 
 
 def arena_pages(config: EngineConfig, layout: ArenaLayout, device: torch.device) -> int:
-    """Pages of the arena: ``memory_bytes``, or half of what is free now that the weights are loaded.
+    """Pages of the arena: ``memory_bytes``, what ``gpu_memory_utilization`` leaves, or half of what is free.
 
-    Ranks share ``memory_bytes`` equally, and on the CPU what is free too.
+    It is asked when the weights are loaded. Ranks share ``memory_bytes`` equally, and on the CPU what is free too.
     """
     num_ranks = 1 if layout.shard is None else layout.shard.world_size
-    free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes() // num_ranks
-    size_bytes = config.memory_bytes // num_ranks if config.memory_bytes else free_bytes // 2
+    if device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    else:
+        free_bytes, total_bytes = free_memory_bytes() // num_ranks, total_memory_bytes() // num_ranks
+    size_bytes = free_bytes // 2
+    if config.memory_bytes is not None:
+        size_bytes = config.memory_bytes // num_ranks
+    elif config.gpu_memory_utilization is not None:
+        size_bytes = free_bytes - int((1 - config.gpu_memory_utilization) * total_bytes)
+        if size_bytes < 2 * layout.page_bytes:
+            raise ConfigError(
+                f"gpu_memory_utilization is {config.gpu_memory_utilization:g}; {format_size(total_bytes - free_bytes)} of "
+                f"{format_size(total_bytes)} are in use already, which leaves no room for the arena: allow more, or give "
+                "--memory"
+            )
     each = "" if num_ranks == 1 else f" for each of {num_ranks} ranks"
     if size_bytes > free_bytes:
         raise ConfigError(f"memory is {format_size(size_bytes)}{each}; only {format_size(free_bytes)} are free")

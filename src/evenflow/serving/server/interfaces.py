@@ -103,9 +103,10 @@ class Tokenizer(Protocol):
 class ChatTemplate(Protocol):
     """Messages to the text the model was trained to continue."""
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The prompt, special tokens included; ``variables`` are handed to the template.
 
+        A message's content is a text, or a list of parts ``{"type": "text", "text": ...}``.
         Raises InvalidRequest for messages the template refuses.
         """
         ...

@@ -62,8 +62,9 @@ async def serve(
     """Serve a started engine until a signal or its end. ``on_listening`` gets the address, before the engine is warm."""
     app = create_app(engine, tokenizer, chat_template, config, adapters)
     state: ServerState = app.state.server
-    listener = _listen(config.host, config.port)
-    host, port = listener.getsockname()[:2]
+    app.root_path = config.root_path
+    listener = _listen_at_path(config.uds) if config.uds is not None else _listen(config.host, config.port)
+    host, port = (str(config.uds), 0) if config.uds is not None else listener.getsockname()[:2]
     server = _Server(
         uvicorn.Config(
             app,
@@ -74,11 +75,17 @@ async def serve(
             timeout_keep_alive=config.idle_timeout_s,  # type: ignore[arg-type]  # uvicorn takes fractions, too
             timeout_graceful_shutdown=1,
             server_header=False,
+            ssl_keyfile=config.ssl_keyfile,
+            ssl_certfile=config.ssl_certfile,
+            ssl_ca_certs=None if config.ssl_ca_certs is None else str(config.ssl_ca_certs),
+            ssl_cert_reqs=config.ssl_cert_reqs,
+            ssl_ciphers=config.ssl_ciphers,
         )
     )
     with _signals(state, server):
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
-        log.info("listening on http://%s:%d", host, port)
+        scheme = "http" if config.ssl_certfile is None else "https"
+        log.info("listening on %s", host if config.uds is not None else f"{scheme}://{host}:{port}")
         if on_listening is not None:
             on_listening(host, port)
         dying = asyncio.create_task(engine.wait_until_dead())
@@ -170,4 +177,20 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error}") from None
+    return listener
+
+
+def _listen_at_path(path: Path) -> socket.socket:
+    """A Unix socket; one that an ended server has left there is taken away."""
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    raise ConfigError(f"cannot listen at {path}: another server does")
+            path.unlink()
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen(2048)
+    except OSError as error:
+        raise ConfigError(f"cannot listen at {path}: {error}") from None
     return listener

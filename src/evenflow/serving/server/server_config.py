@@ -141,12 +141,14 @@ class ServerConfig:
         30.0,
         "After SIGTERM, running requests get this long to finish.",
         name="drain_timeout",
+        aliases=("shutdown_timeout",),
     )
     keepalive_s: float = option(
         Number(above=0, unit="seconds", metavar="S"),
         15.0,
         "A stream that has nothing to say for so long sends a comment.",
         name="keepalive",
+        aliases=("sse_keep_alive_interval",),
         reason="Proxies cut connections that are silent for longer.",
     )
     metrics_top_k: int = option(
@@ -155,6 +157,19 @@ class ServerConfig:
         'Clients, and adapters, with series of their own in /metrics; the rest is summed as "other".',
         name="metrics_top",
     )
+    uds: Path | None = option(
+        PathTo("FILE"), None, "Unix socket to listen at, instead of host and port.", when_none="host and port"
+    )
+    root_path: str = option(
+        Text("a path", "PATH"), "", "Path under which a proxy offers the server; requests may come with it or without it."
+    )
+    ssl_keyfile: Path | None = option(PathTo("FILE"), None, "Private key of the certificate, for HTTPS.", when_none="HTTP")
+    ssl_certfile: Path | None = option(PathTo("FILE"), None, "Certificate of the server, for HTTPS.", when_none="HTTP")
+    ssl_ca_certs: Path | None = option(
+        PathTo("FILE"), None, "Certificates of the authorities that callers' certificates come from.", when_none="the system's"
+    )
+    ssl_cert_reqs: int = option(Count(0, 2), 0, "Callers' certificates: 0 none are asked for, 1 optional, 2 required.")
+    ssl_ciphers: str = option(Text("OpenSSL's list of ciphers", "LIST"), "TLSv1", "Ciphers for HTTPS, in OpenSSL's words.")
 
     def __post_init__(self) -> None:
         read_options(self)
@@ -175,3 +190,12 @@ class ServerConfig:
         except InvalidRequest as error:
             raise ConfigError(f"generation_config.json: {error}; or start with --generation-config none") from None
         check(self.adapter_dir is None or self.adapter_dir.is_dir(), "adapter_dir", "a folder that exists")
+        for name in ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs"):
+            file = getattr(self, name)
+            check(file is None or file.is_file(), name, "a file that exists")
+        check(
+            self.ssl_certfile is not None or (self.ssl_keyfile is None and self.ssl_cert_reqs == 0),
+            "ssl_certfile",
+            "a file, where HTTPS is asked for",
+        )
+        check(not self.root_path or self.root_path.startswith("/"), "root_path", "a path that begins with /")

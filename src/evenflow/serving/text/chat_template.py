@@ -7,6 +7,7 @@ the generation tag) and nothing else.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -19,28 +20,65 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from evenflow.base.errors import InvalidRequest, ModelError
+from evenflow.base.errors import ConfigError, InvalidRequest, ModelError
+from evenflow.serving.text.content_format import CONTENT_FORMATS, content_format_of
 from evenflow.serving.text.tokenizer import read_tokenizer_config, special_tokens_of
+
+RESERVED_VARIABLES = frozenset({"self", "messages", "add_generation_prompt", "tools", "documents"})
+"""Names that a request's own variables may not have: jinja's own, and those that have another place."""
 
 
 class ChatTemplate:
-    """One compiled template. ``special_tokens``: variables like bos_token that the template may print."""
+    """One compiled template.
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        """Raises ModelError for a template that does not compile."""
+    ``special_tokens``: variables like bos_token that the template may print. ``content_format``: what it is given as a
+    message's content, "string", "openai" (a list of parts) or "auto", what its source shows that it reads.
+    ``variables``: for the template, where a request does not set them.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        *,
+        content_format: str = "auto",
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Raises ModelError for a template that does not compile, ConfigError for a variable with a reserved name."""
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = environment.from_string(source)
+            detected = content_format_of(environment.parse(source))
+        except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"the chat template does not compile: {error}") from None
-        self._special_tokens = dict(special_tokens or {})
+        if content_format not in CONTENT_FORMATS:
+            raise ConfigError(f"content_format is {content_format!r}; allowed: {', '.join(CONTENT_FORMATS)}")
+        reserved = sorted(RESERVED_VARIABLES & (variables or {}).keys())
+        if reserved:
+            raise ConfigError(f"variables of the chat template set {', '.join(reserved)}, which have another place")
+        self.content_format: str = detected if content_format == "auto" else content_format
+        """string or openai."""
+        self._defaults = {"tools": None, "documents": None, **(special_tokens or {}), **(variables or {})}
 
     @classmethod
-    def find(cls, path: str | Path) -> ChatTemplate | None:
-        """The template of a model folder, None without one: chat_template.jinja, .json or tokenizer_config.json."""
+    def find(
+        cls,
+        path: str | Path,
+        source: str | None = None,
+        *,
+        content_format: str = "auto",
+        variables: Mapping[str, Any] | None = None,
+    ) -> ChatTemplate | None:
+        """The template of a model folder, None without one: chat_template.jinja, .json or tokenizer_config.json.
+
+        ``source``: the template to use instead, with the folder's special tokens.
+        """
         folder = Path(path)
         config = read_tokenizer_config(folder)
-        source = _read_source(folder, config)
-        return None if source is None else cls(source, special_tokens_of(config))
+        source = _read_source(folder, config) if source is None else source
+        if source is None:
+            return None
+        return cls(source, special_tokens_of(config), content_format=content_format, variables=variables)
 
     @classmethod
     def from_folder(cls, path: str | Path) -> ChatTemplate:
@@ -50,23 +88,53 @@ class ChatTemplate:
             raise ModelError(f"{path} has no chat template (chat_template.jinja, chat_template.json or tokenizer_config.json)")
         return found
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The prompt, special tokens included. ``variables`` are handed to the template.
 
-        Raises InvalidRequest for messages that the template refuses.
+        A message's content is a text or a list of parts ``{"type": "text", "text": ...}``; the template gets the form that
+        it reads. Raises InvalidRequest for messages that the template refuses, and for a variable with a reserved name.
         """
         if not messages:
             raise InvalidRequest("messages is empty; allowed: one message or more", "messages")
-        plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        values = {"tools": None, "documents": None, **self._special_tokens, **variables}
+        reserved = sorted((RESERVED_VARIABLES - {"tools", "documents"}) & variables.keys())
+        if reserved:
+            raise InvalidRequest(f"chat_template_kwargs sets {reserved[0]}, which has another place", "chat_template_kwargs")
+        plain = [self._plain(message) for message in messages]
+        values = {**self._defaults, **variables, "messages": plain, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(messages=plain, add_generation_prompt=add_generation_prompt, **values)
+            return self._template.render(values)
         except jinja2.TemplateError as error:
             raise InvalidRequest(f"the chat template refuses the messages: {error}", "messages") from None
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise InvalidRequest(
                 f"the chat template fails on the messages: {type(error).__name__}: {error}", "messages"
             ) from None
+
+    def _plain(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The message without what is None, its content in the form that the template reads."""
+        plain = {key: value for key, value in message.items() if value is not None}
+        content = plain.get("content")
+        if self.content_format == "openai" and isinstance(content, str):
+            plain["content"] = [{"type": "text", "text": content}]
+        elif self.content_format == "string" and isinstance(content, list):
+            plain["content"] = "\n".join(part["text"] for part in content if part.get("type") == "text")
+        return plain
+
+
+def read_chat_template(given: str) -> str:
+    """Return the source of a template that is given as the path of a file, or as the template itself.
+
+    As in vLLM, escapes like \\n of a template on the command line are read. Raises ConfigError for neither.
+    """
+    if not any(mark in given for mark in "{\n"):
+        file = Path(given).expanduser()
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"chat_template is {given!r}, which is no template, and no file that can be read: {error}"
+            ) from None
+    return codecs.decode(given, "unicode_escape") if given.isascii() else given
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -126,4 +194,4 @@ def _default_of(value: Any) -> str | None:
     raise ModelError(f"chat_template is {str(value)[:80]!r}; allowed: a text or a list of named templates")
 
 
-__all__ = ["ChatTemplate"]
+__all__ = ["RESERVED_VARIABLES", "ChatTemplate", "read_chat_template"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens or {})
         """Text of the named special tokens: bos_token, eos_token, ..."""
         self._special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
-        self._byte_of_char = _BYTE_OF_CHAR if _is_byte_level(backend) else None
+        self._decoding = _decoding_of(backend)
+        self._byte_of_char = _BYTE_OF_CHAR if self._decoding.is_byte_level else None
         self._bytes_by_id: dict[int, bytes] = {}
 
     @classmethod
@@ -38,9 +40,8 @@ class Tokenizer:
         folder = Path(path)
         file = folder / "tokenizer.json"
         if not file.is_file():
-            others = [name for name in ("tokenizer.model", "vocab.json") if (folder / name).is_file()]
-            hint = f" ({others[0]} alone is not supported; save the tokenizer with transformers to get one)" if others else ""
-            raise ModelError(f"{folder} holds no tokenizer.json{hint}")
+            others = [name for name in ("tokenizer.model", "tekken.json", "vocab.json") if (folder / name).is_file()]
+            raise ModelError(f"{folder} holds no tokenizer.json{_remedy(folder, others[0]) if others else ''}")
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises bare Exception
@@ -96,8 +97,15 @@ class Tokenizer:
     def detokenizer(self, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> Detokenizer:
         """Turns output tokens into text one by one, after this prompt."""
         skip = self._special_ids if skip_special_tokens else frozenset[int]()
-        if self._byte_of_char is not None:
-            return ByteDetokenizer(self.token_bytes, skip)
+        decoding = self._decoding
+        if decoding.is_byte_level or decoding.has_byte_fallback:
+            return ByteDetokenizer(
+                self.token_bytes,
+                skip,
+                prompt_token_ids,
+                replaces_each_byte=decoding.has_byte_fallback,
+                num_stripped=decoding.num_stripped,
+            )
         return WindowDetokenizer(lambda ids: self.decode(ids, skip_special_tokens=skip_special_tokens), prompt_token_ids)
 
     def _bytes_of(self, token: str) -> bytes:
@@ -153,13 +161,40 @@ def _add_missing_tokens(backend: tokenizers.Tokenizer, config: dict[str, Any], f
             raise ModelError(f"{file} has no token {key}, which tokenizer_config.json declares as {entry['content']!r}")
 
 
-def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
+def _remedy(folder: Path, other: str) -> str:
+    """How to get a tokenizer.json from what is there."""
+    code = f"from transformers import AutoTokenizer as T; T.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    return f", and {other} alone is not read; make one, once: pip install transformers sentencepiece; python -c {code!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """How tokens become text, where that is a matter of bytes."""
+
+    is_byte_level: bool = False
+    """Every token is bytes, written in GPT-2's alphabet."""
+    has_byte_fallback: bool = False
+    """Tokens are text with a mark for spaces, and <0x0A> for bytes: SentencePiece's way."""
+    num_stripped: int = 0
+    """Spaces that are taken from the beginning of a text."""
+
+
+def _decoding_of(backend: tokenizers.Tokenizer) -> _Decoding:
     if backend.decoder is None:
-        return False
+        return _Decoding()
     decoder = json.loads(backend.decoder.__getstate__())
-    if decoder["type"] == "Sequence":
-        return [part["type"] for part in decoder["decoders"]] == ["ByteLevel"]
-    return bool(decoder["type"] == "ByteLevel")
+    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    if [part["type"] for part in parts] == ["ByteLevel"]:
+        return _Decoding(is_byte_level=True)
+    spaces = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    if parts[:3] != [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]:
+        return _Decoding()
+    if len(parts) == 3:
+        return _Decoding(has_byte_fallback=True)
+    strip = parts[3]
+    if len(parts) == 4 and strip == {"type": "Strip", "content": " ", "start": strip.get("start"), "stop": 0}:
+        return _Decoding(has_byte_fallback=True, num_stripped=strip["start"])
+    return _Decoding()
 
 
 def _byte_alphabet() -> dict[str, int]:

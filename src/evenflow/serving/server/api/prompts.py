@@ -85,7 +85,7 @@ class PromptReader:
         if self._template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions", "messages")
         plain = [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-        num_characters = sum(len(message["content"]) for message in plain)
+        num_characters = sum(_num_characters(message["content"]) for message in plain)
         self._check_characters(num_characters, "messages")
         render = partial(self._template.render, plain, add_generation_prompt=add_generation_prompt, **(variables or {}))
         return render() if num_characters <= INLINE_CHARACTERS else await asyncio.to_thread(render)
@@ -171,14 +171,18 @@ def split_prompt(prompt: str | list[str | int | list[int]]) -> list[str | list[i
     return list(prompt)  # type: ignore[arg-type]
 
 
-def _plain_message(message: ChatMessage, where: str) -> dict[str, str]:
+def _num_characters(content: str | list[dict[str, str]]) -> int:
+    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
+
+
+def _plain_message(message: ChatMessage, where: str) -> dict[str, Any]:
     if message.role not in ROLES:
         raise InvalidRequest(f"{where}.role is {message.role[:40]!r}; allowed: {', '.join(ROLES)}", f"{where}.role")
     if message.tool_calls:
         raise InvalidRequest(
             f"{where}.tool_calls is not implemented by this server; allowed: leave it out", f"{where}.tool_calls"
         )
-    content = message.content
+    content: Any = message.content
     if isinstance(content, list):
         for number, part in enumerate(content):
             place = f"{where}.content[{number}]"
@@ -186,7 +190,7 @@ def _plain_message(message: ChatMessage, where: str) -> dict[str, str]:
                 raise InvalidRequest(f"{place}.type is {part.type[:40]!r}; allowed: text", f"{place}.type")
             if part.text is None:
                 raise InvalidRequest(f"{place}.text is missing; it is required", f"{place}.text")
-        content = "\n".join(part.text or "" for part in content)
+        content = [{"type": "text", "text": part.text or ""} for part in content]
     if content is None:
         if message.role != "assistant":
             raise InvalidRequest(f"{where}.content is missing; it is required", f"{where}.content")
