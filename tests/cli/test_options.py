@@ -42,6 +42,7 @@ GIVEN = {
     "seed": ("-7", -7),
     "stats_interval": ("0.5", 0.5),
     "watchdog": ("5", 5.0),
+    "adapter_load_timeout": ("4", 4.0),
     "model": ("m", Path("m")),
     "tokenizer": ("t", Path("t")),
     "log_level": ("critical", "error"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from evenflow.serving.models.rope import read_rope
 from evenflow.serving.models.rope_table import rope_table
 
 FACTORS = [1.0 + i / 16 for i in range(32)]
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "Llama 2": {},
     "Code Llama": {"rope_theta": 1e6, "max_position_embeddings": 16384},
     "LongChat": {"rope_scaling": {"type": "linear", "factor": 8.0}, "max_position_embeddings": 16384},
@@ -149,7 +150,7 @@ def matrix() -> Iterator[dict]:
             "original_max_position_embeddings": original,
         }
         yield {"rope_theta": theta, "rope_scaling": {"rope_type": "llama3", **scaling}}
-    more = (
+    more: tuple[dict[str, Any], ...] = (
         {},
         {"attention_factor": 0.7},
         {"mscale": 0.707, "mscale_all_dim": 1.0},
