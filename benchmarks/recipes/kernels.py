@@ -299,7 +299,7 @@ def run_lora(case: LoRACase, timing: Timing, generator: torch.Generator) -> dict
                     for t, s in enumerate(batch.adapter_slots):
                         if s >= 0:
                             bound = oracle._bound[int(s)]
-                            rank = int(bound.placement.ranks[layer, index])
+                            rank = int(bound.placement.lora_ranks[layer, index])
                             for half, first in enumerate((bound.placement.first_a, bound.placement.first_b)):
                                 lines[half, t, :rank] = bound.lines[first[layer, index] :][:rank]
                             mask[t, :rank] = 1

@@ -152,7 +152,7 @@ def _write_adapters(folder: Path, count: int, tell: Tell) -> dict[str, Path]:
     try:
         for i in range(count):
             name = f"tenant-{i:04d}"
-            folders[name] = random_adapter(folder / name, i, rank=_RANKS[i % len(_RANKS)])
+            folders[name] = random_adapter(folder / name, i, lora_rank=_RANKS[i % len(_RANKS)])
             tell("writing adapters", (i + 1) / count)
     except OSError as error:
         raise ConfigError(f"cannot write {count} random adapters to {folder}: {error.strerror or error}") from error

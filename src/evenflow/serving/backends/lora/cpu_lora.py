@@ -132,12 +132,12 @@ class CPULoRA:
         self._lines[slot] = lines
         self._lines_of_slot[slot] = lines.ctypes.data
         self._a_rows[slot] = placement.a_rows
-        self._table[slot] = np.stack([placement.ranks, placement.first_a, placement.first_b], axis=-1)
+        self._table[slot] = np.stack([placement.lora_ranks, placement.first_a, placement.first_b], axis=-1)
         for index, site in enumerate(self._sites.values()):
-            ranks = placement.ranks[:, site.modules].astype(np.int64)
-            macs = placement.a_rows[:, site.modules] * site.inputs + ranks * site.widths
+            lora_ranks = placement.lora_ranks[:, site.modules].astype(np.int64)
+            macs = placement.a_rows[:, site.modules] * site.inputs + lora_ranks * site.widths
             self._macs[slot, index] = macs.sum(axis=1).max()
-            self._reserve_scratch(int(ranks.sum(axis=1).max()))
+            self._reserve_scratch(int(lora_ranks.sum(axis=1).max()))
 
     def _grow(self, num_slots: int) -> None:
         for name in ("_lines_of_slot", "_table", "_a_rows", "_macs"):
@@ -243,27 +243,27 @@ class CPULoRA:
             if slot != found_slot:
                 found_slot, lines, total, first_a, of_module = slot, self._lines[slot], 0, 0, []
                 for module, column, width in zip(site.modules, site.columns, site.widths):
-                    rank, a, b = (int(n) for n in self._table[slot, layer, module])
-                    if rank:
+                    lora_rank, a, b = (int(n) for n in self._table[slot, layer, module])
+                    if lora_rank:
                         first_a = first_a if total else a
-                        b_RO = self._rows(lines[b : b + rank], int(width))
-                        of_module.append((slice(total, total + rank), slice(int(column), int(column + width)), b_RO))
-                        total += rank
+                        b_RO = self._rows(lines[b : b + lora_rank], int(width))
+                        of_module.append((slice(total, total + lora_rank), slice(int(column), int(column + width)), b_RO))
+                        total += lora_rank
                 # A rows of a site's modules follow one another, whatever their ranks.
                 a_SI = self._rows(lines[first_a : first_a + total], site.inputs)
             s_TS = x_TI[first:end] @ a_SI.T
-            for ranks, columns, b_RO in of_module:
-                y_TO[first:end, columns].addmm_(s_TS[:, ranks], b_RO)
+            for lora_ranks, columns, b_RO in of_module:
+                y_TO[first:end, columns].addmm_(s_TS[:, lora_ranks], b_RO)
 
     def _matrices(self, layer: int, site: _Site, slot: int) -> list[tuple[slice, torch.Tensor, torch.Tensor]]:
         """(columns, A [rank, in], B [rank, out]) of the site's modules that the adapter has."""
         lines, found = self._lines[slot], []
         for module, column, width in zip(site.modules, site.columns, site.widths):
-            rank, a, b = (int(n) for n in self._table[slot, layer, module])
+            lora_rank, a, b = (int(n) for n in self._table[slot, layer, module])
             held = int(self._a_rows[slot, layer, module])
-            if rank:
+            if lora_rank:
                 a_RI = self._rows(lines[a : a + held], site.inputs)
-                b_RO = self._rows(lines[b : b + rank], int(width))
+                b_RO = self._rows(lines[b : b + lora_rank], int(width))
                 found.append((slice(int(column), int(column + width)), a_RI, b_RO))
         return found
 

@@ -30,7 +30,7 @@ class LineTables:
     """int64: number of the row in the placement, -1 for none; all sites' tables one after another."""
     begins: np.ndarray
     """int64 [sites]: where each site's table begins in ``row``."""
-    ranks: np.ndarray
+    lora_ranks: np.ndarray
     """int64 [sites, MOST_MODULES + 1]: where each module's ranks begin, and behind them R."""
 
     def lines(self, pages: Sequence[int]) -> np.ndarray:
@@ -43,22 +43,22 @@ class LineTables:
 def line_tables(layout: ArenaLayout, signature: AdapterSignature) -> LineTables:
     """Lay out the tables of every adapter of ``signature``."""
     placement = place(layout, signature)
-    tables, ranks = [], np.zeros((len(SITES), MOST_MODULES + 1), np.int64)
+    tables, lora_ranks = [], np.zeros((len(SITES), MOST_MODULES + 1), np.int64)
     for site, modules in enumerate(SITES.values()):
         indices = [MODULES.index(module) for module in modules]
-        widest = placement.ranks[:, indices].max(axis=0)
+        widest = placement.lora_ranks[:, indices].max(axis=0)
         ends = np.cumsum(widest)
-        ranks[site, 1 : len(modules) + 1] = ends
-        ranks[site, len(modules) + 1 :] = ends[-1]
+        lora_ranks[site, 1 : len(modules) + 1] = ends
+        lora_ranks[site, len(modules) + 1 :] = ends[-1]
         table = np.full((layout.shape.num_layers, 2, int(ends[-1])), -1, np.int64)
         for index, begin, width in zip(indices, ends - widest, widest):
             number = np.arange(width)
-            has_row = number < placement.ranks[:, index, None]
+            has_row = number < placement.lora_ranks[:, index, None]
             for part, first in enumerate((placement.first_a, placement.first_b)):
                 table[:, part, begin : begin + width] = np.where(has_row, first[:, index, None] + number, -1)
         tables.append(table.reshape(-1))
     sizes = np.array([len(table) for table in tables])
-    return LineTables(placement, np.concatenate(tables), np.cumsum(sizes) - sizes, ranks)
+    return LineTables(placement, np.concatenate(tables), np.cumsum(sizes) - sizes, lora_ranks)
 
 
 __all__ = ["MOST_MODULES", "LineTables", "line_tables"]

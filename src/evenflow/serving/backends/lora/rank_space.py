@@ -45,7 +45,7 @@ class RankSpace:
             grown = np.zeros((max(2 * len(self.fields), slot + 1), *self.fields.shape[1:]), np.int32)
             grown[: len(self.fields)] = self.fields
             self.fields = grown
-        ranks = np.asarray(signature.ranks, np.int32)[:, self.modules]
+        ranks = np.asarray(signature.lora_ranks, np.int32)[:, self.modules]
         share = -(-ranks // self._world_size)
         self.fields[slot] = share if self.is_gathered else share * self._world_size
         self._planned = None

@@ -59,7 +59,7 @@ class TorchLoRA:
                 index = MODULES.index(module)
                 columns = slice(column, column + self._storage.layout.row_width(module, "B"))
                 column = columns.stop
-                if bound.placement.ranks[layer, index]:
+                if bound.placement.lora_ranks[layer, index]:
                     a_RI, b_RO = self._rows(bound, layer, module, "A"), self._rows(bound, layer, module, "B")
                     y_TO[rows, columns] = add_lora(y_TO[rows, columns], x_TI[rows], a_RI, b_RO)
 
@@ -91,14 +91,14 @@ class TorchLoRA:
         slot = int(space.slot_of_row[int(rows[0])])
         at = torch.as_tensor(space.offsets[layer], device=rows.device)[rows]
         for index, field in zip(space.modules, space.fields[slot, layer]):
-            if bound.placement.ranks[layer, index]:
+            if bound.placement.lora_ranks[layer, index]:
                 yield MODULES[index], at
             at = at + int(field)
 
     def _rows(self, bound: _Bound, layer: int, module: str, part: Part) -> torch.Tensor:
         """A copy of a module's rows of A or B in this arena: [rows, width]."""
         index, placement = MODULES.index(module), bound.placement
-        starts, counts = (placement.first_a, placement.a_rows) if part == "A" else (placement.first_b, placement.ranks)
+        starts, counts = (placement.first_a, placement.a_rows) if part == "A" else (placement.first_b, placement.lora_ranks)
         first = int(starts[layer, index])
         lines = bound.lines[first : first + int(counts[layer, index])]
         return self._storage.adapter_rows(lines, placement.row_width(module, part))

@@ -30,7 +30,7 @@ class LoRABlocks:
     """Sizes of one kind of segment: its rows, ranks per product, columns per step of shrink and per block of expand."""
 
     rows: int
-    ranks: int
+    lora_ranks: int
     shrink_columns: int
     expand_columns: int
     split: int
@@ -100,7 +100,7 @@ class TritonLoRA:
         self._tables: dict[int, torch.Tensor] = {}
         """By slot: the lines on the device, kept alive because kernels read them by address."""
         self._addresses = np.zeros((0, len(SITES)), np.int64)
-        self._ranks = np.zeros((0, len(SITES), MOST_MODULES + 1), np.int64)
+        self._lora_ranks = np.zeros((0, len(SITES), MOST_MODULES + 1), np.int64)
         self._sums = torch.empty(0, dtype=torch.float32, device=storage.device)
         self._rows_of_step: tuple[bytes, bytes] | None = None
         """Slots and row starts that the work was written down for; None after a bind."""
@@ -126,7 +126,7 @@ class TritonLoRA:
         if slot >= len(self._addresses):
             more = max(2 * len(self._addresses), slot + 1, 16) - len(self._addresses)
             self._addresses = np.concatenate([self._addresses, np.zeros((more, *self._addresses.shape[1:]), np.int64)])
-            self._ranks = np.concatenate([self._ranks, np.zeros((more, *self._ranks.shape[1:]), np.int64)])
+            self._lora_ranks = np.concatenate([self._lora_ranks, np.zeros((more, *self._lora_ranks.shape[1:]), np.int64)])
         tables = line_tables(self._storage.layout, signature)
         lines = torch.from_numpy(tables.lines(pages))
         if self._storage.device.type == "cuda":
@@ -134,7 +134,7 @@ class TritonLoRA:
         self._rows_of_step = None
         self._tables[slot] = lines
         self._addresses[slot] = lines.data_ptr() + 8 * tables.begins
-        self._ranks[slot] = tables.ranks
+        self._lora_ranks[slot] = tables.lora_ranks
 
     def plan(self, batch: Batch) -> None:
         """Group the step's rows by adapter, and write down each site's segments; nothing new if all is as in the last step."""
@@ -162,17 +162,17 @@ class TritonLoRA:
         self._works = {name: [self._write_down(site, *kind) for kind in kinds] for name, site in self._sites.items()}
 
     def _write_down(self, site: _Site, blocks: LoRABlocks, segments: Segments) -> _Work:
-        ranks = self._ranks[segments.slot, site.index]
-        used = ranks[:, -1] > 0
-        ranks, count = ranks[used], segments.count[used]
+        lora_ranks = self._lora_ranks[segments.slot, site.index]
+        used = lora_ranks[:, -1] > 0
+        lora_ranks, count = lora_ranks[used], segments.count[used]
         num_splits = -(-site.inputs // blocks.split)
-        sums = num_splits * count * ranks[:, -1]
+        sums = num_splits * count * lora_ranks[:, -1]
         fields = np.empty((len(count), SEGMENT_FIELDS), np.int64)
         fields[:, 0], fields[:, 1] = segments.first[used], count
         fields[:, 2] = self._addresses[segments.slot[used], site.index]
         fields[:, 3] = self._sums.data_ptr() + 4 * (np.cumsum(sums) - sums)
-        fields[:, 4:] = ranks
-        num_blocks = -(-int(ranks[:, -1].max(initial=0)) // blocks.ranks)
+        fields[:, 4:] = lora_ranks
+        num_blocks = -(-int(lora_ranks[:, -1].max(initial=0)) // blocks.lora_ranks)
         columns = sum(-(-width // blocks.expand_columns) for width in site.widths)
         return _Work(
             blocks,
@@ -187,8 +187,8 @@ class TritonLoRA:
         needed = 0
         for blocks, segments in kinds:
             for site in self._sites.values():
-                ranks = self._ranks[segments.slot, site.index, -1]
-                needed = max(needed, -(-site.inputs // blocks.split) * int((segments.count * ranks).sum()))
+                lora_ranks = self._lora_ranks[segments.slot, site.index, -1]
+                needed = max(needed, -(-site.inputs // blocks.split) * int((segments.count * lora_ranks).sum()))
         if needed > len(self._sums):
             self._sums = torch.empty(next_power_of_2(needed), dtype=torch.float32, device=self._storage.device)
 
@@ -218,7 +218,7 @@ class TritonLoRA:
             SPLIT=blocks.split,
             SPLITS=num_splits,
             ROWS=blocks.rows,
-            RANKS=blocks.ranks,
+            RANKS=blocks.lora_ranks,
             COLUMNS=blocks.shrink_columns,
             DOT=self._device.product,
             num_warps=blocks.num_warps,
@@ -238,7 +238,7 @@ class TritonLoRA:
             UNIT=unit,
             SPLITS=num_splits,
             ROWS=blocks.rows,
-            RANKS=blocks.ranks,
+            RANKS=blocks.lora_ranks,
             COLUMNS=blocks.expand_columns,
             DOT=self._device.product,
             num_warps=blocks.num_warps,
