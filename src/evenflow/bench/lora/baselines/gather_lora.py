@@ -31,8 +31,8 @@ class GatherLoRA:
         self._lines = np.zeros((0, shape.num_layers, len(MODULES), 2, 0), np.int64)
         """[slots, L, M, (A, B), D]: row lines; beyond the rank the first row's, whose product is masked."""
         self._lora_ranks = np.zeros((0, shape.num_layers, len(MODULES)), np.int64)
-        self._rows: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
-        self._slots = self._row_index = np.zeros(0, np.int64)
+        self._found: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
+        self._slots = self._token_row_index = np.zeros(0, np.int64)
 
     def warm_up(self) -> None:
         """Nothing to compile."""
@@ -56,45 +56,49 @@ class GatherLoRA:
         slots = np.repeat(batch.adapter_slots, np.diff(batch.row_starts)).astype(np.int64)
         if not np.array_equal(slots, self._slots):
             self._slots = slots
-            self._row_index = np.flatnonzero(slots >= 0)
-            self._rows = {}
+            self._token_row_index = np.flatnonzero(slots >= 0)
+            self._found = {}
 
     def run(self, layer: int, site: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
         """See ``LoRABackend.run``."""
-        if not len(self._row_index):
+        if not len(self._token_row_index):
             return
         column = 0
         for module in SITES[site]:
             inputs, outputs = self._storage.layout.shape.module_widths(module)
-            rows_N, lines_a_NR, lines_b_NR, is_padding_NR = self._rows_of(layer, MODULES.index(module))
+            token_rows_N, lines_a_NR, lines_b_NR, is_padding_NR = self._token_rows_of(layer, MODULES.index(module))
             y_NO = y_TO[:, column : column + outputs]
             column += outputs
-            num_rows, lora_rank = lines_a_NR.shape
+            num_token_rows, lora_rank = lines_a_NR.shape
             step = max(1, SCRATCH_ELEMENTS // max(1, lora_rank * max(inputs, outputs)))
-            for first in range(0, num_rows, step):
-                part = slice(first, min(first + step, num_rows))
-                rows = rows_N[part]
+            for first in range(0, num_token_rows, step):
+                part = slice(first, min(first + step, num_token_rows))
+                token_rows = token_rows_N[part]
                 a_NRI = self._copy(lines_a_NR[part], inputs)
-                s_NR = torch.bmm(x_TI[rows].unsqueeze(1), a_NRI.transpose(1, 2)).squeeze(1).masked_fill_(is_padding_NR[part], 0)
+                s_NR = (
+                    torch.bmm(x_TI[token_rows].unsqueeze(1), a_NRI.transpose(1, 2))
+                    .squeeze(1)
+                    .masked_fill_(is_padding_NR[part], 0)
+                )
                 b_NRO = self._copy(lines_b_NR[part], outputs)
-                y_NO.index_add_(0, rows, torch.bmm(s_NR.unsqueeze(1), b_NRO).squeeze(1))
+                y_NO.index_add_(0, token_rows, torch.bmm(s_NR.unsqueeze(1), b_NRO).squeeze(1))
 
     def _copy(self, lines_NR: torch.Tensor, width: int) -> torch.Tensor:
         """One copy of the weights for every row: [N, R, width]."""
-        return self._storage.adapter_rows(lines_NR.flatten(), width).view(*lines_NR.shape, width)
+        return self._storage.factor_rows(lines_NR.flatten(), width).view(*lines_NR.shape, width)
 
-    def _rows_of(self, layer: int, module: int) -> tuple[torch.Tensor, ...]:
+    def _token_rows_of(self, layer: int, module: int) -> tuple[torch.Tensor, ...]:
         """(rows that have the module, their A lines, their B lines, which of these are padding)."""
-        found = self._rows.get((layer, module))
+        found = self._found.get((layer, module))
         if found is None:
-            lora_ranks = self._lora_ranks[self._slots[self._row_index], layer, module]
-            rows, lora_ranks = self._row_index[lora_ranks > 0], lora_ranks[lora_ranks > 0]
+            lora_ranks = self._lora_ranks[self._slots[self._token_row_index], layer, module]
+            token_rows, lora_ranks = self._token_row_index[lora_ranks > 0], lora_ranks[lora_ranks > 0]
             largest = int(lora_ranks.max()) if len(lora_ranks) else 0
-            lines = self._lines[self._slots[rows], layer, module, :, :largest]
+            lines = self._lines[self._slots[token_rows], layer, module, :, :largest]
             is_padding = np.arange(largest) >= lora_ranks[:, None]
             device = self._storage.device
-            arrays = (rows, lines[:, 0], lines[:, 1], is_padding)
-            found = self._rows[layer, module] = tuple(torch.as_tensor(np.ascontiguousarray(a), device=device) for a in arrays)
+            arrays = (token_rows, lines[:, 0], lines[:, 1], is_padding)
+            found = self._found[layer, module] = tuple(torch.as_tensor(np.ascontiguousarray(a), device=device) for a in arrays)
         return found
 
     def _grow(self, num_slots: int, lora_rank: int) -> None:

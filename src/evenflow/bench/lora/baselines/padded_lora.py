@@ -20,7 +20,7 @@ from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.shape import MODULES, SITES
 from evenflow.serving.memory.layout import AdapterPlacement, place
 
-LONG_ROWS = 16
+LONG_TOKEN_ROWS = 16
 """Adapters with more rows than this are multiplied alone: padding everybody to their length would cost more."""
 
 
@@ -50,7 +50,7 @@ class PaddedLoRA:
         """Slot of each entry of the stacks."""
         self._sites: dict[str, _Site] = {}
         self._capacity = (0, 0)
-        self._rows_of_step: np.ndarray | None = None
+        self._token_rows_of_step: np.ndarray | None = None
         self._max_lora_rank = 0
         self._short: torch.Tensor | None = None
         """int64 [N, C]: rows of each adapter, padded with -1."""
@@ -66,25 +66,25 @@ class PaddedLoRA:
         placement = place(self._storage.layout, signature)
         self._bound[slot] = _Bound(placement, torch.as_tensor(placement.lines(pages), device=self._storage.device))
         self._entries = [-1 if entry == slot else entry for entry in self._entries]
-        self._rows_of_step = None
+        self._token_rows_of_step = None
 
     def plan(self, batch: Batch) -> None:
         """Bring the stacks in line with the batch's adapters; sort the rows by adapter."""
-        slot_of_row = np.repeat(batch.adapter_slots, np.diff(batch.row_starts))
-        if self._rows_of_step is not None and np.array_equal(slot_of_row, self._rows_of_step):
+        slot_of_token_row = np.repeat(batch.adapter_slots, np.diff(batch.row_starts))
+        if self._token_rows_of_step is not None and np.array_equal(slot_of_token_row, self._token_rows_of_step):
             return  # as most decode steps
-        self._rows_of_step = slot_of_row
-        slots = [int(slot) for slot in np.unique(slot_of_row) if slot >= 0]
+        self._token_rows_of_step = slot_of_token_row
+        slots = [int(slot) for slot in np.unique(slot_of_token_row) if slot >= 0]
         self._bring_in(slots)
-        rows = [np.flatnonzero(slot_of_row == slot) for slot in self._entries]
+        token_rows = [np.flatnonzero(slot_of_token_row == slot) for slot in self._entries]
         device = self._storage.device
-        self._long = [(i, torch.as_tensor(r, device=device)) for i, r in enumerate(rows) if len(r) > LONG_ROWS]
-        counts = [len(r) if len(r) <= LONG_ROWS else 0 for r in rows]
+        self._long = [(i, torch.as_tensor(r, device=device)) for i, r in enumerate(token_rows) if len(r) > LONG_TOKEN_ROWS]
+        counts = [len(r) if len(r) <= LONG_TOKEN_ROWS else 0 for r in token_rows]
         self._short = None
         if any(counts):
-            short = np.full((len(rows), max(counts)), -1, np.int64)
+            short = np.full((len(token_rows), max(counts)), -1, np.int64)
             for i, count in enumerate(counts):
-                short[i, :count] = rows[i][:count]
+                short[i, :count] = token_rows[i][:count]
             self._short = torch.as_tensor(short, device=device)
         self._targets = {}
 
@@ -93,15 +93,15 @@ class PaddedLoRA:
         if self._short is not None:
             self._run_batched(layer, site, x_TI, y_TO)
         stacks = self._sites.get(site)
-        for entry, rows in self._long:
+        for entry, token_rows in self._long:
             assert stacks is not None
             lora_ranks = self._bound[self._entries[entry]].placement.lora_ranks
-            x_CI = x_TI[rows]
+            x_CI = x_TI[token_rows]
             for m, module in enumerate(SITES[site]):
                 lora_rank = int(lora_ranks[layer, MODULES.index(module)])
                 if lora_rank:
                     s_CR = x_CI @ stacks.a_LNRMI[layer, entry, :lora_rank, m].T
-                    y_TO[:, stacks.columns[m]].index_add_(0, rows, s_CR @ stacks.b_LNRO[m][layer, entry, :lora_rank])
+                    y_TO[:, stacks.columns[m]].index_add_(0, token_rows, s_CR @ stacks.b_LNRO[m][layer, entry, :lora_rank])
 
     def _run_batched(self, layer: int, site: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
         assert self._short is not None
@@ -112,11 +112,11 @@ class PaddedLoRA:
         # In this order, four times as fast as A x^T on a CPU.
         s_NCRM = torch.bmm(x_NCI, a_NRMI.flatten(1, 2).transpose(1, 2)).unflatten(2, (lora_rank, -1))
         for m, module in enumerate(SITES[site]):
-            places, rows = self._target(layer, MODULES.index(module))
-            if not len(rows):
+            places, token_rows = self._target(layer, MODULES.index(module))
+            if not len(token_rows):
                 continue
             delta_NCO = torch.bmm(s_NCRM[..., m], stacks.b_LNRO[m][layer, :num, :lora_rank])
-            y_TO[:, stacks.columns[m]].index_add_(0, rows, delta_NCO.flatten(0, 1).index_select(0, places))
+            y_TO[:, stacks.columns[m]].index_add_(0, token_rows, delta_NCO.flatten(0, 1).index_select(0, places))
 
     def _target(self, layer: int, module: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(places in [N, C] whose adapter has the module in this layer, their rows)."""
@@ -184,5 +184,5 @@ class PaddedLoRA:
                     ):
                         if lora_rank:
                             start = int(first[layer, index])
-                            stack[:lora_rank].copy_(self._storage.adapter_rows(bound.lines[start : start + lora_rank], width))
+                            stack[:lora_rank].copy_(self._storage.factor_rows(bound.lines[start : start + lora_rank], width))
                         stack[lora_rank:].zero_()
