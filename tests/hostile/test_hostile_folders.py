@@ -54,8 +54,8 @@ def reading():
     reading.close()
 
 
-def read(reading, folder: Path, allowed: tuple[Path, ...] = (), max_rank: int | None = None) -> str:
-    with reading.read(folder, LAYOUT, max_rank, allowed) as adapter:
+def read(reading, folder: Path, allowed: tuple[Path, ...] = (), max_lora_rank: int | None = None) -> str:
+    with reading.read(folder, LAYOUT, max_lora_rank, allowed) as adapter:
         return adapter.digest
 
 

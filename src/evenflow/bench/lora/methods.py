@@ -88,7 +88,7 @@ class Saturated:
         return measuring("advance", name=name, num_steps=STEPS_PER_SAMPLE)
 
     def close(self) -> None:
-        """Lanes end with their process."""
+        """Runs end with the measuring process."""
 
 
 class ByTheClock:

@@ -132,7 +132,7 @@ class Partitioned(Unified):
 
 
 class Slots(Unified):
-    """A fixed number of adapter slots of one maximum rank, outside the KV pool, padded with zeros (vLLM's way)."""
+    """A fixed number of adapter slots, as vLLM has them: each has room for one LoRA rank, apart from the KV cache's pages."""
 
     def __init__(self, num_slots: int | None) -> None:
         self._num_slots = num_slots

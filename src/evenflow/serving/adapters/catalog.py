@@ -56,7 +56,7 @@ class _Entry:
 class Catalog:
     """All adapters the engine may serve. ``prepare`` may run on any thread; everything else on the engine's.
 
-    ``reserved``: names of the base model. ``max_lora_rank``: highest rank to accept. ``on_freed`` is called
+    ``reserved``: names of the base model. ``max_lora_rank``: the highest that is accepted. ``on_freed`` is called
     with a digest after its last name and its last user are gone, and its rows with them. ``store``: keeps rows in
     files; without one they are kept in this process's memory.
     """

@@ -80,7 +80,7 @@ class PeftAdapter:
 def read_adapter(
     path: str | Path, shape: ModelShape, max_lora_rank: int | None = None, allowed: Sequence[Path] = ()
 ) -> PeftAdapter:
-    """Read the adapter in folder ``path`` for a base model of ``shape``. ``max_lora_rank``: highest rank to accept.
+    """Read the adapter in folder ``path`` for a base model of ``shape``. ``max_lora_rank``: the highest that is accepted.
 
     ``allowed``: folders beside its own where its files may lie. Raises AdapterNotFound if there is no adapter,
     AdapterRejected with every reason found if it cannot be served faithfully, AdapterUnavailable where the host is at fault.
@@ -128,7 +128,7 @@ def read_adapter(
 
 
 def max_weights_bytes(shape: ModelShape, max_lora_rank: int | None) -> int:
-    """The largest file that can hold an adapter of the highest rank, in fp32, for this model."""
+    """The largest file that can hold an adapter of the highest LoRA rank, in fp32, for this model."""
     lora_rank = min(max_lora_rank or shape.hidden_size, shape.hidden_size)
     widths = sum(sum(shape.module_widths(module)) for module in MODULES)
     return _MAX_HEADER_BYTES + 4 * shape.num_layers * lora_rank * widths

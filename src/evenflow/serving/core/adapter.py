@@ -18,7 +18,7 @@ class AdapterSignature:
 
     @property
     def max_lora_rank(self) -> int:
-        """The largest rank of any module."""
+        """The largest LoRA rank of any module; 0 without any."""
         return max((lora_rank for layer in self.lora_ranks for lora_rank in layer), default=0)
 
 

@@ -1,4 +1,4 @@
-"""All byte arithmetic of the arena: where K, V and adapter rows lie inside equal pages.
+"""All byte arithmetic of the arena: where K, V and factor rows lie inside equal pages.
 
 One ``uint8`` tensor is cut into pages. A page holds ``page_tokens`` tokens of K and V of all layers,
 ``[page][layer][k|v][token][kv_head][head_dim]``, or rows of one adapter, packed next-fit in the order
@@ -48,7 +48,7 @@ class ArenaLayout:
 
     shape: ModelShape
     itemsize: int
-    """Bytes per element of K, V and adapter rows: 2 for bf16, 4 for fp32."""
+    """Bytes per element of K, V and factor rows: 2 for bf16, 4 for fp32."""
     page_tokens: int = BLOCK_TOKENS
     shard: Shard | None = None
     """None: the whole model."""
@@ -106,7 +106,7 @@ class ArenaLayout:
         return layer * self.layer_bytes + k_or_v * self.half_bytes
 
     def row_bytes(self, width: int) -> int:
-        """Bytes an adapter row of ``width`` elements takes: rounded up to whole lines, the pad is zeros."""
+        """Bytes that a factor row of ``width`` elements takes: rounded up to whole lines, filled up with zeros."""
         return -(-width * self.itemsize // LINE_BYTES) * LINE_BYTES
 
     @property

@@ -1,8 +1,8 @@
-"""LoRA by one copy of the weights per row, padded to the batch's largest rank: for comparison, not for serving.
+"""LoRA by one copy of the weights per row, padded to the batch's largest LoRA rank: for comparison, not for serving.
 
-What vLLM's CPU path does (``selected = weights[indices]``, then a product per row), here over arena rows, in slices of
+What vLLM's CPU path does (``selected = weights[indices]``, then a product per row), here over factor rows, in slices of
 bounded size, with masked padding. Rows of one adapter read its weights once each. Legend: see ``LoRABackend``;
-R largest rank of the step at a module, D largest rank bound.
+R largest LoRA rank of the step at a module, D largest LoRA rank bound.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""LoRA by batched products over stacks that are padded to the largest rank: for comparison, not for serving.
+"""LoRA by batched products over stacks that are padded to the largest LoRA rank: for comparison, not for serving.
 
 The batch's adapters lie in stacks of their own, one entry each, copied from the arena. S-LoRA's bmm baseline built its
 stacks anew for every step; here an entry is copied when its adapter joins the batch and stays until it leaves, and the
 modules of a site share one product with A. Adapters with many rows go through matrix products with their entry, unpadded.
-Legend: see ``LoRABackend``; N adapters of the batch, C most rows of one of them, R largest rank, M modules of the site.
+Legend: see ``LoRABackend``; N adapters of the batch, C most rows of one of them, R largest LoRA rank, M modules of the site.
 """
 
 from __future__ import annotations
