@@ -1,7 +1,8 @@
 """Adapters padded to one LoRA rank, as servers with adapter slots hold them: for comparison, not for serving.
 
-Every adapter takes the room, the loads and the products of ``max_lora_rank`` at each of its modules, whatever its own LoRA
-rank is (vLLM's slots); the factor rows beyond its own are zeros. Wraps what the catalog answers; knows neither arena nor requests.
+Every adapter takes the room, the loads and the products of ``max_lora_rank`` at each of its modules, whatever its own
+LoRA rank is (vLLM's slots); the factor rows beyond its own are zeros. Wraps what the catalog answers; knows neither arena
+nor requests.
 """
 
 from __future__ import annotations
