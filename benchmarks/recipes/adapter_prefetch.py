@@ -38,7 +38,7 @@ def main() -> None:
         root = Path(scratch)
         config = make_model(root / "model", LLAMA_135M, dtype=torch.bfloat16)
         folders = {
-            f"a{i}": make_adapter(root / f"a{i}", config, rank=RANKS[i % 4], seed=i, dtype=torch.bfloat16)
+            f"a{i}": make_adapter(root / f"a{i}", config, lora_rank=RANKS[i % 4], seed=i, dtype=torch.bfloat16)
             for i in range(NUM_REQUESTS)
         }
         names = list(folders)

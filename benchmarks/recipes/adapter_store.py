@@ -104,7 +104,7 @@ def load_rate(model: Path, folder: Path) -> dict[str, object]:
     catalog = Catalog(layout, store=RowStore(folder / "cache", layout))
     points = []
     for rank in (1, 4, 16, 64):
-        digest = catalog.register(str(rank), make_adapter(folder / str(rank), config, rank=rank))
+        digest = catalog.register(str(rank), make_adapter(folder / str(rank), config, lora_rank=rank))
         count = catalog.record(digest).num_pages
         arena = np.zeros((2 * count, layout.page_bytes), np.uint8)
         scattered = [arena[i : i + 1] for i in range(0, 2 * count, 2)]

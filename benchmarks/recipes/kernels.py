@@ -281,8 +281,8 @@ def run_lora(case: LoRACase, timing: Timing, generator: torch.Generator) -> dict
             outputs = shape.module_widths(module)[1]
             if module in modules:
                 lines_a, lines_b, mask = bound[layer, module]
-                a = storage.adapter_rows(lines_a, width_in).view(total, max_rank, width_in)
-                b = storage.adapter_rows(lines_b, outputs).view(total, max_rank, outputs)
+                a = storage.factor_rows(lines_a, width_in).view(total, max_rank, width_in)
+                b = storage.factor_rows(lines_b, outputs).view(total, max_rank, outputs)
                 s = torch.bmm(a, x[:, :, None]).squeeze(2) * mask
                 y[:, column : column + outputs] += torch.bmm(s[:, None], b).squeeze(1)
             column += outputs
@@ -299,7 +299,7 @@ def run_lora(case: LoRACase, timing: Timing, generator: torch.Generator) -> dict
                     for t, s in enumerate(batch.adapter_slots):
                         if s >= 0:
                             bound = oracle._bound[int(s)]
-                            rank = int(bound.placement.ranks[layer, index])
+                            rank = int(bound.placement.lora_ranks[layer, index])
                             for half, first in enumerate((bound.placement.first_a, bound.placement.first_b)):
                                 lines[half, t, :rank] = bound.lines[first[layer, index] :][:rank]
                             mask[t, :rank] = 1

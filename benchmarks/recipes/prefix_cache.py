@@ -69,7 +69,7 @@ def main() -> None:
         config = make_model(model, LLAMA_135M, dtype=torch.bfloat16)
         adapters = {f"a{i}": Path(folder) / f"a{i}" for i in range(NUM_ADAPTERS)}
         for seed, path in enumerate(adapters.values()):
-            make_adapter(path, config, rank=8, target_modules=("q_proj", "v_proj"), seed=seed)
+            make_adapter(path, config, lora_rank=8, target_modules=("q_proj", "v_proj"), seed=seed)
         scenarios = {"cache": Scenario(model, adapters, caches=True), "none": Scenario(model, adapters, caches=False)}
         try:
             for kind in ("shared", "distinct"):

@@ -52,7 +52,7 @@ def run(folder: Path, result: Path, repeats: int, peers: list[str]) -> None:
     model = folder / "model"
     config = make_model(model, LLAMA_135M, dtype=torch.bfloat16)
     for seed, (name, (rank, modules)) in enumerate(ADAPTERS.items()):
-        make_adapter(folder / name, config, rank=rank, target_modules=modules, seed=seed)
+        make_adapter(folder / name, config, lora_rank=rank, target_modules=modules, seed=seed)
     adapter_dirs = {name: str(folder / name) for name in ADAPTERS}
     generator = np.random.default_rng(0)
     prompts = generator.integers(1, config.shape.vocab_size, (NUM_REQUESTS, PROMPT_TOKENS)).tolist()

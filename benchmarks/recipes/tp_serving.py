@@ -98,7 +98,7 @@ def speed(folder: Path, repeats: int) -> dict[str, object]:
 
     config = make_model(folder / "model", LLAMA_135M, dtype=torch.bfloat16)
     adapters = {
-        name: make_adapter(folder / name, config, rank=rank, target_modules=modules, seed=seed)
+        name: make_adapter(folder / name, config, lora_rank=rank, target_modules=modules, seed=seed)
         for seed, (name, (rank, modules)) in enumerate(ADAPTERS.items())
     }
     prompts = np.random.default_rng(0).integers(1, config.shape.vocab_size, (NUM_REQUESTS, PROMPT_TOKENS)).tolist()

@@ -32,7 +32,7 @@ from evenflow.serving.backends.attention.triton_attention import AttentionBlocks
 from evenflow.serving.backends.devices.batch import Batch, build_fixed_batch
 from evenflow.serving.backends.devices.staging import DirectStaging
 from evenflow.serving.backends.devices.storage import Storage
-from evenflow.serving.backends.lora.lora_segments import cut, rows_by_adapter
+from evenflow.serving.backends.lora.lora_segments import cut, token_rows_by_adapter
 from evenflow.serving.backends.lora.triton_lora import LoRABlocks, TritonLoRA
 from evenflow.serving.core.plan import SampleSpec, StepPlan
 from evenflow.serving.core.sampling import GREEDY
@@ -95,7 +95,7 @@ def test_segments_hold_every_row_with_an_adapter_once(sequences, most_rows):
     found = {}
     place = 0
     for decode in (True, False):
-        rows, its_slots = rows_by_adapter(slots, row_starts, decode)
+        rows, its_slots = token_rows_by_adapter(slots, row_starts, decode)
         segments = cut(its_slots, place, most_rows)
         for first, count, slot in zip(segments.first, segments.count, segments.slot):
             assert 1 <= count <= most_rows

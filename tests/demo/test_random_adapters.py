@@ -20,12 +20,12 @@ def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path):
     digests = {_digest(random_adapter(tmp_path / f"{seed}", seed)) for seed in range(60)}
     assert len(digests) == 60
     assert _digest(random_adapter(tmp_path / "again", 7)) == _digest(tmp_path / "7")
-    assert _digest(random_adapter(tmp_path / "wider", 7, rank=8)) not in digests
+    assert _digest(random_adapter(tmp_path / "wider", 7, lora_rank=8)) not in digests
 
 
 @pytest.mark.parametrize("modules", [("q_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj", "o_proj", "k_proj")])
 def test_shapes_are_those_of_the_embedded_model(tmp_path, modules):
-    folder = random_adapter(tmp_path / "a", 1, rank=3, target_modules=modules)
+    folder = random_adapter(tmp_path / "a", 1, lora_rank=3, target_modules=modules)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["r"] == 3
     assert config["target_modules"] == list(modules)

@@ -25,11 +25,11 @@ def tiny_adapters(tiny_model, tmp_path_factory) -> dict[str, Path]:
 
     config, root = load_config(tiny_model), tmp_path_factory.mktemp("adapters")
     settings = {
-        "r1": {"rank": 1, "target_modules": MODULES},
-        "r3": {"rank": 3, "target_modules": ("q_proj", "v_proj")},
-        "r8": {"rank": 8, "target_modules": ("gate_proj", "up_proj", "down_proj"), "use_rslora": True, "alpha": 4},
-        "r64": {"rank": 64, "target_modules": MODULES},
-        "pattern": {"rank": 4, "target_modules": MODULES, "rank_pattern": {"q_proj": 7, "down_proj": 2}},
-        "one-layer": {"rank": 8, "target_modules": ("o_proj", "k_proj"), "layers": [1]},
+        "r1": {"lora_rank": 1, "target_modules": MODULES},
+        "r3": {"lora_rank": 3, "target_modules": ("q_proj", "v_proj")},
+        "r8": {"lora_rank": 8, "target_modules": ("gate_proj", "up_proj", "down_proj"), "use_rslora": True, "alpha": 4},
+        "r64": {"lora_rank": 64, "target_modules": MODULES},
+        "pattern": {"lora_rank": 4, "target_modules": MODULES, "rank_pattern": {"q_proj": 7, "down_proj": 2}},
+        "one-layer": {"lora_rank": 8, "target_modules": ("o_proj", "k_proj"), "layers": [1]},
     }
     return {name: make_adapter(root / name, config, seed=i, **options) for i, (name, options) in enumerate(settings.items())}

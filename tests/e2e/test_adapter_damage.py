@@ -135,7 +135,7 @@ def test_an_arena_smaller_than_one_adapter_refuses_it_and_serves_on(tiny_model, 
 
 def test_a_rank_above_the_hidden_size_is_refused(tiny_model, tmp_path):
     config = load_config(tiny_model)
-    folder = make_adapter(tmp_path / "wide", config, rank=config.shape.hidden_size + 1, target_modules=MODULES[:1])
+    folder = make_adapter(tmp_path / "wide", config, lora_rank=config.shape.hidden_size + 1, target_modules=MODULES[:1])
     engine = EngineHarness(tiny_model, adapter_cache=tmp_path / "cache", max_lora_rank=100_000)
     with pytest.raises(AdapterRejected, match=f"rank {config.shape.hidden_size + 1} is above the model's hidden size"):
         engine.load("wide", folder)

@@ -101,11 +101,11 @@ def test_a_thousand_adapters_cycle_through_an_arena_that_holds_ten(tiny_model, t
     config = load_config(tiny_model)
     large = EngineHarness(tiny_model, check_every=50, memory_bytes=64 << 20)
     page_bytes = large.engine.ready().page_bytes
-    folder = make_adapter(tmp_path / "adapter", config, rank=2, target_modules=("q_proj", "v_proj"), layers=[0])
+    folder = make_adapter(tmp_path / "adapter", config, lora_rank=2, target_modules=("q_proj", "v_proj"), layers=[0])
     num_pages = large.engine.catalog.prepare(folder).record.num_pages
     small = EngineHarness(tiny_model, check_every=50, memory_bytes=(10 * num_pages + 2) * page_bytes, max_model_len=32)
     for i in range(1000):
-        make_adapter(folder, config, rank=2, target_modules=("q_proj", "v_proj"), layers=[0], strength=3.0, seed=i)
+        make_adapter(folder, config, lora_rank=2, target_modules=("q_proj", "v_proj"), layers=[0], strength=3.0, seed=i)
         adapter = small.engine.catalog.prepare(folder)
         for harness in (small, large):
             harness.engine.register_adapter(f"a{i}", adapter)
@@ -125,7 +125,7 @@ def test_a_thousand_adapters_cycle_through_an_arena_that_holds_ten(tiny_model, t
 def test_a_broken_adapter_hurts_nobody_else(engine, tiny_model, tiny_adapters, tmp_path):
     """Finite weights whose product overflows: its own requests end with an error, its neighbours' do not."""
     expected = engine.generate((PROMPTS[0], None), (PROMPTS[1], "r8"))
-    broken = make_adapter(tmp_path / "broken", load_config(tiny_model), rank=2, strength=3e37)
+    broken = make_adapter(tmp_path / "broken", load_config(tiny_model), lora_rank=2, strength=3e37)
     other = EngineHarness(tiny_model, {"r8": tiny_adapters["r8"], "broken": broken})
     good = [other.submit(PROMPTS[0]), other.submit(PROMPTS[1], "r8")]
     bad = other.submit(PROMPTS[0], "broken")

@@ -24,7 +24,7 @@ def test_adapters_that_come_and_go_leave_nothing_in_memory(tiny_model, tmp_path)
     engine = EngineHarness(tiny_model, adapter_cache=tmp_path / "cache", memory_bytes=2 << 20, check_every=50)
     sizes = []
     for i in range(100):
-        make_adapter(folder, config, rank=64, target_modules=MODULES, seed=i)
+        make_adapter(folder, config, lora_rank=64, target_modules=MODULES, seed=i)
         engine.load(f"a{i}", folder)
         engine.generate(([5, 6, 7], f"a{i}"), max_tokens=2)
         if i in (39, 99):

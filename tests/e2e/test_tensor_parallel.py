@@ -211,9 +211,9 @@ def test_more_ranks_gqa_and_ranks_that_do_not_divide(tmp_path, tensor_parallel, 
     make_model(model, num_attention_heads=8, num_key_value_heads=2, num_hidden_layers=3)
     config = load_config(model)
     adapters = {
-        "odd": make_adapter(tmp_path / "odd", config, rank=3, rank_pattern={"q_proj": 7, "down_proj": 1}, seed=1),
-        "wide": make_adapter(tmp_path / "wide", config, rank=64, target_modules=("q_proj", "o_proj", "gate_proj"), seed=2),
-        "one-layer": make_adapter(tmp_path / "one", config, rank=7, layers=[2], seed=3),
+        "odd": make_adapter(tmp_path / "odd", config, lora_rank=3, rank_pattern={"q_proj": 7, "down_proj": 1}, seed=1),
+        "wide": make_adapter(tmp_path / "wide", config, lora_rank=64, target_modules=("q_proj", "o_proj", "gate_proj"), seed=2),
+        "one-layer": make_adapter(tmp_path / "one", config, lora_rank=7, layers=[2], seed=3),
     }
     names = ["odd", "wide", "one-layer", None, "odd"]
     with LLM(model, adapters, tensor_parallel=tensor_parallel, lora_sharding=sharding, max_batch_tokens=16, **SETTINGS) as llm:

@@ -21,7 +21,7 @@ mend()
 def test_greedy_tokens_of_mixed_adapters(tmp_path, device):
     config = make_model(tmp_path / "model", num_hidden_layers=1)
     adapters = {
-        f"a{i}": make_adapter(tmp_path / f"a{i}", config, rank=rank, seed=i, target_modules=modules)
+        f"a{i}": make_adapter(tmp_path / f"a{i}", config, lora_rank=rank, seed=i, target_modules=modules)
         for i, (rank, modules) in enumerate([(3, ["q_proj", "v_proj", "down_proj"]), (17, ["k_proj", "o_proj", "gate_proj"])])
     }
     requests = [([5, 9, 11], "a0"), (list(range(20, 60)), "a1"), ([7] * 18, None)]

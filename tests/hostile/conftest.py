@@ -19,4 +19,4 @@ def tiny_model(tmp_path_factory) -> Path:
 def tiny_adapter(tiny_model, tmp_path_factory) -> Path:
     from evenflow.serving.models.model_config import load_config
 
-    return make_adapter(tmp_path_factory.mktemp("adapters") / "neighbour", load_config(tiny_model), rank=4, seed=7)
+    return make_adapter(tmp_path_factory.mktemp("adapters") / "neighbour", load_config(tiny_model), lora_rank=4, seed=7)

@@ -44,7 +44,7 @@ MANY = int(os.environ.get("EVENFLOW_HOSTILE_FOLDERS", "2000"))
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("good") / "adapter", CONFIG, rank=3, seed=1)
+    return make_adapter(tmp_path_factory.mktemp("good") / "adapter", CONFIG, lora_rank=3, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def reading():
     reading.close()
 
 
-def read(reading, folder: Path, allowed: tuple[Path, ...] = (), max_rank: int | None = None) -> str:
-    with reading.read(folder, LAYOUT, max_rank, allowed) as adapter:
+def read(reading, folder: Path, allowed: tuple[Path, ...] = (), max_lora_rank: int | None = None) -> str:
+    with reading.read(folder, LAYOUT, max_lora_rank, allowed) as adapter:
         return adapter.digest
 
 
@@ -211,7 +211,7 @@ def test_same_size_and_times_but_other_weights(good, tmp_path):
 
     at_one_time()
     before = store.prepare(folder, None).header.record.digest
-    make_adapter(folder, CONFIG, rank=3, seed=2)
+    make_adapter(folder, CONFIG, lora_rank=3, seed=2)
     at_one_time()
     after = store.prepare(folder, None, must_read=True).header.record.digest
     assert before != after

@@ -91,7 +91,7 @@ def _base_shape() -> ModelShape:
 
 
 def random_adapter(
-    path: Path, seed: int, *, rank: int = 4, target_modules: Sequence[str] = ("q_proj", "v_proj"), scale: float = 0.02
+    path: Path, seed: int, *, lora_rank: int = 4, target_modules: Sequence[str] = ("q_proj", "v_proj"), scale: float = 0.02
 ) -> Path:
     """Write a PEFT adapter folder for the embedded model with random weights; return ``path``.
 
@@ -99,16 +99,16 @@ def random_adapter(
     the change relative to a typical weight of the base: small enough that the answers stay readable.
     Needs numpy and safetensors only, about a millisecond each.
     """
-    rng = np.random.default_rng([seed, rank])
+    rng = np.random.default_rng([seed, lora_rank])
     shape = _base_shape()
     tensors: dict[str, np.ndarray] = {}
     for layer in range(shape.num_layers):
         for module in target_modules:
             width_in, width_out = shape.module_widths(module)
-            a = rng.standard_normal((rank, width_in), dtype=np.float32) / np.float32(np.sqrt(width_in))
-            b = rng.standard_normal((width_out, rank), dtype=np.float32) * np.float32(scale / np.sqrt(rank))
+            a = rng.standard_normal((lora_rank, width_in), dtype=np.float32) / np.float32(np.sqrt(width_in))
+            b = rng.standard_normal((width_out, lora_rank), dtype=np.float32) * np.float32(scale / np.sqrt(lora_rank))
             name_a, name_b = factor_names(layer, module)
             tensors[name_a], tensors[name_b] = a.astype(np.float16), b.astype(np.float16)
-    write_config(path, lora_rank=rank, alpha=rank, target_modules=target_modules)
+    write_config(path, lora_rank=lora_rank, alpha=lora_rank, target_modules=target_modules)
     save_file(tensors, path / WEIGHTS_FILE, {"format": "pt"})
     return path

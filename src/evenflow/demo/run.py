@@ -60,11 +60,11 @@ class DemoOptions:
         check(not self.report.is_dir(), "report", "a file")
 
 
-def client_plans(tenants: list[str], greedy: int) -> list[ClientPlan]:
+def client_plans(adapters: list[str], greedy: int) -> list[ClientPlan]:
     """Return the four clients, the greedy one first; every client's requests are spread over many adapters."""
-    quarter = max(1, len(tenants) // 4)
+    quarter = max(1, len(adapters) // 4)
     asked = questions()
-    own = [tuple(tenants[i * quarter : (i + 1) * quarter]) for i in range(4)]
+    own = [tuple(adapters[i * quarter : (i + 1) * quarter]) for i in range(4)]
     quiet = [
         ("anna", ("json", "brief"), 2, 0.10, own[1]),
         ("ben", ("pirate", "verse"), 3, 0.15, own[2]),
@@ -73,11 +73,11 @@ def client_plans(tenants: list[str], greedy: int) -> list[ClientPlan]:
     plans = [
         ClientPlan(
             name="greedy",
-            habit=f"keeps {greedy} requests of 64 to 128 tokens in flight, over {max(1, len(tenants)):,} adapters",
+            habit=f"keeps {greedy} requests of 64 to 128 tokens in flight, over {max(1, len(adapters)):,} adapters",
             concurrency=greedy,
             pause_s=0.0,
             starts_s=0.0,
-            adapters=tuple(tenants) or (BASE_VOICE,),
+            adapters=tuple(adapters) or (BASE_VOICE,),
             page_tokens=(64, 128),
         )
     ]
@@ -152,7 +152,7 @@ def _write_adapters(folder: Path, count: int, tell: Tell) -> dict[str, Path]:
     try:
         for i in range(count):
             name = f"tenant-{i:04d}"
-            folders[name] = random_adapter(folder / name, i, rank=_RANKS[i % len(_RANKS)])
+            folders[name] = random_adapter(folder / name, i, lora_rank=_RANKS[i % len(_RANKS)])
             tell("writing adapters", (i + 1) / count)
     except OSError as error:
         raise ConfigError(f"cannot write {count} random adapters to {folder}: {error.strerror or error}") from error

@@ -24,9 +24,9 @@ def adapter(name: str) -> tuple[AdapterRecord, np.ndarray]:
 ADAPTERS = {name: adapter(name) for name in RANKS}
 
 
-def padded(max_rank: int) -> PaddedAdapters:
+def padded(max_lora_rank: int) -> PaddedAdapters:
     rows = {name: (record.signature, MemoryRows(image)) for name, (record, image) in ADAPTERS.items()}
-    return PaddedAdapters(LAYOUT, max_rank, lambda name: ADAPTERS[name][0], rows.__getitem__)
+    return PaddedAdapters(LAYOUT, max_lora_rank, lambda name: ADAPTERS[name][0], rows.__getitem__)
 
 
 def test_own_rows_are_there_and_the_others_are_zero():
@@ -39,9 +39,9 @@ def test_own_rows_are_there_and_the_others_are_zero():
         assert len(held) == slots.record(name).num_pages
         source, target = place(LAYOUT, record.signature), place(LAYOUT, signature)
         left = held.reshape(-1).copy()
-        for layer, ranks in enumerate(record.signature.ranks):
+        for layer, ranks in enumerate(record.signature.lora_ranks):
             for module, rank in zip(MODULES, ranks):
-                assert target.ranks[layer, MODULES.index(module)] == (9 if rank else 0)
+                assert target.lora_ranks[layer, MODULES.index(module)] == (9 if rank else 0)
                 for part in ("A", "B"):
                     size = LAYOUT.row_bytes(source.row_width(module, part))
                     pairs = zip(source.row_offsets(layer, module, part), target.row_offsets(layer, module, part))

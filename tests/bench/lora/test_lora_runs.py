@@ -28,7 +28,7 @@ def testbed(tmp_path_factory):
         tmp_path_factory.mktemp("testbed"),
         num_adapters=9,
         dtype="float32",
-        ranks=(8, 3, 1, 6),
+        lora_ranks=(8, 3, 1, 6),
         max_num_seqs=5,
         max_batch_tokens=24,
         weight_range=0.7,

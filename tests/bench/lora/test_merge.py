@@ -15,7 +15,7 @@ from evenflow.serving.models.weights import load_weights
 def test_every_matrix_gets_its_delta_and_nothing_else_changes(tmp_path):
     config = make_model(tmp_path / "model", TINY)
     fields = {
-        "rank": 3,
+        "lora_rank": 3,
         "alpha": 5,
         "rank_pattern": {"down_proj": 20},
         "layers": [1],

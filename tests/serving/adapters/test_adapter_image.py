@@ -31,7 +31,7 @@ def test_rounding_to_bf16_is_to_nearest_even(values):
 
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_every_row_is_where_the_layout_says(tmp_path, itemsize):
-    fields = {"rank": 5, "alpha": 3, "rank_pattern": {"down_proj": 33, "k_proj": 1}, "target_modules": MODULES[1:]}
+    fields = {"lora_rank": 5, "alpha": 3, "rank_pattern": {"down_proj": 33, "k_proj": 1}, "target_modules": MODULES[1:]}
     adapter = read_adapter(make_adapter(tmp_path, CONFIG, **fields), CONFIG.shape)
     layout = ArenaLayout(CONFIG.shape, itemsize)
     placement, image = page_image(adapter, layout)
@@ -48,7 +48,7 @@ def test_every_row_is_where_the_layout_says(tmp_path, itemsize):
 
 
 def test_a_scale_that_overflows_the_serving_dtype_is_refused(tmp_path):
-    folder = make_adapter(tmp_path, CONFIG, rank=1, alpha=9e37, strength=1e3)
+    folder = make_adapter(tmp_path, CONFIG, lora_rank=1, alpha=9e37, strength=1e3)
     with pytest.raises(AdapterRejected, match="exceeds the serving dtype"):
         Catalog(ArenaLayout(CONFIG.shape, 2)).prepare(folder)
 
@@ -57,7 +57,7 @@ def test_the_reader_runs_without_torch(tmp_path):
     import subprocess
     import sys
 
-    folder = make_adapter(tmp_path, CONFIG, rank=2, dtype=torch.bfloat16)
+    folder = make_adapter(tmp_path, CONFIG, lora_rank=2, dtype=torch.bfloat16)
     program = f"""
 import sys
 from evenflow.serving.adapters.catalog import Catalog
@@ -75,7 +75,7 @@ assert not {{"torch", "transformers", "peft", "numba"}} & set(sys.modules)
 def test_shards_together_hold_the_whole_adapter_on_equally_many_pages(tmp_path, world_size, exchanged):
     """Ranks 1, 5, 33: some not divisible, and with four ranks some shards of A empty. Half of the KV heads are repeated."""
     fields = {
-        "rank": 5,
+        "lora_rank": 5,
         "rank_pattern": {"down_proj": 33, "k_proj": 1, "q_proj": 3},
         "target_modules": MODULES[:-2] + MODULES[-1:],
     }
@@ -99,7 +99,7 @@ def test_shards_together_hold_the_whole_adapter_on_equally_many_pages(tmp_path, 
             held = [image.reshape(-1)[o : o + 4 * width].view(np.float32) for o in offsets]
             if held:
                 gathered[layer, module, part][
-                    layout.held(module, part, adapter.signature.ranks[layer][MODULES.index(module)])
+                    layout.held(module, part, adapter.signature.lora_ranks[layer][MODULES.index(module)])
                 ] = held
     assert len(pages) == 1, "page numbers would differ between ranks"
     for key, whole in wholes.items():

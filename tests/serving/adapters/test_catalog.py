@@ -101,10 +101,10 @@ TestCatalogMachine = CatalogMachine.TestCase
 
 def test_reload_under_the_same_name_leaves_running_requests_their_weights(tmp_path):
     catalog = Catalog(LAYOUT)
-    old = catalog.register("a", make_adapter(tmp_path / "old", CONFIG, rank=2, seed=1))
+    old = catalog.register("a", make_adapter(tmp_path / "old", CONFIG, lora_rank=2, seed=1))
     catalog.retain(old)
     before = catalog.image(old).copy()
-    new = catalog.register("a", make_adapter(tmp_path / "new", CONFIG, rank=2, seed=2), replace=True)
+    new = catalog.register("a", make_adapter(tmp_path / "new", CONFIG, lora_rank=2, seed=2), replace=True)
     assert catalog.resolve("a") == new != old
     np.testing.assert_array_equal(catalog.image(old), before)
     assert catalog.names(old) == ()
@@ -117,7 +117,7 @@ def test_reload_under_the_same_name_leaves_running_requests_their_weights(tmp_pa
 
 def test_two_names_with_the_same_weights_share_them(tmp_path):
     catalog = Catalog(LAYOUT)
-    folder = make_adapter(tmp_path, CONFIG, rank=2)
+    folder = make_adapter(tmp_path, CONFIG, lora_rank=2)
     assert catalog.register("a", folder) == catalog.register("b", folder)
     assert len(catalog) == 1
     assert catalog.size_bytes == catalog.image(catalog.resolve("a")).nbytes

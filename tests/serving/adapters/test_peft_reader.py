@@ -28,7 +28,7 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 @pytest.fixture
 def folder(tmp_path):
-    return make_adapter(tmp_path / "a", CONFIG, rank=4)
+    return make_adapter(tmp_path / "a", CONFIG, lora_rank=4)
 
 
 def edit_config(folder, **changes):
@@ -53,7 +53,7 @@ def test_weights_and_scale_are_the_files(folder):
     edit_config(folder, lora_alpha=10)
     tensors = load_file(folder / "adapter_model.safetensors")
     adapter = read_adapter(folder, SHAPE)
-    assert adapter.signature.ranks == ((4,) * 7,) * 2
+    assert adapter.signature.lora_ranks == ((4,) * 7,) * 2
     assert adapter.target_modules == MODULES
     np.testing.assert_array_equal(adapter.a(0, "q_proj"), tensors[Q0 + ".lora_A.weight"].numpy())
     np.testing.assert_array_equal(adapter.b_scaled(0, "q_proj"), tensors[Q0 + ".lora_B.weight"].numpy().T * np.float32(2.5))
@@ -61,7 +61,7 @@ def test_weights_and_scale_are_the_files(folder):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_files_are_widened_exactly(tmp_path, dtype):
-    folder = make_adapter(tmp_path, CONFIG, rank=4, dtype=dtype)
+    folder = make_adapter(tmp_path, CONFIG, lora_rank=4, dtype=dtype)
     expected = load_file(folder / "adapter_model.safetensors")[Q0 + ".lora_A.weight"].float().numpy()
     np.testing.assert_array_equal(read_adapter(folder, SHAPE).a(0, "q_proj"), expected)
 
@@ -211,8 +211,8 @@ def test_all_reasons_come_at_once(folder):
 
 
 def test_ranks_above_the_maximum_are_refused(folder):
-    assert reasons_of(folder, max_rank=3) == ("rank 4 is above the configured maximum of 3",)
-    read_adapter(folder, SHAPE, max_rank=4)
+    assert reasons_of(folder, max_lora_rank=3) == ("rank 4 is above the configured maximum of 3",)
+    read_adapter(folder, SHAPE, max_lora_rank=4)
     edit_config(folder, rank_pattern={"q_proj": 65})
     assert any("above the model's hidden size" in reason for reason in reasons_of(folder))
 
@@ -238,7 +238,7 @@ def test_files_that_are_missing_or_broken(folder, tmp_path):
 
 def test_identity_is_what_decides_the_outputs(tmp_path):
     def digest(name, **fields):
-        return read_adapter(make_adapter(tmp_path / name, CONFIG, **{"rank": 4, "alpha": 8, **fields}), SHAPE).digest
+        return read_adapter(make_adapter(tmp_path / name, CONFIG, **{"lora_rank": 4, "alpha": 8, **fields}), SHAPE).digest
 
     same = digest("a")
     assert digest("b") == same
@@ -287,5 +287,5 @@ def test_any_value_in_any_field_is_read_or_refused(changes):
     if rules is not None:
         for module in ("model.layers.0.self_attn.q_proj", "lm_head"):
             rules.is_target(module)
-            assert rules.rank_of(module) >= 1
+            assert rules.lora_rank_of(module) >= 1
             assert np.isfinite(rules.scale_of(module))

@@ -45,7 +45,7 @@ def image_of(file):
 
 @pytest.fixture
 def adapter(tmp_path):
-    folder = make_adapter(tmp_path / "adapter", CONFIG, rank=3, seed=1)
+    folder = make_adapter(tmp_path / "adapter", CONFIG, lora_rank=3, seed=1)
     age(folder)
     return folder
 
@@ -72,7 +72,7 @@ def test_rows_are_those_of_the_image_and_a_second_start_reads_no_adapter(tmp_pat
 
 
 def test_parts_of_an_image_go_to_scattered_buffers(tmp_path, adapter):
-    file = RowStore(tmp_path / "cache", LAYOUT).prepare(make_adapter(adapter, CONFIG, rank=8), None)
+    file = RowStore(tmp_path / "cache", LAYOUT).prepare(make_adapter(adapter, CONFIG, lora_rank=8), None)
     whole = image_of(file)
     assert len(whole) >= 6
     parts = [np.zeros_like(whole[:2]), np.zeros_like(whole[:1]), np.zeros_like(whole[:2])]
@@ -85,7 +85,7 @@ def test_a_folder_that_may_have_changed_is_read_again(tmp_path, adapter, reads, 
     store = RowStore(tmp_path / "cache", LAYOUT)
     before = store.prepare(adapter, None).header.record.digest
     if how == "weights":
-        make_adapter(adapter, CONFIG, rank=3, seed=2)
+        make_adapter(adapter, CONFIG, lora_rank=3, seed=2)
     elif how == "touched":
         (adapter / "adapter_config.json").touch()
     else:  # changed so shortly before it was read that a second change could bear the same time
@@ -169,7 +169,7 @@ def of_the_first_format(path: Path) -> bytes:
     fields = {
         "digest": record.digest,
         "layout": header.layout,
-        "ranks": record.signature.ranks,
+        "ranks": record.signature.lora_ranks,
         "num_pages": record.num_pages,
         "size_bytes": record.size_bytes,
         "page_bytes": header.page_bytes,
@@ -195,7 +195,7 @@ def test_files_of_an_older_format_are_made_again_and_never_read(tmp_path, adapte
 
 
 def test_reads_that_come_in_pieces_fill_scattered_pages(tmp_path, adapter, monkeypatch):
-    file = RowStore(tmp_path / "cache", LAYOUT).prepare(make_adapter(adapter, CONFIG, rank=8), None)
+    file = RowStore(tmp_path / "cache", LAYOUT).prepare(make_adapter(adapter, CONFIG, lora_rank=8), None)
     whole, page_bytes = image_of(file), LAYOUT.page_bytes
     assert len(whole) >= 6
     monkeypatch.setattr(rows_module, "_BYTES_PER_READ", 3 * page_bytes)
@@ -254,7 +254,7 @@ def test_an_interrupted_write_leaves_nothing_that_is_found(tmp_path, adapter, mo
 
 
 def test_the_cache_keeps_its_size_by_giving_up_what_is_stale_then_what_is_old(tmp_path):
-    folders = [make_adapter(tmp_path / f"a{i}", CONFIG, rank=3, seed=i) for i in range(5)]
+    folders = [make_adapter(tmp_path / f"a{i}", CONFIG, lora_rank=3, seed=i) for i in range(5)]
     one = RowStore(tmp_path / "probe", LAYOUT).prepare(folders[0], None).path.stat().st_size
     store = RowStore(tmp_path / "cache", LAYOUT, capacity_bytes=3 * one + 100)
     files = [store.prepare(folder, None) for folder in folders[:3]]
@@ -320,7 +320,7 @@ def test_memory_of_the_process_does_not_grow_with_the_number_of_adapters(tmp_pat
     folder, target = tmp_path / "adapter", np.empty((64, LAYOUT.page_bytes), np.uint8)
     sizes = []
     for i in range(120):
-        make_adapter(folder, CONFIG, rank=16, seed=i)
+        make_adapter(folder, CONFIG, lora_rank=16, seed=i)
         digest = catalog.register(f"a{i}", folder)
         catalog.rows(digest).read(0, [target[: catalog.record(digest).num_pages]])
         if i in (20, 119):

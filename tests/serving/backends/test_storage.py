@@ -51,12 +51,12 @@ def test_pages_are_written_where_they_belong(order, count):
     assert torch.equal(storage.read_pages(pages), image)
 
 
-def test_adapter_rows_are_read_from_their_lines():
+def test_factor_rows_are_read_from_their_lines():
     storage = make()
     storage.elements.copy_((torch.arange(storage.elements.numel()) % 251).bfloat16())
     last = storage.bytes.numel() // LINE_BYTES - 2
     lines = torch.tensor([3, 0, last])
-    rows = storage.adapter_rows(lines, 40)
+    rows = storage.factor_rows(lines, 40)
     for row, line in zip(rows, lines):
         assert torch.equal(row, storage.elements[32 * line : 32 * line + 40])
 

@@ -48,13 +48,13 @@ def _attend(blocks, group=GROUP, dim=DIM, dot=tl.bfloat16):
 def _shrink(blocks, width, dot=tl.bfloat16):
     unit = 16 if dot == tl.float32 else 32
     sizes = {"WIDTH": width, "UNIT": unit, "SPLIT": blocks.split, "SPLITS": -(-width // blocks.split), "DOT": dot}
-    return shrink, {**sizes, "ROWS": blocks.rows, "RANKS": blocks.ranks, "COLUMNS": blocks.shrink_columns}, blocks
+    return shrink, {**sizes, "ROWS": blocks.rows, "RANKS": blocks.lora_ranks, "COLUMNS": blocks.shrink_columns}, blocks
 
 
 def _expand(blocks, width, *widths, dot=tl.bfloat16):
     sizes = {"WIDTH_0": widths[0], "WIDTH_1": widths[1], "WIDTH_2": widths[2], "DOT": dot}
     sizes["UNIT"] = 16 if dot == tl.float32 else 32
-    sizes |= {"SPLITS": -(-width // blocks.split), "ROWS": blocks.rows, "RANKS": blocks.ranks}
+    sizes |= {"SPLITS": -(-width // blocks.split), "ROWS": blocks.rows, "RANKS": blocks.lora_ranks}
     return expand, {**sizes, "COLUMNS": blocks.expand_columns}, blocks
 
 

@@ -44,7 +44,7 @@ def uniform(shape: ModelShape, rank: int, modules: tuple[str, ...]) -> AdapterSi
 
 
 def reading_order(signature: AdapterSignature):
-    for layer, ranks in enumerate(signature.ranks):
+    for layer, ranks in enumerate(signature.lora_ranks):
         for modules in SITES.values():
             for part in "AB":
                 for module in modules:
@@ -124,7 +124,7 @@ def test_table_points_at_the_modules_rows(case):
     where = list(reading_order(signature))
     for layer in range(layout.shape.num_layers):
         for index, module in enumerate(MODULES):
-            rank = placement.ranks[layer, index]
+            rank = placement.lora_ranks[layer, index]
             for part, first in (("A", placement.first_a), ("B", placement.first_b)):
                 start = first[layer, index]
                 assert where[start : start + rank] == [(layer, module, part, r) for r in range(rank)]
@@ -164,5 +164,5 @@ def test_an_adapter_without_rows_needs_no_page():
 def test_impossible_arguments_are_refused():
     with pytest.raises(ConfigError, match="page_tokens"):
         ArenaLayout(TOY, 2, 24)
-    with pytest.raises(ValueError, match="ranks of shape"):
+    with pytest.raises(ValueError, match="lora_ranks has shape"):
         place(ArenaLayout(TOY, 2), AdapterSignature(((1,) * 7,)))

@@ -65,18 +65,18 @@ ROPES = {
     "parameters-5": {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
 }
 ADAPTERS = {
-    "r1-qv": {"rank": 1, "target_modules": ["q_proj", "v_proj"]},
-    "r3-all": {"rank": 3, "alpha": 7},
-    "r8-rslora": {"rank": 8, "alpha": 4, "use_rslora": True, "target_modules": ["o_proj", "up_proj"]},
-    "r64-mlp": {"rank": 64, "alpha": 32, "target_modules": ["gate_proj", "up_proj", "down_proj"]},
+    "r1-qv": {"lora_rank": 1, "target_modules": ["q_proj", "v_proj"]},
+    "r3-all": {"lora_rank": 3, "alpha": 7},
+    "r8-rslora": {"lora_rank": 8, "alpha": 4, "use_rslora": True, "target_modules": ["o_proj", "up_proj"]},
+    "r64-mlp": {"lora_rank": 64, "alpha": 32, "target_modules": ["gate_proj", "up_proj", "down_proj"]},
     "patterns": {
-        "rank": 4,
+        "lora_rank": 4,
         "rank_pattern": {"layers.0.self_attn.q_proj": 2, "down_proj": 7},
         "alpha_pattern": {"v_proj": 9, r"model\.layers\.1\.mlp\.up_proj": 3},
     },
-    "one-layer": {"rank": 2, "layers": [1], "target_modules": ["k_proj", "gate_proj"]},
-    "bf16-file": {"rank": 5, "dtype": torch.bfloat16},
-    "fp16-file": {"rank": 5, "dtype": torch.float16, "fan_in_fan_out": True},
+    "one-layer": {"lora_rank": 2, "layers": [1], "target_modules": ["k_proj", "gate_proj"]},
+    "bf16-file": {"lora_rank": 5, "dtype": torch.bfloat16},
+    "fp16-file": {"lora_rank": 5, "dtype": torch.float16, "fan_in_fan_out": True},
 }
 
 

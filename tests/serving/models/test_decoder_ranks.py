@@ -36,8 +36,8 @@ def model(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("model")
     config = make_model(root / "base", **request.param)
     settings = [
-        {"rank": 3, "rank_pattern": {"q_proj": 1, "down_proj": 6, "v_proj": 9}},
-        {"rank": 8, "target_modules": ("k_proj", "o_proj", "up_proj"), "layers": [1]},
+        {"lora_rank": 3, "rank_pattern": {"q_proj": 1, "down_proj": 6, "v_proj": 9}},
+        {"lora_rank": 8, "target_modules": ("k_proj", "o_proj", "up_proj"), "layers": [1]},
     ]
     folders = [make_adapter(root / str(i), config, seed=i, **fields) for i, fields in enumerate(settings)]
     return root / "base", config, [read_adapter(folder, config.shape) for folder in folders]
@@ -89,7 +89,7 @@ def sent(model_folder, config, adapters, world_size, exchanged, slots, compress=
 def test_sent_elements_are_the_papers(tmp_path, world_size):
     """5 (N-1) B r / N per attention block and 4 (N-1) B r / N per MLP (section 6), every adapter on all modules."""
     config = make_model(tmp_path / "base", num_attention_heads=8, num_key_value_heads=4)
-    adapters = [read_adapter(make_adapter(tmp_path / "a", config, rank=8), config.shape)]
+    adapters = [read_adapter(make_adapter(tmp_path / "a", config, lora_rank=8), config.shape)]
     by_site, _ = sent(tmp_path / "base", config, adapters, world_size, tuple(SITES), [0, 0, -1])
     layers, rows, rank = config.shape.num_layers, 10, 8
     attention = by_site["lora.qkv"].counted + by_site["lora.o"].counted
@@ -106,7 +106,7 @@ def test_mixed_ranks_send_what_each_row_needs(model):
     by_site, _ = sent(folder, config, adapters, world_size, tuple(SITES), slots)
     for site, modules in SITES.items():
         padded = sum(
-            5 * -(-adapters[slot].signature.ranks[layer][MODULES.index(module)] // world_size) * world_size
+            5 * -(-adapters[slot].signature.lora_ranks[layer][MODULES.index(module)] // world_size) * world_size
             for slot in slots
             if slot >= 0
             for layer in range(config.shape.num_layers)
@@ -141,7 +141,7 @@ def test_compressed_sums_change_little_and_send_less(tmp_path, compress, worst, 
 def test_a_row_that_is_not_finite_on_one_rank_fails_alone(tmp_path):
     """Rank 1's shard of an adapter is broken: its row comes out as NaN everywhere, the other one as if nothing had been."""
     config = make_model(tmp_path / "base")
-    adapter = read_adapter(make_adapter(tmp_path / "a", config, rank=4), config.shape)
+    adapter = read_adapter(make_adapter(tmp_path / "a", config, lora_rank=4), config.shape)
 
     def one_rank(rank, collective, slots=(0, -1), breaks=True):
         group = RankGroup(collective, "int8-g32", config.shape.hidden_size)

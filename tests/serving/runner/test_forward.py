@@ -75,7 +75,7 @@ def world(request, tmp_path_factory):
     lora = TritonLoRA(storage)
     pages = iter(range(30, 64))
     for slot, (rank, targets) in enumerate([(4, ["q_proj", "v_proj"]), (9, ["o_proj", "down_proj"]), (16, ["gate_proj"])]):
-        path = make_adapter(folder / f"a{slot}", config, rank=rank, target_modules=targets, seed=slot)
+        path = make_adapter(folder / f"a{slot}", config, lora_rank=rank, target_modules=targets, seed=slot)
         adapter = read_adapter(path, config.shape)
         placement, image = page_image(adapter, layout)
         its_pages = [next(pages) for _ in range(placement.num_pages)]

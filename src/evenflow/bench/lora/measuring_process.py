@@ -31,8 +31,8 @@ class Child:
 
         for name in list(self._runs):
             self.drop(name)
-        if options.get("ranks"):
-            options["ranks"] = tuple(options["ranks"])
+        if options.get("lora_ranks"):
+            options["lora_ranks"] = tuple(options["lora_ranks"])
         self._testbed = RandomTestbed(setting, Path(cache_dir), num_adapters=num_adapters, **options)
         self._testbed.adapters.touch()
         layout = self._testbed.layout

@@ -88,7 +88,7 @@ class Saturated:
         return measuring("advance", name=name, num_steps=STEPS_PER_SAMPLE)
 
     def close(self) -> None:
-        """Lanes end with their process."""
+        """Runs end with the measuring process."""
 
 
 class ByTheClock:
@@ -170,11 +170,16 @@ class FixedSet:
         from evenflow.serving.models.model_config import parse_config
         from evenflow.serving.models.random.random_adapter import make_adapter
 
-        rank = self._setting.lora_ranks[number % len(self._setting.lora_ranks)]
-        folder = self._cache_dir / f"peft-{self._model.name}" / f"{number}-r{rank}"
+        lora_rank = self._setting.lora_ranks[number % len(self._setting.lora_ranks)]
+        folder = self._cache_dir / f"peft-{self._model.name}" / f"{number}-r{lora_rank}"
         if not (folder / WEIGHTS_FILE).exists():
             make_adapter(
-                folder, parse_config(self._words), rank=rank, target_modules=self._setting.targets, strength=0.01, seed=number
+                folder,
+                parse_config(self._words),
+                lora_rank=lora_rank,
+                target_modules=self._setting.targets,
+                strength=0.01,
+                seed=number,
             )
         return folder
 

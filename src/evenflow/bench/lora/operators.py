@@ -32,7 +32,7 @@ def measure(testbed: Testbed, case: Mapping[str, Any], repeats: int) -> dict[str
     """
     site, rows, num_adapters = str(case["site"]), int(case["rows"]), int(case["adapters"])
     digests = [AdapterDigest(str(i)) for i in range(num_adapters)]
-    padded = PaddedAdapters(testbed.layout, testbed.max_rank, testbed.adapters.record, testbed.adapters.host_rows)
+    padded = PaddedAdapters(testbed.layout, testbed.max_lora_rank, testbed.adapters.record, testbed.adapters.host_rows)
     own_pages = sum(testbed.adapters.record(digest).num_pages for digest in digests)
     padded_pages = sum(padded.record(digest).num_pages for digest in digests)
     plain = Storage(testbed.layout, own_pages, testbed.dtype, testbed.device)
@@ -88,9 +88,9 @@ def _site_bytes(testbed: Testbed, digests: list[AdapterDigest], site: str) -> in
     """Bytes of the adapters' rows at one layer of the site."""
     total = 0
     for digest in digests:
-        ranks = testbed.adapters.record(digest).signature.ranks[0]
+        lora_ranks = testbed.adapters.record(digest).signature.lora_ranks[0]
         for module in SITES[site]:
-            total += ranks[MODULES.index(module)] * sum(
+            total += lora_ranks[MODULES.index(module)] * sum(
                 map(testbed.layout.row_bytes, testbed.config.shape.module_widths(module))
             )
     return total

@@ -27,7 +27,7 @@ _NOISE_ELEMENTS = 1 << 20
 
 
 class AdapterPool:
-    """Adapter i has rank ``ranks[i % len(ranks)]`` at each of ``targets``; its digest is ``str(i)``.
+    """Adapter i has rank ``lora_ranks[i % len(lora_ranks)]`` at each of ``targets``; its digest is ``str(i)``.
 
     ``folder`` keeps the files between runs; what it lacks is written now. Raises ConfigError if its disk has no room.
     """
@@ -37,7 +37,7 @@ class AdapterPool:
         folder: Path,
         layout: ArenaLayout,
         num_adapters: int,
-        ranks: Sequence[int],
+        lora_ranks: Sequence[int],
         targets: Sequence[str],
         *,
         weight_range: float = 1e-3,
@@ -46,14 +46,14 @@ class AdapterPool:
         self.layout = layout
         self._targets = tuple(targets)
         placements = []
-        for rank in ranks:
-            of_layer = tuple(rank if module in targets else 0 for module in MODULES)
+        for lora_rank in lora_ranks:
+            of_layer = tuple(lora_rank if module in targets else 0 for module in MODULES)
             placements.append(place(layout, AdapterSignature((of_layer,) * layout.shape.num_layers)))
         self._records = [
             AdapterRecord(AdapterDigest(str(i)), placement.signature, placement.num_pages, placement.size_bytes)
             for i, placement in zip(range(num_adapters), placements * (num_adapters // len(placements) + 1))
         ]
-        facts = [asdict(layout.shape), layout.itemsize, layout.page_tokens, list(ranks), list(targets), weight_range, seed]
+        facts = [asdict(layout.shape), layout.itemsize, layout.page_tokens, list(lora_ranks), list(targets), weight_range, seed]
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / f"adapters-{name}"
         self._files: dict[AdapterDigest, RowFile] = {}

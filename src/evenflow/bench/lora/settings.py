@@ -1,4 +1,4 @@
-"""Models and adapter ranks to measure with, by name: ours, sized for two cores, and S-LoRA's, true and scaled. No torch."""
+"""Models and LoRA ranks to measure with, by name: ours, sized for two cores, and S-LoRA's, true and scaled. No torch."""
 
 from __future__ import annotations
 

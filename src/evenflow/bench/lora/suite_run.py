@@ -98,7 +98,7 @@ class SuiteRun:
         self._cache_dir = cache_dir
         self.document = self._read()
         self._measuring: Measuring | None = None
-        self._ranks: tuple[int, ...] = ()
+        self._lora_ranks: tuple[int, ...] = ()
         self._num_adapters = -1
 
     def run(self, planned: Sequence[Planned], budget_s: float | None = None, progress: Progress | None = None) -> SampleCounts:
@@ -120,7 +120,7 @@ class SuiteRun:
                     if method is not None:
                         method.close()
                     suite, method = sample.suite, self._method(sample.suite.method)
-                    self._ranks, self._num_adapters = (), -1
+                    self._lora_ranks, self._num_adapters = (), -1
                 self._open(sample)
                 assert self._measuring is not None
                 taken = method.sample(self._measuring, sample.case, sample.variant, sample.round_number)
@@ -151,9 +151,9 @@ class SuiteRun:
         if self._measuring is None:
             config = EngineConfig(model=Path(), num_threads=options.num_threads)
             self._measuring = Measuring(engine_environment(config, os.environ))
-            self._ranks, self._num_adapters = (), -1
-        ranks, num_adapters = sample.case.ranks, sample.suite.num_adapters
-        if (ranks, num_adapters) == (self._ranks, self._num_adapters):
+            self._lora_ranks, self._num_adapters = (), -1
+        lora_ranks, num_adapters = sample.case.lora_ranks, sample.suite.num_adapters
+        if (lora_ranks, num_adapters) == (self._lora_ranks, self._num_adapters):
             return
         opened = self._measuring(
             "open",
@@ -162,12 +162,12 @@ class SuiteRun:
             num_adapters=num_adapters,
             dtype=options.dtype,
             device=options.device,
-            ranks=list(ranks) or None,
+            lora_ranks=list(lora_ranks) or None,
             max_num_seqs=options.max_num_seqs,
             max_batch_tokens=options.max_batch_tokens,
         )
         self._measuring.runs.clear()
-        self._ranks, self._num_adapters = ranks, num_adapters
+        self._lora_ranks, self._num_adapters = lora_ranks, num_adapters
         of_suite = self._of_suite(sample.suite)
         of_suite["opened"] = opened
         of_suite.setdefault("bandwidth", []).append(self._measuring("bandwidth"))

@@ -33,7 +33,7 @@ class Case:
     """Which waiting requests are given up; the objective is the paper's 6 s."""
     variants: tuple[str, ...] = ()
     """Instead of the suite's."""
-    ranks: tuple[int, ...] = ()
+    lora_ranks: tuple[int, ...] = ()
     """Instead of the setting's."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What only this suite's method knows."""
@@ -78,11 +78,11 @@ def _clustered(limit: int) -> Case:
     return Case(str(limit), limit, replace(_POINT, num_adapters=32, rate=4.5), "160MiB", policy)
 
 
-def _taxed(rank: int, adapter: int) -> Case:
+def _taxed(lora_rank: int, adapter: int) -> Case:
     """S2's first four adapters have these ranks."""
     if adapter < 0:
-        return Case(str(rank), rank, replace(_POINT, num_adapters=0))
-    return Case(str(rank), rank, replace(_POINT, num_adapters=4), settings={"adapter": str(adapter)})
+        return Case(str(lora_rank), lora_rank, replace(_POINT, num_adapters=0))
+    return Case(str(lora_rank), lora_rank, replace(_POINT, num_adapters=4), settings={"adapter": str(adapter)})
 
 
 _SHEDDING = (("fcfs", "none"), ("lcfs", "none"), ("lcfs-overload", "paper"), ("fcfs", "predict"))
@@ -93,9 +93,9 @@ def _shedding(rate: float, policy: str, shed: str) -> Case:
     return Case(label, rate, replace(_POINT, rate=rate, cv=2.0), policy=policy, shed=shed)
 
 
-def _skewed(rank: int, last: int) -> Case:
+def _skewed(lora_rank: int, last: int) -> Case:
     point = replace(_POINT, num_adapters=17)
-    return Case(str(rank), rank, point, ranks=_SKEWED, settings={"batch": (*range(15), last)})
+    return Case(str(lora_rank), lora_rank, point, lora_ranks=_SKEWED, settings={"batch": (*range(15), last)})
 
 
 SUITES: Mapping[str, LoRASuite] = MappingProxyType(
@@ -116,7 +116,7 @@ SUITES: Mapping[str, LoRASuite] = MappingProxyType(
                 "Saturated: from the base model to one adapter, for each of the ranks.",
                 "saturated",
                 "rank of the only adapter (0: base)",
-                tuple(_taxed(rank, i) for i, rank in ((-1, 0), (3, 8), (2, 16), (1, 32), (0, 64))),
+                tuple(_taxed(lora_rank, i) for i, lora_rank in ((-1, 0), (3, 8), (2, 16), (1, 32), (0, 64))),
                 rounds=20,
             ),
             LoRASuite(
@@ -196,8 +196,8 @@ SUITES: Mapping[str, LoRASuite] = MappingProxyType(
                 "footprint",
                 "ranks",
                 tuple(
-                    Case("/".join(map(str, ranks)), i, replace(_POINT, num_adapters=60), ranks=ranks)
-                    for i, ranks in enumerate(((1,), (8,), (64,), (64, 32, 16, 8), (1, 3, 5, 7, 33, 64)))
+                    Case("/".join(map(str, lora_ranks)), i, replace(_POINT, num_adapters=60), lora_ranks=lora_ranks)
+                    for i, lora_ranks in enumerate(((1,), (8,), (64,), (64, 32, 16, 8), (1, 3, 5, 7, 33, 64)))
                 ),
                 rounds=1,
             ),

@@ -20,7 +20,7 @@ from evenflow.serving.models.random.random_model import make_model
 class RandomTestbed:
     """A testbed (see ``variants.Testbed``) whose model and adapters are random.
 
-    ``cache_dir`` keeps model and adapters between runs; ``ranks`` replaces the LoRA ranks of the setting.
+    ``cache_dir`` keeps model and adapters between runs; ``lora_ranks`` replaces the LoRA ranks of the setting.
     """
 
     def __init__(
@@ -31,15 +31,15 @@ class RandomTestbed:
         num_adapters: int,
         dtype: str = "auto",
         device: str = "cpu",
-        ranks: tuple[int, ...] | None = None,
+        lora_ranks: tuple[int, ...] | None = None,
         max_num_seqs: int = 16,
         max_batch_tokens: int = 512,
         weight_range: float = 1e-3,
     ) -> None:
         start_numba_threads()
         chosen = setting(setting_name)
-        self.ranks = ranks or chosen.lora_ranks
-        self.max_rank = max(self.ranks)
+        self.lora_ranks = lora_ranks or chosen.lora_ranks
+        self.max_lora_rank = max(self.lora_ranks)
         self.max_num_seqs = max_num_seqs
         self.max_batch_tokens = max_batch_tokens
         self.device = torch.device(device)
@@ -51,7 +51,9 @@ class RandomTestbed:
         self.config = parse_config(words)
         self.layout = ArenaLayout(self.config.shape, self.dtype.itemsize)
         self.model = load_model(self.folder, self.config, self.dtype, self.device)
-        self.adapters = AdapterPool(cache_dir, self.layout, num_adapters, self.ranks, chosen.targets, weight_range=weight_range)
+        self.adapters = AdapterPool(
+            cache_dir, self.layout, num_adapters, self.lora_ranks, chosen.targets, weight_range=weight_range
+        )
 
 
 def bandwidth(num_bytes: int = 256 << 20, repeats: int = 5) -> dict[str, float]:

@@ -62,7 +62,7 @@ class Testbed(Protocol):
     device: torch.device
     model: Decoder
     adapters: AdapterPool
-    max_rank: int
+    max_lora_rank: int
     max_num_seqs: int
     max_batch_tokens: int
 
@@ -132,7 +132,7 @@ class Partitioned(Unified):
 
 
 class Slots(Unified):
-    """A fixed number of adapter slots of one maximum rank, outside the KV pool, padded with zeros (vLLM's way)."""
+    """A fixed number of adapter slots, as vLLM has them: each has room for one LoRA rank, apart from the KV cache's pages."""
 
     def __init__(self, num_slots: int | None) -> None:
         self._num_slots = num_slots
@@ -146,16 +146,19 @@ class Slots(Unified):
 
     def adapters(self, testbed: Testbed) -> Adapters:
         """Padded."""
-        return PaddedAdapters(testbed.layout, testbed.max_rank, testbed.adapters.record, testbed.adapters.host_rows)
+        return PaddedAdapters(testbed.layout, testbed.max_lora_rank, testbed.adapters.record, testbed.adapters.host_rows)
 
     def arena(self, testbed: Testbed, num_pages: int) -> Arena:
         """The slots' pages are theirs for good."""
         signature = testbed.adapters.record(AdapterDigest("0")).signature
-        padded = AdapterSignature(tuple(tuple(testbed.max_rank if rank else 0 for rank in layer) for layer in signature.ranks))
+        padded = AdapterSignature(
+            tuple(tuple(testbed.max_lora_rank if lora_rank else 0 for lora_rank in layer) for layer in signature.lora_ranks)
+        )
         reserved = self.num_slots(testbed) * place(testbed.layout, padded).num_pages
         if reserved >= num_pages - 1:
             raise ConfigError(
-                f"{self.num_slots(testbed)} slots of rank {testbed.max_rank} take {reserved} pages; the arena has {num_pages}"
+                f"{self.num_slots(testbed)} slots of rank {testbed.max_lora_rank} take {reserved} pages; "
+                f"the arena has {num_pages}"
             )
         return PartitionedArena(num_pages, reserved)
 

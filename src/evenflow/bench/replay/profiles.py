@@ -107,7 +107,7 @@ class ServerSettings:
 
     name: str
     pool_tokens: int
-    """Tokens that the KV pool holds: M of the bound."""
+    """Tokens that the KV cache holds: M of the bound."""
     page_tokens: int
     max_num_seqs: int
     max_batch_tokens: int

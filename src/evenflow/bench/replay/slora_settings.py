@@ -1,7 +1,7 @@
-"""S-LoRA's settings as values: which model, which adapter ranks, how much memory (its table 1 and section 7.1).
+"""S-LoRA's settings as values: which model, which LoRA ranks, how much memory (its table 1 and section 7.1).
 
 Each has the true shape, for a machine that holds it, and ``scaled`` ones for two cores: a part of the depth, the width and
-the adapter ranks. Base weights go with width^2 and adapters with width x rank, so the share of an adapter in the traffic of
+the LoRA ranks. Base weights go with width^2 and adapters with width x LoRA rank, so the share of an adapter in the traffic of
 a step is the true one. S3 (a 13B with rank 16) is in the published code only and not among them.
 """
 

@@ -33,7 +33,7 @@ class AdapterVTC(PredictedVTC):
 
     ``max_overtaking``: service, in the cost function's unit, that may be admitted past the client that is due before
     it must be served. ``price_per_mib``: service that a MiB of adapter costs; the default of 2 is what 16 MiB of
-    adapter displace in a 7B model's KV pool (32 tokens).
+    adapter displace in a 7B model's KV cache (32 tokens).
 
     The bound is that of predicted VTC with U + ``max_overtaking`` in the place of U, where U includes the price of the
     adapters that one batch may load.

@@ -51,13 +51,13 @@ class BoundedReading:
         self._lock = threading.Lock()
         self._is_closed = False
 
-    def read(self, path: Path, layout: ArenaLayout, max_rank: int | None, allowed: Sequence[Path]) -> BoundedAdapter:
+    def read(self, path: Path, layout: ArenaLayout, max_lora_rank: int | None, allowed: Sequence[Path]) -> BoundedAdapter:
         """See AdapterReading."""
-        bound = max_weights_bytes(layout.whole_shape, max_rank)
+        bound = max_weights_bytes(layout.whole_shape, max_lora_rank)
         with contextlib.suppress(OSError):
             bound = min(bound, (path / WEIGHTS_FILE).stat().st_size)
         timeout_s = self._timeout_s + bound / BYTES_PER_S
-        request = ("read", path, layout, max_rank, (*allowed, *self._roots), bound)
+        request = ("read", path, layout, max_lora_rank, (*allowed, *self._roots), bound)
         while True:
             reader, is_new = self._take()
             try:

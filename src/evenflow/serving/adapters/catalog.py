@@ -56,7 +56,7 @@ class _Entry:
 class Catalog:
     """All adapters the engine may serve. ``prepare`` may run on any thread; everything else on the engine's.
 
-    ``reserved``: names of the base model. ``max_rank``: highest rank to accept. ``on_freed`` is called
+    ``reserved``: names of the base model. ``max_lora_rank``: the highest that is accepted. ``on_freed`` is called
     with a digest after its last name and its last user are gone, and its rows with them. ``store``: keeps rows in
     files; without one they are kept in this process's memory.
     """
@@ -66,13 +66,13 @@ class Catalog:
         layout: ArenaLayout,
         *,
         reserved: Sequence[str] = (),
-        max_rank: int | None = None,
+        max_lora_rank: int | None = None,
         on_freed: Callable[[AdapterDigest], object] | None = None,
         store: RowStore | None = None,
     ) -> None:
         self._layout = layout
         self._reserved = frozenset(reserved)
-        self._max_rank = max_rank
+        self._max_lora_rank = max_lora_rank
         self._on_freed = on_freed
         self._store = store
         self._host = HostTier()
@@ -95,10 +95,10 @@ class Catalog:
         if self._store is not None:
             in_use = self._entries.keys()
             file = self._store.prepare(
-                folder, self._max_rank, in_use, boundary=boundary, must_read=must_read, displaces=displaces
+                folder, self._max_lora_rank, in_use, boundary=boundary, must_read=must_read, displaces=displaces
             )
             return PreparedAdapter(file.header.record, file, file.header.target_modules, folder, file.base_model, boundary)
-        adapter = read_adapter(folder, self._layout.whole_shape, self._max_rank, () if boundary is None else (boundary,))
+        adapter = read_adapter(folder, self._layout.whole_shape, self._max_lora_rank, () if boundary is None else (boundary,))
         for warning in adapter.warnings:
             log.warning("adapter %s: %s", folder, warning)
         image, record = image_of(adapter, self._layout, folder)

@@ -74,14 +74,14 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """They take what A and B begin with out of the base weights, which then are no longer those that are served."""
 _PATTERN_CHARACTERS = 2000
 _SHOWN_CHARACTERS = 120
-_HIGHEST_RANK = 1 << 20
+_HIGHEST_LORA_RANK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class LoraRules:
     """What the config says about any module path of the base model."""
 
-    rank: int
+    lora_rank: int
     alpha: float
     use_rslora: bool
     targets: tuple[str, ...] | str
@@ -107,14 +107,14 @@ class LoraRules:
             return False
         return self.layers is None or self._layer_of(path) in self.layers
 
-    def rank_of(self, path: str) -> int:
+    def lora_rank_of(self, path: str) -> int:
         """LoRA rank of the module at ``path``."""
-        return _by_pattern(self.rank_pattern, path, self.rank)
+        return _by_pattern(self.rank_pattern, path, self.lora_rank)
 
     def scale_of(self, path: str) -> float:
         """alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023), of the module at ``path``."""
-        rank, alpha = self.rank_of(path), _by_pattern(self.alpha_pattern, path, self.alpha)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+        lora_rank, alpha = self.lora_rank_of(path), _by_pattern(self.alpha_pattern, path, self.alpha)
+        return alpha / math.sqrt(lora_rank) if self.use_rslora else alpha / lora_rank
 
     def _layer_of(self, path: str) -> int | None:
         if not self.layers_pattern:
@@ -131,12 +131,12 @@ def read_rules(config: Mapping[str, Any], reasons: list[str], warnings: list[str
     """The rules, or None; every fault found is appended to ``reasons``, what was ignored to ``warnings``."""
     before = len(reasons)
     _refuse_unsupported(config, reasons, [] if warnings is None else warnings)
-    rank = _rank(config.get("r", 8), "r", reasons)
+    lora_rank = _lora_rank(config.get("r", 8), "r", reasons)
     alpha = _number(config.get("lora_alpha", 8), "lora_alpha", reasons)
     targets = _names_or_pattern(config.get("target_modules"), "target_modules", reasons)
     exclude = _names_or_pattern(config.get("exclude_modules"), "exclude_modules", reasons)
     rank_pattern = {
-        key: _rank(value, f"rank_pattern[{_shown(key)}]", reasons)
+        key: _lora_rank(value, f"rank_pattern[{_shown(key)}]", reasons)
         for key, value in _mapping(config, "rank_pattern", reasons).items()
     }
     alpha_pattern = {
@@ -157,7 +157,7 @@ def read_rules(config: Mapping[str, Any], reasons: list[str], warnings: list[str
         return None
     base_model = config.get("base_model_name_or_path")
     return LoraRules(
-        rank=rank,
+        lora_rank=lora_rank,
         alpha=alpha,
         use_rslora=bool(config.get("use_rslora", False)),
         targets=targets,
@@ -204,9 +204,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
 
 
-def _rank(value: Any, name: str, reasons: list[str]) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _HIGHEST_RANK:
-        reasons.append(f"{name} is {_shown(value)}; allowed: an integer from 1 to {_HIGHEST_RANK}")
+def _lora_rank(value: Any, name: str, reasons: list[str]) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _HIGHEST_LORA_RANK:
+        reasons.append(f"{name} is {_shown(value)}; allowed: an integer from 1 to {_HIGHEST_LORA_RANK}")
         return 1
     return value
 

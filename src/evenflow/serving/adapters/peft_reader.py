@@ -77,8 +77,10 @@ class PeftAdapter:
         return tuple(self._names)
 
 
-def read_adapter(path: str | Path, shape: ModelShape, max_rank: int | None = None, allowed: Sequence[Path] = ()) -> PeftAdapter:
-    """Read the adapter in folder ``path`` for a base model of ``shape``. ``max_rank``: highest rank to accept.
+def read_adapter(
+    path: str | Path, shape: ModelShape, max_lora_rank: int | None = None, allowed: Sequence[Path] = ()
+) -> PeftAdapter:
+    """Read the adapter in folder ``path`` for a base model of ``shape``. ``max_lora_rank``: the highest that is accepted.
 
     ``allowed``: folders beside its own where its files may lie. Raises AdapterNotFound if there is no adapter,
     AdapterRejected with every reason found if it cannot be served faithfully, AdapterUnavailable where the host is at fault.
@@ -97,24 +99,24 @@ def read_adapter(path: str | Path, shape: ModelShape, max_rank: int | None = Non
         raise AdapterRejected(str(folder), [_in_words(error, CONFIG_FILE)]) from None
     config = _parse_config(file, reasons)
     rules = read_rules(config, reasons, warnings) if config is not None else None
-    weights = _read_weights(folder, allowed, max_weights_bytes(shape, max_rank), reasons)
+    weights = _read_weights(folder, allowed, max_weights_bytes(shape, max_lora_rank), reasons)
     tensors = _parse_weights(weights, reasons) if weights is not None else None
     if rules is None or tensors is None or weights is None:
         raise AdapterRejected(str(folder), _told(reasons))
-    _check_ranks(rules, shape, max_rank, reasons)
+    _check_lora_ranks(rules, shape, max_lora_rank, reasons)
     names = _match(tensors, rules, shape, reasons)
     if not reasons:
         reasons += _summarised("holds NaN or infinity", [name for name in tensors.shapes if not _is_finite(tensors, name)])
     if reasons:
         raise AdapterRejected(str(folder), _told(reasons))
     scales = {target: rules.scale_of(module_path(*target)) for target in names}
-    ranks = tuple(
+    lora_ranks = tuple(
         tuple(tensors.shapes[names[layer, m][0]][0] if (layer, m) in names else 0 for m in MODULES)
         for layer in range(shape.num_layers)
     )
     return PeftAdapter(
         digest=_digest(tensors, names, scales),
-        signature=AdapterSignature(ranks),
+        signature=AdapterSignature(lora_ranks),
         target_modules=tuple(m for m in MODULES if any((layer, m) in names for layer in range(shape.num_layers))),
         base_model=rules.base_model,
         warnings=tuple(_clean(warning) for warning in warnings[:_REASONS_PER_KIND]),
@@ -125,11 +127,11 @@ def read_adapter(path: str | Path, shape: ModelShape, max_rank: int | None = Non
     )
 
 
-def max_weights_bytes(shape: ModelShape, max_rank: int | None) -> int:
-    """The largest file that can hold an adapter of the highest rank, in fp32, for this model."""
-    rank = min(max_rank or shape.hidden_size, shape.hidden_size)
+def max_weights_bytes(shape: ModelShape, max_lora_rank: int | None) -> int:
+    """The largest file that can hold an adapter of the highest LoRA rank, in fp32, for this model."""
+    lora_rank = min(max_lora_rank or shape.hidden_size, shape.hidden_size)
     widths = sum(sum(shape.module_widths(module)) for module in MODULES)
-    return _MAX_HEADER_BYTES + 4 * shape.num_layers * rank * widths
+    return _MAX_HEADER_BYTES + 4 * shape.num_layers * lora_rank * widths
 
 
 def _parse_config(file: OpenedFile, reasons: list[str]) -> Mapping[str, Any] | None:
@@ -189,10 +191,10 @@ def _clean(reason: str) -> str:
     return shown if len(shown) <= _REASON_CHARACTERS else shown[:_REASON_CHARACTERS] + " ..."
 
 
-def _check_ranks(rules: LoraRules, shape: ModelShape, max_rank: int | None, reasons: list[str]) -> None:
-    highest = max(rules.rank, *rules.rank_pattern.values(), 1)
-    if max_rank is not None and highest > max_rank:
-        reasons.append(f"rank {highest} is above the configured maximum of {max_rank}")
+def _check_lora_ranks(rules: LoraRules, shape: ModelShape, max_lora_rank: int | None, reasons: list[str]) -> None:
+    highest = max(rules.lora_rank, *rules.rank_pattern.values(), 1)
+    if max_lora_rank is not None and highest > max_lora_rank:
+        reasons.append(f"rank {highest} is above the configured maximum of {max_lora_rank}")
     elif highest > shape.hidden_size:
         reasons.append(f"rank {highest} is above the model's hidden size of {shape.hidden_size}")
 
@@ -229,8 +231,8 @@ def _match(tensors: FileTensors, rules: LoraRules, shape: ModelShape, reasons: l
             continue
         names[target] = found[target]["A"], found[target]["B"]
         inputs, outputs = shape.module_widths(target[1])
-        rank = rules.rank_of(module_path(*target))
-        for name, expected in zip(names[target], ((rank, inputs), (outputs, rank))):
+        lora_rank = rules.lora_rank_of(module_path(*target))
+        for name, expected in zip(names[target], ((lora_rank, inputs), (outputs, lora_rank))):
             if tensors.shapes[name] != expected:
                 wrong.append(f"{name} has shape {list(tensors.shapes[name])}, config and base model say {list(expected)}")
             elif not tensors.is_float(name):

@@ -64,7 +64,7 @@ class ReadAdapter(Protocol):
 class AdapterReading(Protocol):
     """Reads folders. Any thread."""
 
-    def read(self, path: Path, layout: ArenaLayout, max_rank: int | None, allowed: Sequence[Path]) -> ReadAdapter:
+    def read(self, path: Path, layout: ArenaLayout, max_lora_rank: int | None, allowed: Sequence[Path]) -> ReadAdapter:
         """Read and check the folder ``path``. ``allowed``: further folders where its files may lie.
 
         Raises AdapterNotFound, AdapterRejected with every reason found, AdapterUnavailable where the host is at fault.
@@ -107,9 +107,9 @@ class InProcessReading:
     def __init__(self, roots: Sequence[Path] = ()) -> None:
         self._roots = tuple(roots)
 
-    def read(self, path: Path, layout: ArenaLayout, max_rank: int | None, allowed: Sequence[Path]) -> AdapterInMemory:
+    def read(self, path: Path, layout: ArenaLayout, max_lora_rank: int | None, allowed: Sequence[Path]) -> AdapterInMemory:
         """See AdapterReading."""
-        adapter = read_adapter(path, layout.whole_shape, max_rank, (*allowed, *self._roots))
+        adapter = read_adapter(path, layout.whole_shape, max_lora_rank, (*allowed, *self._roots))
         return AdapterInMemory(adapter, layout, path)
 
     def close(self) -> None:

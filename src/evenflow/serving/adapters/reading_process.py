@@ -75,10 +75,12 @@ class Server:
         """True if the process should be replaced: memory is not always given back."""
         return _address_space_bytes() - self._at_first_bytes > _GROWN_BYTES
 
-    def _read(self, path: Path, layout: Any, max_rank: int | None, allowed: tuple[Path, ...], bound: int) -> dict[str, Any]:
+    def _read(
+        self, path: Path, layout: Any, max_lora_rank: int | None, allowed: tuple[Path, ...], bound: int
+    ) -> dict[str, Any]:
         self._held = None
         self._limit_memory(_SPARE_BYTES + _COPIES * bound)
-        self._held = self._reading.read(path, layout, max_rank, allowed)
+        self._held = self._reading.read(path, layout, max_lora_rank, allowed)
         return {
             "digest": self._held.digest,
             "num_bytes": self._held.num_bytes,

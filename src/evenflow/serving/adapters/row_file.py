@@ -230,7 +230,7 @@ def write_rows(path: Path, record: AdapterRecord, target_modules: Sequence[str],
     fields = {
         "digest": record.digest,
         "layout": layout,
-        "ranks": record.signature.ranks,
+        "ranks": record.signature.lora_ranks,
         "num_pages": record.num_pages,
         "size_bytes": record.size_bytes,
         "page_bytes": image.shape[1],

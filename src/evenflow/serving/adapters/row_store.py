@@ -89,7 +89,7 @@ class RowStore:
     def prepare(
         self,
         path: Path,
-        max_rank: int | None,
+        max_lora_rank: int | None,
         in_use: Collection[str] = (),
         *,
         boundary: Path | None = None,
@@ -105,8 +105,8 @@ class RowStore:
         """
         with self._folder_locks[hash(path) % len(self._folder_locks)]:
             file = None if must_read else self._known(path, _state_of(path))
-            if file is None or (max_rank is not None and file.header.record.signature.max_rank > max_rank):
-                file = self._read(path, max_rank, in_use, boundary, displaces)
+            if file is None or (max_lora_rank is not None and file.header.record.signature.max_lora_rank > max_lora_rank):
+                file = self._read(path, max_lora_rank, in_use, boundary, displaces)
         with contextlib.suppress(OSError):
             os.utime(file.path)  # when it was last wanted: the cleaning goes by that
         return file
@@ -161,11 +161,11 @@ class RowStore:
         return file if is_ours and header.record.digest == digest else None
 
     def _read(
-        self, path: Path, max_rank: int | None, in_use: Collection[str], boundary: Path | None, displaces: bool
+        self, path: Path, max_lora_rank: int | None, in_use: Collection[str], boundary: Path | None, displaces: bool
     ) -> RowFile:
         read_ns = time.time_ns()
         allowed = () if boundary is None else (boundary,)
-        with self._reading.read(path, self.layout, max_rank, allowed) as read:
+        with self._reading.read(path, self.layout, max_lora_rank, allowed) as read:
             file = self._open(read.digest)
             if file is None:
                 self._convert(read, in_use, displaces)

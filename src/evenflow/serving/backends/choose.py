@@ -49,5 +49,8 @@ def choose(device: torch.device, dtype: torch.dtype, shape: ModelShape) -> Backe
 
 
 def by_name(kernels: str) -> BackendNames:
-    """What a user's one name for the kernels means. FlashInfer has no LoRA over arena rows: Triton's goes with it."""
+    """The backends that one name for the kernels, as a user gives it, stands for.
+
+    FlashInfer has no LoRA over factor rows in an arena; Triton's goes with it.
+    """
     return BackendNames(kernels, "triton" if kernels == "flashinfer" else kernels)

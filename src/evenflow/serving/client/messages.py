@@ -86,8 +86,8 @@ class AdapterInfo(msgspec.Struct):
 
     name: str
     digest: str
-    rank: int
-    """Largest rank of any module."""
+    lora_rank: int
+    """The largest of any module."""
     size_bytes: int
     num_pages: int
     state: str

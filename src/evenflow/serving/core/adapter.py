@@ -11,15 +11,15 @@ from evenflow.serving.core.request import AdapterDigest
 class AdapterSignature:
     """Ranks per layer and module; where its rows lie inside its pages depends on nothing else.
 
-    ``ranks[layer][m]`` is the LoRA rank at ``MODULES[m]`` of that layer; 0: not adapted.
+    ``lora_ranks[layer][m]`` is the LoRA rank at ``MODULES[m]`` of that layer; 0: not adapted.
     """
 
-    ranks: tuple[tuple[int, ...], ...]
+    lora_ranks: tuple[tuple[int, ...], ...]
 
     @property
-    def max_rank(self) -> int:
-        """The largest rank of any module."""
-        return max((rank for layer in self.ranks for rank in layer), default=0)
+    def max_lora_rank(self) -> int:
+        """The largest LoRA rank of any module; 0 without any."""
+        return max((lora_rank for layer in self.lora_ranks for lora_rank in layer), default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,8 +152,8 @@ def _catalog(
 ) -> Catalog:
     store = row_store(config, layout, is_bounded=is_bounded)
     if ranks is None:
-        return Catalog(layout, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)
-    return AllRanksCatalog(layout, ranks, max_rank=config.max_lora_rank, on_freed=on_freed, store=store)
+        return Catalog(layout, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store)
+    return AllRanksCatalog(layout, ranks, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store)
 
 
 def end_tokens(model: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -345,7 +345,7 @@ class Engine:
         return AdapterInfo(
             name=name,
             digest=digest,
-            rank=record.signature.max_rank,
+            lora_rank=record.signature.max_lora_rank,
             size_bytes=record.size_bytes,
             num_pages=record.num_pages,
             state="draining"

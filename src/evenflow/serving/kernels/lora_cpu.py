@@ -1,4 +1,4 @@
-"""LoRA of a step's rows, each with its own adapter, read in place from arena rows (numba).
+"""LoRA of a step's rows, each with its own adapter, from factor rows read where they lie in the arena (numba).
 
 All A rows of a site are taken at once, since its modules read the same x; B module by module. List entries of one adapter
 that follow one another are computed together (``lora_blocks_cpu``).

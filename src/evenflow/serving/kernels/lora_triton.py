@@ -1,8 +1,9 @@
-"""LoRA of a step's rows for CUDA (Triton), read in place from arena rows: shrink (s = A x), then expand (y += s B).
+"""LoRA of a step's token rows for CUDA (Triton): shrink (s = A x), then expand (y += s B).
 
-Rows of the step are grouped by adapter into segments of at most ROWS rows. A site's modules read the same x, so all
-their A rows are one run and shrink is one launch; expand is one launch over the site's columns, module by module. Ranks
-are each adapter's own: programs loop as far as a segment's ranks go and nothing is padded to a largest one.
+Factor rows are read where they lie in the arena. The token rows of a step are grouped by adapter into segments of at most
+ROWS token rows. A site's modules read the same x, so all their A rows are one run and shrink is one launch; expand is one
+launch over the site's columns, module by module. LoRA ranks are each adapter's own: programs loop as far as a segment's
+LoRA ranks go, and nothing is padded to a largest one.
 
 Shrink cuts the input width into fixed ranges, so that a few segments fill the machine. Each range leaves a partial sum
 in fp32 and expand adds them in order: no atomics, and a row's result depends on its x, its y and its adapter alone.

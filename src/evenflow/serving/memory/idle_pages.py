@@ -1,7 +1,7 @@
 """One economy for what may be taken back: idle adapters and idle pages of the prefix cache.
 
 Each holder knows which of its own goes first; of these, the one that has been idle longest goes
-(S-LoRA's unified paging, section 5, with one more tenant).
+(S-LoRA's unified paging, section 5, with cached prefixes as a third owner of pages).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All byte arithmetic of the arena: where K, V and adapter rows lie inside equal pages.
+"""All byte arithmetic of the arena: where K, V and factor rows lie inside equal pages.
 
 One ``uint8`` tensor is cut into pages. A page holds ``page_tokens`` tokens of K and V of all layers,
 ``[page][layer][k|v][token][kv_head][head_dim]``, or rows of one adapter, packed next-fit in the order
@@ -48,7 +48,7 @@ class ArenaLayout:
 
     shape: ModelShape
     itemsize: int
-    """Bytes per element of K, V and adapter rows: 2 for bf16, 4 for fp32."""
+    """Bytes per element of K, V and factor rows: 2 for bf16, 4 for fp32."""
     page_tokens: int = BLOCK_TOKENS
     shard: Shard | None = None
     """None: the whole model."""
@@ -106,7 +106,7 @@ class ArenaLayout:
         return layer * self.layer_bytes + k_or_v * self.half_bytes
 
     def row_bytes(self, width: int) -> int:
-        """Bytes an adapter row of ``width`` elements takes: rounded up to whole lines, the pad is zeros."""
+        """Bytes that a factor row of ``width`` elements takes: rounded up to whole lines, filled up with zeros."""
         return -(-width * self.itemsize // LINE_BYTES) * LINE_BYTES
 
     @property
@@ -148,7 +148,7 @@ class AdapterPlacement:
     """int64 [R]: page ordinal of the row."""
     row_lines: np.ndarray
     """int64 [R]: line of the row inside its page."""
-    ranks: np.ndarray
+    lora_ranks: np.ndarray
     """int32 [L, M]: LoRA rank, which is the number of B rows; 0 where the module is not adapted."""
     a_rows: np.ndarray
     """int32 [L, M]: number of A rows: the LoRA rank, or this rank's share of it."""
@@ -171,7 +171,7 @@ class AdapterPlacement:
     def row_offsets(self, layer: int, module: str, part: Part) -> np.ndarray:
         """int64 [rows]: byte offsets of a module's A or B rows in the page-form image [num_pages, page_bytes]."""
         index = MODULES.index(module)
-        first, count = (self.first_a, self.a_rows) if part == "A" else (self.first_b, self.ranks)
+        first, count = (self.first_a, self.a_rows) if part == "A" else (self.first_b, self.lora_ranks)
         rows = slice(int(first[layer, index]), int(first[layer, index]) + int(count[layer, index]))
         return self.row_pages[rows] * self.layout.page_bytes + self.row_lines[rows] * LINE_BYTES
 
@@ -183,7 +183,7 @@ class AdapterPlacement:
     def size_bytes(self) -> int:
         """Bytes of the rows themselves, pad included, page tails not."""
         layout = self.layout
-        counts: dict[Part, np.ndarray] = {"A": self.a_rows, "B": self.ranks}
+        counts: dict[Part, np.ndarray] = {"A": self.a_rows, "B": self.lora_ranks}
         return sum(
             int(count[:, index].sum()) * layout.row_bytes(layout.row_width(module, part))
             for index, module in enumerate(MODULES)
@@ -208,14 +208,19 @@ def place(layout: ArenaLayout, signature: AdapterSignature) -> AdapterPlacement:
 
 @lru_cache(maxsize=1024)
 def _pack(layout: ArenaLayout, signature: AdapterSignature) -> AdapterPlacement:
-    ranks = np.asarray(signature.ranks, np.int32)
-    if ranks.shape != (layout.shape.num_layers, len(MODULES)) or (ranks < 0).any():
-        raise ValueError(f"ranks of shape {ranks.shape}; allowed: {(layout.shape.num_layers, len(MODULES))}, 0 or more")
-    counts: dict[Part, np.ndarray] = {"A": ranks if layout.shard is None else _a_rows(layout.shard, ranks), "B": ranks}
+    lora_ranks = np.asarray(signature.lora_ranks, np.int32)
+    if lora_ranks.shape != (layout.shape.num_layers, len(MODULES)) or (lora_ranks < 0).any():
+        raise ValueError(
+            f"lora_ranks has shape {lora_ranks.shape}; allowed: {(layout.shape.num_layers, len(MODULES))}, 0 or more"
+        )
+    counts: dict[Part, np.ndarray] = {
+        "A": lora_ranks if layout.shard is None else _a_rows(layout.shard, lora_ranks),
+        "B": lora_ranks,
+    }
     lines_of: dict[tuple[str, Part], int] = {
         (module, part): layout.row_bytes(layout.row_width(module, part)) // LINE_BYTES for module in MODULES for part in counts
     }
-    first = {"A": np.zeros_like(ranks), "B": np.zeros_like(ranks)}
+    first = {"A": np.zeros_like(lora_ranks), "B": np.zeros_like(lora_ranks)}
     pages: list[np.ndarray] = []
     lines: list[np.ndarray] = []
     num_rows, page, free = 0, -1, 0
@@ -245,17 +250,17 @@ def _pack(layout: ArenaLayout, signature: AdapterSignature) -> AdapterPlacement:
         num_pages=page + 1,
         row_pages=np.concatenate(pages or empty).astype(np.int64),
         row_lines=np.concatenate(lines or empty).astype(np.int64),
-        ranks=ranks,
+        lora_ranks=lora_ranks,
         a_rows=counts["A"],
         first_a=first["A"],
         first_b=first["B"],
     )
 
 
-def _a_rows(shard: Shard, ranks: np.ndarray) -> np.ndarray:
-    """int32 [L, M]: how many A rows the rank holds of adapters of these ranks."""
-    held = ranks.copy()
+def _a_rows(shard: Shard, lora_ranks: np.ndarray) -> np.ndarray:
+    """int32 [L, M]: how many A rows the rank holds of adapters of these LoRA ranks."""
+    held = lora_ranks.copy()
     for index, module in enumerate(MODULES):
-        of_rank = {int(r): len(shard.a_rows(module, int(r))) for r in np.unique(ranks[:, index])}
-        held[:, index] = [of_rank[int(r)] for r in ranks[:, index]]
+        of_rank = {int(r): len(shard.a_rows(module, int(r))) for r in np.unique(lora_ranks[:, index])}
+        held[:, index] = [of_rank[int(r)] for r in lora_ranks[:, index]]
     return held

@@ -3,7 +3,7 @@
 Column-parallel sites (qkv, gate_up): each rank multiplies with its rows of A, the pieces are gathered, and B makes this
 rank's output columns of them. Row-parallel sites (o, down): each rank multiplies its input columns, the vectors are added
 up, and B fills this rank's run of columns of the partial output, so that the base model's own sum completes it. One
-message per site and layer, for all its modules and all rows. Sites that the shard does not list as exchanged go
+message per site and layer, for all its modules and all token rows. Sites that the shard does not list as exchanged go
 straight to the backend: there the rank holds A (or B) whole and nothing is exchanged.
 """
 

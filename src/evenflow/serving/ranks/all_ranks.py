@@ -50,7 +50,7 @@ class AllRanksCatalog(Catalog):
         layout: ArenaLayout,
         ranks: RankProcesses,
         *,
-        max_rank: int | None,
+        max_lora_rank: int | None,
         on_freed: Callable[[AdapterDigest], object],
         store: RowStore | None,
     ) -> None:
@@ -58,7 +58,7 @@ class AllRanksCatalog(Catalog):
             on_freed(digest)
             ranks.forget(digest)
 
-        super().__init__(layout, max_rank=max_rank, on_freed=freed_on_all_ranks, store=store)
+        super().__init__(layout, max_lora_rank=max_lora_rank, on_freed=freed_on_all_ranks, store=store)
         self._ranks = ranks
 
     def prepare(

@@ -69,7 +69,7 @@ def _serve(config: EngineConfig, folder: Path, rank: int, parent: int, heart: He
     membership = join(config, model_config, rank, folder)
     built = build_worker(config, model_config, membership, None, lambda digest: held.host_rows(digest))
     store = row_store(config, built.layout, is_bounded=True)
-    held = RankAdapters(Catalog(built.layout, max_rank=config.max_lora_rank, store=store))
+    held = RankAdapters(Catalog(built.layout, max_lora_rank=config.max_lora_rank, store=store))
     threading.Thread(target=held.serve, args=(adapters,), name="adapters", daemon=True).start()
     heart.is_ready()
     while True:

@@ -1,7 +1,7 @@
 """A conversation to the text a model was trained to continue, through the model's own jinja template.
 
 The template comes with the model and is not trusted: it runs in jinja's immutable sandbox, with the
-helpers that transformers gives templates (raise_exception, strftime_now, tojson, break and continue,
+functions that transformers gives templates (raise_exception, strftime_now, tojson, break and continue,
 the generation tag) and nothing else.
 """
 

@@ -25,7 +25,7 @@ def merge(weights: ModelWeights, layout: ArenaLayout, signature: AdapterSignatur
             first = 0
             for module in modules:
                 outputs = layout.shape.module_widths(module)[1]
-                if placement.ranks[layer, MODULES.index(module)]:
+                if placement.lora_ranks[layer, MODULES.index(module)]:
                     a_RI = _rows(flat, placement, layer, module, "A", weights.embedding.dtype)
                     b_RO = _rows(flat, placement, layer, module, "B", weights.embedding.dtype)
                     part_OI = matrices[site][first : first + outputs]

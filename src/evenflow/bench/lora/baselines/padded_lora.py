@@ -1,9 +1,9 @@
-"""LoRA by batched products over stacks that are padded to the largest rank: for comparison, not for serving.
+"""LoRA by batched products over stacks that are padded to the largest LoRA rank: for comparison, not for serving.
 
 The batch's adapters lie in stacks of their own, one entry each, copied from the arena. S-LoRA's bmm baseline built its
 stacks anew for every step; here an entry is copied when its adapter joins the batch and stays until it leaves, and the
 modules of a site share one product with A. Adapters with many rows go through matrix products with their entry, unpadded.
-Legend: see ``LoRABackend``; N adapters of the batch, C most rows of one of them, R largest rank, M modules of the site.
+Legend: see ``LoRABackend``; N adapters of the batch, C most rows of one of them, R largest LoRA rank, M modules of the site.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.shape import MODULES, SITES
 from evenflow.serving.memory.layout import AdapterPlacement, place
 
-LONG_ROWS = 16
+LONG_TOKEN_ROWS = 16
 """Adapters with more rows than this are multiplied alone: padding everybody to their length would cost more."""
 
 
@@ -50,8 +50,8 @@ class PaddedLoRA:
         """Slot of each entry of the stacks."""
         self._sites: dict[str, _Site] = {}
         self._capacity = (0, 0)
-        self._rows_of_step: np.ndarray | None = None
-        self._max_rank = 0
+        self._token_rows_of_step: np.ndarray | None = None
+        self._max_lora_rank = 0
         self._short: torch.Tensor | None = None
         """int64 [N, C]: rows of each adapter, padded with -1."""
         self._long: list[tuple[int, torch.Tensor]] = []
@@ -66,25 +66,25 @@ class PaddedLoRA:
         placement = place(self._storage.layout, signature)
         self._bound[slot] = _Bound(placement, torch.as_tensor(placement.lines(pages), device=self._storage.device))
         self._entries = [-1 if entry == slot else entry for entry in self._entries]
-        self._rows_of_step = None
+        self._token_rows_of_step = None
 
     def plan(self, batch: Batch) -> None:
         """Bring the stacks in line with the batch's adapters; sort the rows by adapter."""
-        slot_of_row = np.repeat(batch.adapter_slots, np.diff(batch.row_starts))
-        if self._rows_of_step is not None and np.array_equal(slot_of_row, self._rows_of_step):
+        slot_of_token_row = np.repeat(batch.adapter_slots, np.diff(batch.row_starts))
+        if self._token_rows_of_step is not None and np.array_equal(slot_of_token_row, self._token_rows_of_step):
             return  # as most decode steps
-        self._rows_of_step = slot_of_row
-        slots = [int(slot) for slot in np.unique(slot_of_row) if slot >= 0]
+        self._token_rows_of_step = slot_of_token_row
+        slots = [int(slot) for slot in np.unique(slot_of_token_row) if slot >= 0]
         self._bring_in(slots)
-        rows = [np.flatnonzero(slot_of_row == slot) for slot in self._entries]
+        token_rows = [np.flatnonzero(slot_of_token_row == slot) for slot in self._entries]
         device = self._storage.device
-        self._long = [(i, torch.as_tensor(r, device=device)) for i, r in enumerate(rows) if len(r) > LONG_ROWS]
-        counts = [len(r) if len(r) <= LONG_ROWS else 0 for r in rows]
+        self._long = [(i, torch.as_tensor(r, device=device)) for i, r in enumerate(token_rows) if len(r) > LONG_TOKEN_ROWS]
+        counts = [len(r) if len(r) <= LONG_TOKEN_ROWS else 0 for r in token_rows]
         self._short = None
         if any(counts):
-            short = np.full((len(rows), max(counts)), -1, np.int64)
+            short = np.full((len(token_rows), max(counts)), -1, np.int64)
             for i, count in enumerate(counts):
-                short[i, :count] = rows[i][:count]
+                short[i, :count] = token_rows[i][:count]
             self._short = torch.as_tensor(short, device=device)
         self._targets = {}
 
@@ -93,30 +93,30 @@ class PaddedLoRA:
         if self._short is not None:
             self._run_batched(layer, site, x_TI, y_TO)
         stacks = self._sites.get(site)
-        for entry, rows in self._long:
+        for entry, token_rows in self._long:
             assert stacks is not None
-            ranks = self._bound[self._entries[entry]].placement.ranks
-            x_CI = x_TI[rows]
+            lora_ranks = self._bound[self._entries[entry]].placement.lora_ranks
+            x_CI = x_TI[token_rows]
             for m, module in enumerate(SITES[site]):
-                rank = int(ranks[layer, MODULES.index(module)])
-                if rank:
-                    s_CR = x_CI @ stacks.a_LNRMI[layer, entry, :rank, m].T
-                    y_TO[:, stacks.columns[m]].index_add_(0, rows, s_CR @ stacks.b_LNRO[m][layer, entry, :rank])
+                lora_rank = int(lora_ranks[layer, MODULES.index(module)])
+                if lora_rank:
+                    s_CR = x_CI @ stacks.a_LNRMI[layer, entry, :lora_rank, m].T
+                    y_TO[:, stacks.columns[m]].index_add_(0, token_rows, s_CR @ stacks.b_LNRO[m][layer, entry, :lora_rank])
 
     def _run_batched(self, layer: int, site: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
         assert self._short is not None
-        stacks, num, rank = self._sites[site], len(self._entries), self._max_rank
+        stacks, num, lora_rank = self._sites[site], len(self._entries), self._max_lora_rank
         short_NC = self._short
         x_NCI = x_TI[short_NC.clamp(min=0)]
-        a_NRMI = stacks.a_LNRMI[layer, :num, :rank]
+        a_NRMI = stacks.a_LNRMI[layer, :num, :lora_rank]
         # In this order, four times as fast as A x^T on a CPU.
-        s_NCRM = torch.bmm(x_NCI, a_NRMI.flatten(1, 2).transpose(1, 2)).unflatten(2, (rank, -1))
+        s_NCRM = torch.bmm(x_NCI, a_NRMI.flatten(1, 2).transpose(1, 2)).unflatten(2, (lora_rank, -1))
         for m, module in enumerate(SITES[site]):
-            places, rows = self._target(layer, MODULES.index(module))
-            if not len(rows):
+            places, token_rows = self._target(layer, MODULES.index(module))
+            if not len(token_rows):
                 continue
-            delta_NCO = torch.bmm(s_NCRM[..., m], stacks.b_LNRO[m][layer, :num, :rank])
-            y_TO[:, stacks.columns[m]].index_add_(0, rows, delta_NCO.flatten(0, 1).index_select(0, places))
+            delta_NCO = torch.bmm(s_NCRM[..., m], stacks.b_LNRO[m][layer, :num, :lora_rank])
+            y_TO[:, stacks.columns[m]].index_add_(0, token_rows, delta_NCO.flatten(0, 1).index_select(0, places))
 
     def _target(self, layer: int, module: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(places in [N, C] whose adapter has the module in this layer, their rows)."""
@@ -124,7 +124,7 @@ class PaddedLoRA:
         if found is None:
             assert self._short is not None
             short = self._short.numpy(force=True)
-            has = np.array([self._bound[slot].placement.ranks[layer, module] > 0 for slot in self._entries])
+            has = np.array([self._bound[slot].placement.lora_ranks[layer, module] > 0 for slot in self._entries])
             places = np.flatnonzero((short >= 0) & has[:, None])
             device = self._storage.device
             arrays = torch.as_tensor(places, device=device), torch.as_tensor(short.reshape(-1)[places], device=device)
@@ -133,9 +133,9 @@ class PaddedLoRA:
 
     def _bring_in(self, slots: list[int]) -> None:
         """Make the entries those of ``slots``: what stays stays, newcomers take the places of those who left."""
-        self._max_rank = max((self._bound[slot].placement.signature.max_rank for slot in slots), default=0)
-        if len(slots) > self._capacity[0] or self._max_rank > self._capacity[1]:
-            self._allocate(max(len(slots), self._capacity[0]), max(self._max_rank, self._capacity[1]))
+        self._max_lora_rank = max((self._bound[slot].placement.signature.max_lora_rank for slot in slots), default=0)
+        if len(slots) > self._capacity[0] or self._max_lora_rank > self._capacity[1]:
+            self._allocate(max(len(slots), self._capacity[0]), max(self._max_lora_rank, self._capacity[1]))
         wanted = set(slots)
         new = [slot for slot in slots if slot not in self._entries]
         places = [i for i, slot in enumerate(self._entries) if slot not in wanted]
@@ -154,17 +154,17 @@ class PaddedLoRA:
                         stack[:, gap].copy_(stack[:, last])
             self._entries.pop()
 
-    def _allocate(self, num_entries: int, rank: int) -> None:
+    def _allocate(self, num_entries: int, lora_rank: int) -> None:
         """New stacks; the entries are copied again."""
         shape, layers = self._storage.layout.shape, self._storage.layout.shape.num_layers
         dtype, device = self._storage.dtype, self._storage.device
-        self._capacity, self._entries = (num_entries, rank), []
+        self._capacity, self._entries = (num_entries, lora_rank), []
         for name, modules in SITES.items():
             widths = [shape.module_widths(module) for module in modules]
             ends = np.cumsum([out for _, out in widths]).tolist()
             self._sites[name] = _Site(
-                torch.zeros((layers, num_entries, rank, len(modules), widths[0][0]), dtype=dtype, device=device),
-                [torch.zeros((layers, num_entries, rank, out), dtype=dtype, device=device) for _, out in widths],
+                torch.zeros((layers, num_entries, lora_rank, len(modules), widths[0][0]), dtype=dtype, device=device),
+                [torch.zeros((layers, num_entries, lora_rank, out), dtype=dtype, device=device) for _, out in widths],
                 [slice(end - out, end) for end, (_, out) in zip(ends, widths)],
             )
 
@@ -177,12 +177,12 @@ class PaddedLoRA:
             for layer in range(shape.num_layers):
                 for m, module in enumerate(modules):
                     index = MODULES.index(module)
-                    rank = int(placement.ranks[layer, index])
+                    lora_rank = int(placement.lora_ranks[layer, index])
                     for stack, first, width in (
                         (stacks.a_LNRMI[layer, entry, :, m], placement.first_a, shape.module_widths(module)[0]),
                         (stacks.b_LNRO[m][layer, entry], placement.first_b, shape.module_widths(module)[1]),
                     ):
-                        if rank:
+                        if lora_rank:
                             start = int(first[layer, index])
-                            stack[:rank].copy_(self._storage.adapter_rows(bound.lines[start : start + rank], width))
-                        stack[rank:].zero_()
+                            stack[:lora_rank].copy_(self._storage.factor_rows(bound.lines[start : start + lora_rank], width))
+                        stack[lora_rank:].zero_()

@@ -1,7 +1,8 @@
-"""Adapters padded to one maximum rank, as servers with adapter slots hold them: for comparison, not for serving.
+"""Adapters padded to one LoRA rank, as servers with adapter slots hold them: for comparison, not for serving.
 
-Every adapter takes the room, the loads and the products of ``max_rank`` at each of its modules, whatever its own rank is
-(vLLM's slots); the rows beyond its own are zeros. Wraps what the catalog answers; knows neither arena nor requests.
+Every adapter takes the room, the loads and the products of ``max_lora_rank`` at each of its modules, whatever its own
+LoRA rank is (vLLM's slots); the factor rows beyond its own are zeros. Wraps what the catalog answers; knows neither arena
+nor requests.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class _Padding:
 
 
 class PaddedAdapters:
-    """``record`` and ``host_rows`` of adapters as if each of their modules had ``max_rank``.
+    """``record`` and ``host_rows`` of adapters as if each of their modules had ``max_lora_rank``.
 
     Rows are valid until the next call: no prefetching. Raises ConfigError for an adapter of a higher rank.
     """
@@ -41,12 +42,12 @@ class PaddedAdapters:
     def __init__(
         self,
         layout: ArenaLayout,
-        max_rank: int,
+        max_lora_rank: int,
         record: Callable[[AdapterDigest], AdapterRecord],
         host_rows: Callable[[AdapterDigest], tuple[AdapterSignature, RowFile | MemoryRows]],
     ) -> None:
         self._layout = layout
-        self._max_rank = max_rank
+        self._max_lora_rank = max_lora_rank
         self._record = record
         self._host_rows = host_rows
         self._padding: Callable[[AdapterSignature], _Padding] = lru_cache(maxsize=64)(self._pad)
@@ -68,21 +69,25 @@ class PaddedAdapters:
         return padding.signature, MemoryRows(padding.image)
 
     def padded(self, signature: AdapterSignature) -> AdapterSignature:
-        """``max_rank`` where ``signature`` has any rank."""
-        if signature.max_rank > self._max_rank:
-            raise ConfigError(f"an adapter has rank {signature.max_rank}; allowed: {self._max_rank}, the rank of the slots")
-        return AdapterSignature(tuple(tuple(self._max_rank if rank else 0 for rank in layer) for layer in signature.ranks))
+        """``max_lora_rank`` where ``signature`` has any rank."""
+        if signature.max_lora_rank > self._max_lora_rank:
+            raise ConfigError(
+                f"an adapter has rank {signature.max_lora_rank}; allowed: {self._max_lora_rank}, the rank of the slots"
+            )
+        return AdapterSignature(
+            tuple(tuple(self._max_lora_rank if lora_rank else 0 for lora_rank in layer) for layer in signature.lora_ranks)
+        )
 
     def _pad(self, signature: AdapterSignature) -> _Padding:
         padded = self.padded(signature)
         source, target = place(self._layout, signature), place(self._layout, padded)
         runs: list[tuple[int, int, int]] = []
         parts: tuple[Part, Part] = ("A", "B")
-        for layer, ranks in enumerate(signature.ranks):
-            for module, rank in zip(MODULES, ranks):
-                for part in parts if rank else ():
+        for layer, lora_ranks in enumerate(signature.lora_ranks):
+            for module, lora_rank in zip(MODULES, lora_ranks):
+                for part in parts if lora_rank else ():
                     size = self._layout.row_bytes(source.row_width(module, part))
-                    offsets = source.row_offsets(layer, module, part), target.row_offsets(layer, module, part)[:rank]
+                    offsets = source.row_offsets(layer, module, part), target.row_offsets(layer, module, part)[:lora_rank]
                     for start, to in zip(*(column.tolist() for column in offsets)):
                         last = runs[-1] if runs else (0, 0, -1)
                         if (last[0] + last[2], last[1] + last[2]) == (start, to):

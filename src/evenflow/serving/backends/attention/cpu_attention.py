@@ -37,7 +37,7 @@ class _Chunk:
     rows: slice
     start: int
     read_rows: torch.Tensor
-    """int64 [context]: arena rows of layer 0's K."""
+    """int64 [context]: numbers of the rows of ``Storage.kv_rows`` that hold K of layer 0, by position."""
     mask_TS: torch.Tensor | None
     """Additive causal mask; None for a first chunk, which is causal without one."""
 

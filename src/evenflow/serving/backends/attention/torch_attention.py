@@ -23,7 +23,7 @@ class TorchAttention:
         """Nothing to compile."""
 
     def plan(self, batch: Batch) -> None:
-        """Look up the arena rows (of layer 0) that the step writes and reads."""
+        """Look up which rows of ``Storage.kv_rows`` the step writes and reads, for layer 0."""
         layout, device = self._storage.layout, self._storage.device
         self._positions_T = batch.positions_T
         self._angles: tuple[torch.Tensor, torch.Tensor] | None = None

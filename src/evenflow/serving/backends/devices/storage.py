@@ -48,8 +48,11 @@ class Storage:
         """Address of page 0."""
         return self.bytes.data_ptr()
 
-    def adapter_rows(self, lines: torch.Tensor, width: int) -> torch.Tensor:
-        """Copy rows out of the arena: [len(lines), width], in the model's dtype. ``lines``: int64, on the device."""
+    def factor_rows(self, lines: torch.Tensor, width: int) -> torch.Tensor:
+        """Copy factor rows out of the arena: [len(lines), width], in the model's dtype.
+
+        ``lines`` int64, on the device: line (byte offset / 64) of each factor row; ``width`` in elements.
+        """
         per_line = LINE_BYTES // self.layout.itemsize
         count = (self.elements.numel() - width) // per_line + 1
         return self.elements.as_strided((count, width), (per_line, 1)).index_select(0, lines)

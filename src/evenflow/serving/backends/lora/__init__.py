@@ -1,1 +1,1 @@
-"""LoRA deltas over arena rows: one protocol, and its implementations by device."""
+"""LoRA over factor rows that lie in the arena: one protocol, and its implementations by device."""

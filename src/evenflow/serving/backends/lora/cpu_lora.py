@@ -1,4 +1,7 @@
-"""LoRA over arena rows on the CPU: the numba row kernel, and matrix products where an adapter has many rows."""
+"""LoRA on the CPU, over factor rows where they lie in the arena.
+
+A numba kernel takes token rows one by one; where an adapter has many token rows, matrix products take its place.
+"""
 
 from __future__ import annotations
 
@@ -21,59 +24,62 @@ from evenflow.serving.kernels.simd import element_of
 from evenflow.serving.memory.layout import LINE_BYTES, place
 
 PRODUCT_MACS = 32_000_000
-"""From this many multiply-adds (rows x rank x (in + out) of one site) on, matrix products take the place of the row kernel."""
+"""Multiply-adds of one adapter at one site (token rows x LoRA rank x (input + output width)), from which on matrix products
+take the place of the row kernel."""
 
 PRODUCT_MACS_WITH_AMX = 8_000_000
-"""The same for bf16 where torch's products run on matrix units."""
+"""What ``PRODUCT_MACS`` is for bf16 on a processor with matrix units, where torch's products are faster."""
 
 ONE_THREAD_MACS = 600_000
-"""Up to this many multiply-adds of one site, if they read no more than ``ONE_THREAD_BYTES``, one thread computes them: waking
-another, which sleeps between kernels, takes longer than what it would do (50 us; docs/lab/2026-11-22-kernels.md)."""
+"""Up to this many multiply-adds of one site, if they read no more than ``ONE_THREAD_BYTES``, are computed by one thread.
+Other threads sleep between kernels, and waking one takes longer than the work that it would take over (50 us;
+docs/lab/2026-11-22-kernels.md)."""
 
 ONE_THREAD_BYTES = 1 << 20
-"""Rows of a site, of all adapters in the step, that one thread reads in the time that waking another takes."""
+"""Bytes of factor rows (of one site, of all adapters in the step) that one thread reads while another would wake up."""
 
 
 def min_product_macs(dtype: torch.dtype) -> int:
-    """Which of the two fits this machine's processor."""
+    """``PRODUCT_MACS_WITH_AMX`` for bf16 on a processor with matrix units, else ``PRODUCT_MACS``."""
     has_amx = torch.cpu.get_capabilities().get("amx_bf16", False) if hasattr(torch.cpu, "get_capabilities") else False
     return PRODUCT_MACS_WITH_AMX if has_amx and dtype == torch.bfloat16 else PRODUCT_MACS
 
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """One site of the model, as the kernel wants it."""
+    """One site of the model in the arrays that the kernels read. Widths are in elements."""
 
     inputs: int
     modules: np.ndarray
-    """int64: numbers in MODULES."""
+    """int64 [m]: the site's modules, as numbers in MODULES."""
     columns: np.ndarray
-    """int64: first output column of each module."""
+    """int64 [m]: first output column of each module."""
     widths: np.ndarray
-    """int64: output width of each module."""
+    """int64 [m]: output width of each module."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
     """One step's work at one site, the same for all layers."""
 
-    rows: np.ndarray
-    """int64 [n], by slot: rows for the row kernel."""
+    token_rows: np.ndarray
+    """int64 [n], sorted by slot: the token rows that the row kernel computes."""
     slots: np.ndarray
-    """int64 [n]: their slots."""
+    """int64 [n]: the slot of each of these token rows."""
     cuts: np.ndarray
-    """int64 [num_threads + 1]"""
+    """int64 [num_threads + 1]: thread i computes the entries of ``token_rows`` from ``cuts[i]`` up to ``cuts[i + 1]``."""
     segments: tuple[tuple[int, int, int], ...]
-    """(slot, first row, end row), by slot: runs of rows for matrix products."""
+    """(slot, first token row, end token row), sorted by slot: runs of token rows that matrix products compute."""
     is_small: bool = False
-    """True: one thread does all the rows."""
+    """True: so little work that one thread computes all token rows."""
 
 
 class CPULoRA:
     """SplitLoRABackend for bf16 and fp32 on the CPU. Legend: see ``LoRABackend``.
 
-    ``num_threads``: how many parts the row kernel's work is cut into; None: as many as torch and numba both use.
-    ``product_macs``: see PRODUCT_MACS; None: ``min_product_macs``. Raises ConfigError for another dtype.
+    ``num_threads``: into how many parts the row kernel's work is cut; None: as many as both torch and numba use.
+    ``product_macs``: from how many multiply-adds on matrix products are used; None: what ``min_product_macs`` says.
+    Raises ConfigError for a storage of another dtype.
     """
 
     def __init__(self, storage: Storage, num_threads: int | None = None, product_macs: int | None = None) -> None:
@@ -97,30 +103,31 @@ class CPULoRA:
         self._max_outputs = int(max(site.widths.max() for site in self._sites.values()))
         self._max_site_rank = 0
         self._lines: dict[int, np.ndarray] = {}
-        # What the kernel reads, by slot; grown by bind().
+        # What the kernels read, indexed by slot. bind() makes these arrays longer when a higher slot comes.
         self._lines_of_slot = np.zeros(0, np.int64)
-        # Rank, first A row and first B row in one place: they are read together, and each adapter's from cold memory.
+        # int32 [slots, L, M, 3]: LoRA rank, number of the first A row, number of the first B row. Side by side, because the
+        # kernel reads all three together, and the entries of an adapter are seldom in the processor's cache.
         self._table = np.zeros((0, num_layers, len(MODULES), 3), np.int32)
         self._a_rows = np.zeros((0, num_layers, len(MODULES)), np.int32)
-        # Most multiply-adds that a row needs in any layer, by slot and site.
+        # int64 [slots, sites]: multiply-adds that one token row needs, in the layer that needs most.
         self._macs = np.zeros((0, len(SITES)), np.int64)
         self._grow(16)
         self._reserve_scratch(64)
         self._work: dict[str, _Work] = {}
         self._planned: tuple[np.ndarray, np.ndarray] | None = None
-        """Slots and row starts that ``_work`` was made for; None after a bind."""
+        """Adapter slots and row starts of the batch that ``_work`` was made for; None once a bind has made it invalid."""
 
     def warm_up(self) -> None:
-        """Compile (or load) the kernel, by running it on no rows."""
+        """Compile the kernels, or load what was compiled before, by running each on no token rows."""
         none = np.zeros(0, np.int64)
         work = _Work(none, none, np.zeros(self._num_threads + 1, np.int64), ())
         x_TI = torch.empty((0, self._sites["o"].inputs), dtype=self._storage.dtype)
-        self._run_rows(0, self._sites["o"], work, x_TI, torch.empty_like(x_TI))
+        self._run_token_rows(0, self._sites["o"], work, x_TI, torch.empty_like(x_TI))
         shard = self._storage.layout.shard
         if shard is not None and shard.exchanged:
             space = RankSpace("o", self._storage.layout.shape.num_layers, shard.world_size)
-            self._shrink_rows(0, self._sites["o"], work, x_TI, space, torch.empty(0))
-            self._expand_rows(0, self._sites["o"], work, torch.empty(1, 0), torch.empty_like(x_TI), space)
+            self._shrink_token_rows(0, self._sites["o"], work, x_TI, space, torch.empty(0))
+            self._expand_token_rows(0, self._sites["o"], work, torch.empty(1, 0), torch.empty_like(x_TI), space)
 
     def bind(self, slot: int, signature: AdapterSignature, pages: Sequence[int]) -> None:
         """See ``LoRABackend.bind``."""
@@ -132,12 +139,12 @@ class CPULoRA:
         self._lines[slot] = lines
         self._lines_of_slot[slot] = lines.ctypes.data
         self._a_rows[slot] = placement.a_rows
-        self._table[slot] = np.stack([placement.ranks, placement.first_a, placement.first_b], axis=-1)
+        self._table[slot] = np.stack([placement.lora_ranks, placement.first_a, placement.first_b], axis=-1)
         for index, site in enumerate(self._sites.values()):
-            ranks = placement.ranks[:, site.modules].astype(np.int64)
-            macs = placement.a_rows[:, site.modules] * site.inputs + ranks * site.widths
+            lora_ranks = placement.lora_ranks[:, site.modules].astype(np.int64)
+            macs = placement.a_rows[:, site.modules] * site.inputs + lora_ranks * site.widths
             self._macs[slot, index] = macs.sum(axis=1).max()
-            self._reserve_scratch(int(ranks.sum(axis=1).max()))
+            self._reserve_scratch(int(lora_ranks.sum(axis=1).max()))
 
     def _grow(self, num_slots: int) -> None:
         for name in ("_lines_of_slot", "_table", "_a_rows", "_macs"):
@@ -151,32 +158,35 @@ class CPULoRA:
         if site_rank > self._max_site_rank:
             self._max_site_rank = site_rank
             floats = scratch_floats(self._max_inputs, self._max_outputs, site_rank)
-            # A cache line more for each thread, so that threads never write to the same one.
+            # 16 floats are a cache line: with one to spare, two threads never write to the same cache line.
             self._scratch = np.empty((self._num_threads, floats + 16), np.float32)
 
     def plan(self, batch: Batch) -> None:
-        """Sort rows by adapter, site by site; drop base-only rows; cut so that threads read equally many bytes."""
+        """Decide for each site which token rows the kernel computes and which matrix products compute.
+
+        The kernel's token rows are sorted by adapter and cut so that all threads have the same number of multiply-adds.
+        """
         if self._planned is not None and all(
             np.array_equal(old, new) for old, new in zip(self._planned, (batch.adapter_slots, batch.row_starts))
         ):
-            return  # as most decode steps
+            return  # The last plan still holds: most steps that only decode have the same sequences as the step before.
         self._planned = batch.adapter_slots, batch.row_starts
         self._work = {}
         bearing = np.flatnonzero(batch.adapter_slots >= 0)
         if not len(bearing):
             return
-        num_rows = np.diff(batch.row_starts)
+        num_token_rows = np.diff(batch.row_starts)
         bearing = bearing[np.argsort(batch.adapter_slots[bearing], kind="stable")]
         slots = batch.adapter_slots[bearing].astype(np.int64)
         macs = self._macs[slots]
-        has_products = macs * num_rows[bearing, None] >= self._product_macs
+        has_products = macs * num_token_rows[bearing, None] >= self._product_macs
         for index, name in enumerate(self._sites):
             wanted = (macs[:, index] > 0) & ~has_products[:, index]
             sequences = bearing[wanted]
-            counts = num_rows[sequences]
+            counts = num_token_rows[sequences]
             ends = np.cumsum(counts)
             total = int(ends[-1]) if len(ends) else 0
-            rows = np.arange(total) + np.repeat(batch.row_starts[sequences] - (ends - counts), counts)
+            token_rows = np.arange(total) + np.repeat(batch.row_starts[sequences] - (ends - counts), counts)
             work = np.cumsum(np.repeat(macs[wanted, index], counts))
             cuts = np.zeros(self._num_threads + 1, np.int64)
             if total:
@@ -188,9 +198,9 @@ class CPULoRA:
                 for slot, s in zip(slots[has_products[:, index]], bearing[has_products[:, index]])
             )
             if total or segments:
-                row_bytes = self._macs[np.unique(slots[wanted]), index].sum() * self._storage.layout.itemsize
-                is_small = bool(total and work[-1] <= ONE_THREAD_MACS and row_bytes <= ONE_THREAD_BYTES)
-                self._work[name] = _Work(rows, np.repeat(slots[wanted], counts), cuts, segments, is_small)
+                factor_bytes = self._macs[np.unique(slots[wanted]), index].sum() * self._storage.layout.itemsize
+                is_small = bool(total and work[-1] <= ONE_THREAD_MACS and factor_bytes <= ONE_THREAD_BYTES)
+                self._work[name] = _Work(token_rows, np.repeat(slots[wanted], counts), cuts, segments, is_small)
 
     def run(self, layer: int, site: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
         """See ``LoRABackend.run``."""
@@ -199,16 +209,16 @@ class CPULoRA:
             return
         assert x_TI.stride(1) == 1
         assert y_TO.stride(1) == 1
-        if len(work.rows):
-            self._run_rows(layer, self._sites[site], work, x_TI, y_TO)
+        if len(work.token_rows):
+            self._run_token_rows(layer, self._sites[site], work, x_TI, y_TO)
         if work.segments:
             self._run_products(layer, self._sites[site], work, x_TI, y_TO)
 
-    def _run_rows(self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
+    def _run_token_rows(self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
         itemsize = self._storage.layout.itemsize
         num_threads = numba.get_num_threads()
         if work.is_small:
-            numba.set_num_threads(1)  # it computes the parts of all
+            numba.set_num_threads(1)  # This thread then computes the parts of all threads, one after another.
         add_lora_rows(
             self._element,
             self._num_threads,
@@ -224,7 +234,7 @@ class CPULoRA:
             site.widths,
             self._lines_of_slot,
             self._table,
-            work.rows,
+            work.token_rows,
             work.slots,
             work.cuts,
             self._max_outputs,
@@ -236,43 +246,43 @@ class CPULoRA:
             numba.set_num_threads(num_threads)
 
     def _run_products(self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
-        """Per run of rows one product with A of all modules, and one with B of each."""
+        """For each run of token rows: one product with the A of all modules of the site, then one with the B of each module."""
         found_slot, a_SI = -1, x_TI
         of_module: list[tuple[slice, slice, torch.Tensor]] = []
         for slot, first, end in work.segments:
             if slot != found_slot:
                 found_slot, lines, total, first_a, of_module = slot, self._lines[slot], 0, 0, []
                 for module, column, width in zip(site.modules, site.columns, site.widths):
-                    rank, a, b = (int(n) for n in self._table[slot, layer, module])
-                    if rank:
+                    lora_rank, a, b = (int(n) for n in self._table[slot, layer, module])
+                    if lora_rank:
                         first_a = first_a if total else a
-                        b_RO = self._rows(lines[b : b + rank], int(width))
-                        of_module.append((slice(total, total + rank), slice(int(column), int(column + width)), b_RO))
-                        total += rank
-                # A rows of a site's modules follow one another, whatever their ranks.
-                a_SI = self._rows(lines[first_a : first_a + total], site.inputs)
+                        b_RO = self._factor_rows(lines[b : b + lora_rank], int(width))
+                        of_module.append((slice(total, total + lora_rank), slice(int(column), int(column + width)), b_RO))
+                        total += lora_rank
+                # In the page image, the A rows of a site's modules follow one another: together they are one matrix.
+                a_SI = self._factor_rows(lines[first_a : first_a + total], site.inputs)
             s_TS = x_TI[first:end] @ a_SI.T
-            for ranks, columns, b_RO in of_module:
-                y_TO[first:end, columns].addmm_(s_TS[:, ranks], b_RO)
+            for lora_ranks, columns, b_RO in of_module:
+                y_TO[first:end, columns].addmm_(s_TS[:, lora_ranks], b_RO)
 
     def _matrices(self, layer: int, site: _Site, slot: int) -> list[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """(columns, A [rank, in], B [rank, out]) of the site's modules that the adapter has."""
+        """(output columns, A [A rows held here, in], B [lora_rank, out]) of each module of the site that the adapter has."""
         lines, found = self._lines[slot], []
         for module, column, width in zip(site.modules, site.columns, site.widths):
-            rank, a, b = (int(n) for n in self._table[slot, layer, module])
+            lora_rank, a, b = (int(n) for n in self._table[slot, layer, module])
             held = int(self._a_rows[slot, layer, module])
-            if rank:
-                a_RI = self._rows(lines[a : a + held], site.inputs)
-                b_RO = self._rows(lines[b : b + rank], int(width))
+            if lora_rank:
+                a_RI = self._factor_rows(lines[a : a + held], site.inputs)
+                b_RO = self._factor_rows(lines[b : b + lora_rank], int(width))
                 found.append((slice(int(column), int(column + width)), a_RI, b_RO))
         return found
 
-    def _rows(self, lines: np.ndarray, width: int) -> torch.Tensor:
-        """Rows as a matrix [len(lines), width]: where they lie, if they follow one another there, else a copy."""
+    def _factor_rows(self, lines: np.ndarray, width: int) -> torch.Tensor:
+        """Factor rows as a matrix [len(lines), width]: a view of the arena if they follow one another there, else a copy."""
         layout, elements = self._storage.layout, self._storage.elements
         apart = layout.row_bytes(width) // LINE_BYTES
         if not len(lines) or (np.diff(lines) != apart).any():
-            return self._storage.adapter_rows(torch.from_numpy(lines), width)
+            return self._storage.factor_rows(torch.from_numpy(lines), width)
         per_line = LINE_BYTES // layout.itemsize
         start = elements.storage_offset() + int(lines[0]) * per_line
         return elements.as_strided((len(lines), width), (apart * per_line, 1), start)
@@ -284,11 +294,11 @@ class CPULoRA:
         if work is None:
             return message_M
         assert x_TI.stride(1) == 1
-        if len(work.rows):
-            self._shrink_rows(layer, self._sites[site], work, x_TI, space, message_M)
+        if len(work.token_rows):
+            self._shrink_token_rows(layer, self._sites[site], work, x_TI, space, message_M)
         for slot, first, end in work.segments:
             for (_, a_RI, _), field in zip(self._matrices(layer, self._sites[site], slot), self._fields(layer, slot, space)):
-                target_TW = _rows_of(message_M, space, layer, first, end)
+                target_TW = _token_rows_of(message_M, space, layer, first, end)
                 target_TW[:, field.start : field.start + len(a_RI)] = x_TI[first:end] @ a_RI.T
         return message_M
 
@@ -298,23 +308,23 @@ class CPULoRA:
         if work is None:
             return
         assert y_TO.stride(1) == 1
-        if len(work.rows):
-            self._expand_rows(layer, self._sites[site], work, parts_PM, y_TO, space)
+        if len(work.token_rows):
+            self._expand_token_rows(layer, self._sites[site], work, parts_PM, y_TO, space)
         for slot, first, end in work.segments:
             for (columns, _, b_RO), field in zip(
                 self._matrices(layer, self._sites[site], slot), self._fields(layer, slot, space)
             ):
-                parts = [_rows_of(part_M, space, layer, first, end)[:, field] for part_M in parts_PM]
+                parts = [_token_rows_of(part_M, space, layer, first, end)[:, field] for part_M in parts_PM]
                 s_TR = torch.cat(parts, dim=1)[:, : len(b_RO)].to(y_TO.dtype)
                 y_TO[first:end, columns].addmm_(s_TR, b_RO)
 
     def _fields(self, layer: int, slot: int, space: RankSpace) -> list[slice]:
-        """Where the fields of the adapter's modules lie inside a row's part, of those that it has."""
+        """The field of each module that the adapter has, as a range of floats inside one token row's part of the message."""
         fields = space.fields[slot, layer]
         ends = np.cumsum(fields)
         return [slice(int(end - field), int(end)) for field, end in zip(fields, ends) if field]
 
-    def _shrink_rows(
+    def _shrink_token_rows(
         self, layer: int, site: _Site, work: _Work, x_TI: torch.Tensor, space: RankSpace, message_M: torch.Tensor
     ) -> None:
         shrink_lora_rows(
@@ -331,7 +341,7 @@ class CPULoRA:
             self._a_rows,
             space.fields,
             space.offsets,
-            work.rows,
+            work.token_rows,
             work.slots,
             work.cuts,
             message_M.data_ptr(),
@@ -341,7 +351,7 @@ class CPULoRA:
             self._scratch.strides[0],
         )
 
-    def _expand_rows(
+    def _expand_token_rows(
         self, layer: int, site: _Site, work: _Work, parts_PM: torch.Tensor, y_TO: torch.Tensor, space: RankSpace
     ) -> None:
         assert parts_PM.is_contiguous()
@@ -362,7 +372,7 @@ class CPULoRA:
             self._table,
             space.fields,
             space.offsets,
-            work.rows,
+            work.token_rows,
             work.slots,
             work.cuts,
             self._max_outputs,
@@ -372,7 +382,10 @@ class CPULoRA:
         )
 
 
-def _rows_of(part_M: torch.Tensor, space: RankSpace, layer: int, first: int, end: int) -> torch.Tensor:
-    """[rows, floats of a row]: a view of what a part holds of the rows from ``first`` to ``end``, all of one adapter."""
+def _token_rows_of(part_M: torch.Tensor, space: RankSpace, layer: int, first: int, end: int) -> torch.Tensor:
+    """What a part of the message holds of token rows ``first`` to ``end``, which all have one adapter: a view, fp32 [rows, W].
+
+    W is the number of floats that each of these token rows has in the part.
+    """
     offsets = space.offsets[layer]
     return part_M[int(offsets[first]) : int(offsets[end])].view(end - first, -1)

@@ -1,8 +1,9 @@
-"""Tables of row lines, one per adapter, in the form that the Triton LoRA kernels read. numpy only.
+"""Tables that say where an adapter's factor rows lie, in the form that the Triton LoRA kernels read. numpy only.
 
-For each site int64 [layers, 2, R]: the line (byte offset / 64) of each A row, then of each B row, of the site's modules
-one after another. R is the sum of the modules' largest ranks over the layers, so that a module has the same place in
-every layer; a row that a layer lacks is -1. Only these tables are as wide as an adapter's own largest rank, never its rows.
+An adapter has one table per site, int64 [layers, 2, R]: the line (byte offset / 64) of each A row, and of each B row, of
+the site's modules one after another. R is the sum, over the site's modules, of the module's largest LoRA rank in any
+layer; so a module has the same place in the table of every layer. Where a layer has a smaller LoRA rank, the places that
+are left over hold -1. Only the tables are padded in this way; the factor rows in the arena are not.
 """
 
 from __future__ import annotations
@@ -26,39 +27,39 @@ class LineTables:
     """What all adapters of one signature share."""
 
     placement: AdapterPlacement
-    row: np.ndarray
-    """int64: number of the row in the placement, -1 for none; all sites' tables one after another."""
+    factor_row: np.ndarray
+    """int64, the tables of all sites one after another: number of the factor row in the placement, -1 where there is none."""
     begins: np.ndarray
-    """int64 [sites]: where each site's table begins in ``row``."""
-    ranks: np.ndarray
-    """int64 [sites, MOST_MODULES + 1]: where each module's ranks begin, and behind them R."""
+    """int64 [sites]: where each site's table begins in ``factor_row``."""
+    lora_ranks: np.ndarray
+    """int64 [sites, MOST_MODULES + 1]: where each module begins along the axis of R, and in the last column R itself."""
 
     def lines(self, pages: Sequence[int]) -> np.ndarray:
-        """int64, as long as ``row``: the lines when the adapter's rows lie in ``pages``."""
+        """int64, as long as ``factor_row``: the lines when the adapter's rows lie in ``pages``."""
         lines = np.append(self.placement.lines(pages), -1)
-        return lines[self.row]
+        return lines[self.factor_row]
 
 
 @lru_cache(maxsize=1024)
 def line_tables(layout: ArenaLayout, signature: AdapterSignature) -> LineTables:
     """Lay out the tables of every adapter of ``signature``."""
     placement = place(layout, signature)
-    tables, ranks = [], np.zeros((len(SITES), MOST_MODULES + 1), np.int64)
+    tables, lora_ranks = [], np.zeros((len(SITES), MOST_MODULES + 1), np.int64)
     for site, modules in enumerate(SITES.values()):
         indices = [MODULES.index(module) for module in modules]
-        widest = placement.ranks[:, indices].max(axis=0)
+        widest = placement.lora_ranks[:, indices].max(axis=0)
         ends = np.cumsum(widest)
-        ranks[site, 1 : len(modules) + 1] = ends
-        ranks[site, len(modules) + 1 :] = ends[-1]
+        lora_ranks[site, 1 : len(modules) + 1] = ends
+        lora_ranks[site, len(modules) + 1 :] = ends[-1]
         table = np.full((layout.shape.num_layers, 2, int(ends[-1])), -1, np.int64)
         for index, begin, width in zip(indices, ends - widest, widest):
             number = np.arange(width)
-            has_row = number < placement.ranks[:, index, None]
+            has_factor_row = number < placement.lora_ranks[:, index, None]
             for part, first in enumerate((placement.first_a, placement.first_b)):
-                table[:, part, begin : begin + width] = np.where(has_row, first[:, index, None] + number, -1)
+                table[:, part, begin : begin + width] = np.where(has_factor_row, first[:, index, None] + number, -1)
         tables.append(table.reshape(-1))
     sizes = np.array([len(table) for table in tables])
-    return LineTables(placement, np.concatenate(tables), np.cumsum(sizes) - sizes, ranks)
+    return LineTables(placement, np.concatenate(tables), np.cumsum(sizes) - sizes, lora_ranks)
 
 
 __all__ = ["MOST_MODULES", "LineTables", "line_tables"]

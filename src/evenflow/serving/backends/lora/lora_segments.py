@@ -1,7 +1,8 @@
-"""From the rows of a step to segments: rows of one adapter, for the Triton LoRA kernels. numpy only.
+"""From the token rows of a step to segments for the Triton LoRA kernels: token rows of one adapter. numpy only.
 
-Decode rows and rows of prompts are kept apart: the former make small segments, whatever else is in the step, so that
-their sums have one order always. Legend: see ``kernels.lora_triton``.
+Token rows of sequences that decode and of sequences that compute a prompt are kept apart. A decoding sequence is always
+in a small segment, whatever else is in the step, so that its sums are added up in the same order in every step.
+Legend: n segments or token rows, S sequences; see ``kernels.lora_triton``.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ class Segments:
     """Segments of one kind, for any site."""
 
     first: np.ndarray
-    """int64 [n]: first place in the list of rows."""
+    """int64 [n]: place of the segment's first token row in the list of token rows that is sorted by adapter."""
     count: np.ndarray
-    """int64 [n]: rows."""
+    """int64 [n]: token rows of the segment."""
     slot: np.ndarray
-    """int64 [n]: the adapter."""
+    """int64 [n]: slot of the segment's adapter."""
 
 
-def rows_by_adapter(slots: np.ndarray, row_starts: np.ndarray, decode: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, their slots), int64: those of sequences with an adapter and one row (``decode``), or several; sorted by slot.
+def token_rows_by_adapter(slots: np.ndarray, row_starts: np.ndarray, decode: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The token rows that bear an adapter, sorted by slot, and the slot of each: two int64 arrays [n].
 
-    ``slots`` [S], ``row_starts`` [S + 1].
+    Only those of sequences with exactly one token row (``decode``), or only those of sequences with several.
+    ``slots`` int32 [S]: slot of each sequence, -1 for none; ``row_starts`` int64 [S + 1]: see ``Batch``.
     """
     counts = np.diff(row_starts)
     chosen = np.flatnonzero((slots >= 0) & ((counts == 1) == decode))
@@ -37,7 +39,10 @@ def rows_by_adapter(slots: np.ndarray, row_starts: np.ndarray, decode: bool) -> 
 
 
 def cut(slots: np.ndarray, first_place: int, most_rows: int) -> Segments:
-    """Cut a sorted list of rows' slots, whose first entry has place ``first_place``, into segments of up to ``most_rows``."""
+    """Cut ``slots`` (int64 [n], sorted: slots of token rows) into segments of one slot and at most ``most_rows`` token rows.
+
+    ``first_place``: place of the first entry of ``slots`` in the list of token rows that the kernels read.
+    """
     is_first = np.ones(len(slots), bool)
     is_first[1:] = slots[1:] != slots[:-1]
     run_starts = np.flatnonzero(is_first)
@@ -52,4 +57,4 @@ def cut(slots: np.ndarray, first_place: int, most_rows: int) -> Segments:
     )
 
 
-__all__ = ["Segments", "cut", "rows_by_adapter"]
+__all__ = ["Segments", "cut", "token_rows_by_adapter"]

@@ -1,4 +1,4 @@
-"""LoRA on CUDA through Triton: each row's own adapter, read in place from arena rows, true ranks in one batch.
+"""LoRA on CUDA through Triton: one batch of token rows with any adapters, whose factor rows are read where they lie.
 
 On the CPU it runs under Triton's interpreter, for tests.
 """
@@ -15,24 +15,28 @@ from evenflow.serving.backends.devices.batch import Batch
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.devices.triton_device import TritonDevice, next_power_of_2, triton_device
 from evenflow.serving.backends.lora.lora_lines import MOST_MODULES, line_tables
-from evenflow.serving.backends.lora.lora_segments import Segments, cut, rows_by_adapter
+from evenflow.serving.backends.lora.lora_segments import Segments, cut, token_rows_by_adapter
 from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.shape import SITES
 from evenflow.serving.kernels.lora_triton import SEGMENT_FIELDS, expand, shrink
 from evenflow.serving.memory.layout import LINE_BYTES
 
 _PROGRAMS_PER_PROCESSOR = 8
-"""Programs of a launch of fixed size."""
+"""Programs per streaming multiprocessor of a launch whose size must not depend on the batch (CUDA graphs)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoRABlocks:
-    """Sizes of one kind of segment: its rows, ranks per product, columns per step of shrink and per block of expand."""
+    """How the kernels cut the work of one kind of segment."""
 
     rows: int
-    ranks: int
+    """Token rows of a segment, at most."""
+    lora_ranks: int
+    """Factor rows that one product takes."""
     shrink_columns: int
+    """Input columns that a step of shrink's loop takes."""
     expand_columns: int
+    """Output columns that one program of expand computes."""
     split: int
     """Shrink cuts the input width into ranges of so many columns, each a program's work."""
     num_warps: int
@@ -40,7 +44,7 @@ class LoRABlocks:
 
 
 def choose_blocks(device: TritonDevice, itemsize: int) -> tuple[LoRABlocks, LoRABlocks]:
-    """(for decode rows, for prompts)."""
+    """(for sequences that decode, for sequences that compute a prompt)."""
     if device.is_interpreted:
         return LoRABlocks(16, 64, 512, 512, 512, 1, 1), LoRABlocks(256, 64, 512, 512, 512, 1, 1)
     if itemsize == 4:
@@ -53,12 +57,12 @@ class _Site:
     index: int
     inputs: int
     widths: tuple[int, int, int]
-    """Of the modules' outputs; 0 where the site has fewer than three."""
+    """Output width of each module; 0 where the site has fewer than three modules."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One kind of segment at one site, as the kernels will read it."""
+    """All segments of one kind at one site, as the kernels will read them: see ``kernels.lora_triton``."""
 
     blocks: LoRABlocks
     amounts: np.ndarray
@@ -70,7 +74,7 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Launch:
-    """The same on the device, for the step at hand."""
+    """A ``_Work`` on the device, for the step at hand."""
 
     blocks: LoRABlocks
     amounts: torch.Tensor
@@ -100,19 +104,19 @@ class TritonLoRA:
         self._tables: dict[int, torch.Tensor] = {}
         """By slot: the lines on the device, kept alive because kernels read them by address."""
         self._addresses = np.zeros((0, len(SITES)), np.int64)
-        self._ranks = np.zeros((0, len(SITES), MOST_MODULES + 1), np.int64)
+        self._lora_ranks = np.zeros((0, len(SITES), MOST_MODULES + 1), np.int64)
         self._sums = torch.empty(0, dtype=torch.float32, device=storage.device)
-        self._rows_of_step: tuple[bytes, bytes] | None = None
-        """Slots and row starts that the work was written down for; None after a bind."""
-        self._grouped_rows = np.zeros(0, np.int64)
+        self._token_rows_of_step: tuple[bytes, bytes] | None = None
+        """Adapter slots and row starts of the batch that ``_works`` was made for; None once a bind has made it invalid."""
+        self._grouped_token_rows = np.zeros(0, np.int64)
         self._works: dict[str, list[_Work]] = {}
         self._launches: dict[str, list[_Launch]] = {}
         self._is_fixed = False
 
     def warm_up(self) -> None:
-        """Compile for decode and for prompts, by running every site with no rows of any adapter."""
+        """Compile for both kinds of segments, by running every site on a token row without an adapter."""
         dtype, device = self._storage.dtype, self._storage.device
-        self._rows, self._is_fixed = torch.zeros(1, dtype=torch.int64, device=device), False
+        self._token_rows, self._is_fixed = torch.zeros(1, dtype=torch.int64, device=device), False
         amounts = torch.zeros(2, dtype=torch.int64, device=device)
         segments = torch.zeros(SEGMENT_FIELDS, dtype=torch.int64, device=device)
         for name, site in self._sites.items():
@@ -126,25 +130,25 @@ class TritonLoRA:
         if slot >= len(self._addresses):
             more = max(2 * len(self._addresses), slot + 1, 16) - len(self._addresses)
             self._addresses = np.concatenate([self._addresses, np.zeros((more, *self._addresses.shape[1:]), np.int64)])
-            self._ranks = np.concatenate([self._ranks, np.zeros((more, *self._ranks.shape[1:]), np.int64)])
+            self._lora_ranks = np.concatenate([self._lora_ranks, np.zeros((more, *self._lora_ranks.shape[1:]), np.int64)])
         tables = line_tables(self._storage.layout, signature)
         lines = torch.from_numpy(tables.lines(pages))
         if self._storage.device.type == "cuda":
             lines = lines.pin_memory().to(self._storage.device, non_blocking=True)
-        self._rows_of_step = None
+        self._token_rows_of_step = None
         self._tables[slot] = lines
         self._addresses[slot] = lines.data_ptr() + 8 * tables.begins
-        self._ranks[slot] = tables.ranks
+        self._lora_ranks[slot] = tables.lora_ranks
 
     def plan(self, batch: Batch) -> None:
-        """Group the step's rows by adapter, and write down each site's segments; nothing new if all is as in the last step."""
-        rows_of_step = batch.adapter_slots.tobytes(), batch.row_starts.tobytes()
-        if self._rows_of_step != rows_of_step:
+        """Group the step's token rows by adapter and list each site's segments; what the last step had in common is kept."""
+        token_rows_of_step = batch.adapter_slots.tobytes(), batch.row_starts.tobytes()
+        if self._token_rows_of_step != token_rows_of_step:
             self._group(batch.adapter_slots, batch.row_starts)
-            self._rows_of_step = rows_of_step
+            self._token_rows_of_step = token_rows_of_step
         add, most = batch.staging.add, batch.num_rows if batch.is_fixed else None
         self._is_fixed = batch.is_fixed
-        self._rows = add(self._grouped_rows, most)
+        self._token_rows = add(self._grouped_token_rows, most)
         most = None if most is None else most * SEGMENT_FIELDS
         self._launches = {
             name: [_Launch(w.blocks, add(w.amounts), add(w.fields, most), w.num_shrink, w.num_expand) for w in works]
@@ -152,27 +156,27 @@ class TritonLoRA:
         }
 
     def _group(self, slots: np.ndarray, row_starts: np.ndarray) -> None:
-        decode = rows_by_adapter(slots, row_starts, decode=True)
-        prompt = rows_by_adapter(slots, row_starts, decode=False)
+        decode = token_rows_by_adapter(slots, row_starts, decode=True)
+        prompt = token_rows_by_adapter(slots, row_starts, decode=False)
         kinds = [(self._decode, cut(decode[1], 0, self._decode.rows))]
         if len(prompt[0]):
             kinds.append((self._prompt, cut(prompt[1], len(decode[0]), self._prompt.rows)))
-        self._grouped_rows = np.concatenate([decode[0], prompt[0]])
+        self._grouped_token_rows = np.concatenate([decode[0], prompt[0]])
         self._reserve_sums(kinds)
         self._works = {name: [self._write_down(site, *kind) for kind in kinds] for name, site in self._sites.items()}
 
     def _write_down(self, site: _Site, blocks: LoRABlocks, segments: Segments) -> _Work:
-        ranks = self._ranks[segments.slot, site.index]
-        used = ranks[:, -1] > 0
-        ranks, count = ranks[used], segments.count[used]
+        lora_ranks = self._lora_ranks[segments.slot, site.index]
+        used = lora_ranks[:, -1] > 0
+        lora_ranks, count = lora_ranks[used], segments.count[used]
         num_splits = -(-site.inputs // blocks.split)
-        sums = num_splits * count * ranks[:, -1]
+        sums = num_splits * count * lora_ranks[:, -1]
         fields = np.empty((len(count), SEGMENT_FIELDS), np.int64)
         fields[:, 0], fields[:, 1] = segments.first[used], count
         fields[:, 2] = self._addresses[segments.slot[used], site.index]
         fields[:, 3] = self._sums.data_ptr() + 4 * (np.cumsum(sums) - sums)
-        fields[:, 4:] = ranks
-        num_blocks = -(-int(ranks[:, -1].max(initial=0)) // blocks.ranks)
+        fields[:, 4:] = lora_ranks
+        num_blocks = -(-int(lora_ranks[:, -1].max(initial=0)) // blocks.lora_ranks)
         columns = sum(-(-width // blocks.expand_columns) for width in site.widths)
         return _Work(
             blocks,
@@ -183,12 +187,15 @@ class TritonLoRA:
         )
 
     def _reserve_sums(self, kinds: list[tuple[LoRABlocks, Segments]]) -> None:
-        """Room for what any site leaves between shrink and expand. Sites take turns; read by address, so it may move."""
+        """Make room for the sums that shrink leaves for expand, for the site that leaves most; sites use the room in turn.
+
+        Kernels find the sums by their address, which is written down anew after this. The tensor may therefore move.
+        """
         needed = 0
         for blocks, segments in kinds:
             for site in self._sites.values():
-                ranks = self._ranks[segments.slot, site.index, -1]
-                needed = max(needed, -(-site.inputs // blocks.split) * int((segments.count * ranks).sum()))
+                lora_ranks = self._lora_ranks[segments.slot, site.index, -1]
+                needed = max(needed, -(-site.inputs // blocks.split) * int((segments.count * lora_ranks).sum()))
         if needed > len(self._sums):
             self._sums = torch.empty(next_power_of_2(needed), dtype=torch.float32, device=self._storage.device)
 
@@ -210,7 +217,7 @@ class TritonLoRA:
             self._storage.elements,
             launch.amounts,
             launch.segments,
-            self._rows,
+            self._token_rows,
             layer,
             x_TI.stride(0),
             WIDTH=site.inputs,
@@ -218,7 +225,7 @@ class TritonLoRA:
             SPLIT=blocks.split,
             SPLITS=num_splits,
             ROWS=blocks.rows,
-            RANKS=blocks.ranks,
+            RANKS=blocks.lora_ranks,
             COLUMNS=blocks.shrink_columns,
             DOT=self._device.product,
             num_warps=blocks.num_warps,
@@ -229,7 +236,7 @@ class TritonLoRA:
             self._storage.elements,
             launch.amounts,
             launch.segments,
-            self._rows,
+            self._token_rows,
             layer,
             y_TO.stride(0),
             WIDTH_0=site.widths[0],
@@ -238,7 +245,7 @@ class TritonLoRA:
             UNIT=unit,
             SPLITS=num_splits,
             ROWS=blocks.rows,
-            RANKS=blocks.ranks,
+            RANKS=blocks.lora_ranks,
             COLUMNS=blocks.expand_columns,
             DOT=self._device.product,
             num_warps=blocks.num_warps,

@@ -27,7 +27,7 @@ def make_adapter(
     path: str | Path,
     config: ModelConfig,
     *,
-    rank: int = 8,
+    lora_rank: int = 8,
     alpha: float | None = None,
     target_modules: Sequence[str] = MODULES,
     rank_pattern: Mapping[str, int] | None = None,
@@ -48,7 +48,9 @@ def make_adapter(
         **({"layers_to_transform": list(layers)} if layers is not None else {}),
         **changes,
     }
-    write_config(folder, lora_rank=rank, alpha=rank if alpha is None else alpha, target_modules=target_modules, **fields)
+    write_config(
+        folder, lora_rank=lora_rank, alpha=lora_rank if alpha is None else alpha, target_modules=target_modules, **fields
+    )
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for layer in range(config.shape.num_layers) if layers is None else layers:
@@ -56,7 +58,7 @@ def make_adapter(
             if module not in target_modules:
                 continue
             inputs, outputs = config.shape.module_widths(module)
-            r = _rank_of(module_path(layer, module), rank, rank_pattern or {})
+            r = _lora_rank_of(module_path(layer, module), lora_rank, rank_pattern or {})
             a = torch.randn(r, inputs, generator=generator) / inputs**0.5
             b = strength * torch.randn(outputs, r, generator=generator) / r**0.5
             name_a, name_b = factor_names(layer, module)
@@ -65,11 +67,11 @@ def make_adapter(
     return folder
 
 
-def _rank_of(name: str, rank: int, rank_pattern: Mapping[str, int]) -> int:
+def _lora_rank_of(name: str, lora_rank: int, rank_pattern: Mapping[str, int]) -> int:
     for pattern, value in rank_pattern.items():
         if re.match(rf"(.*\.)?({pattern})$", name):
             return value
-    return rank
+    return lora_rank
 
 
 __all__ = ["make_adapter"]

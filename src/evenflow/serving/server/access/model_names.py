@@ -262,7 +262,7 @@ class ModelNames:
             self._broken[name] = (self._clock() - RETRY_BROKEN_S + RETRY_UNAVAILABLE_S, later)
             raise later from None
         except AdapterError as error:
-            # Told without the path: the caller is a tenant.
+            # Told without the path: the caller is a client.
             told: AdapterError = AdapterError(f"the adapter {name!r} could not be read; the server's log says why")
             if isinstance(error, AdapterRejected):
                 told = AdapterRejected(repr(name), error.reasons)

@@ -210,7 +210,7 @@ def _card(state: ServerState, info: AdapterInfo) -> AdapterCard:
     return AdapterCard(
         name=info.name,
         digest=info.digest,
-        rank=info.rank,
+        rank=info.lora_rank,
         bytes=info.size_bytes,
         num_pages=info.num_pages,
         state=info.state,

@@ -247,7 +247,7 @@ class SGLangAnswer(msgspec.Struct):
     success: bool
     error_message: str
     loaded_adapters: dict[str, str]
-    """Name to digest (SGLang shows paths; tenants should not see those)."""
+    """Name to digest (SGLang shows paths; clients should not see those)."""
 
 
 class TokenizeResponse(msgspec.Struct):
