@@ -29,6 +29,7 @@ from evenflow.mcbench.runs.run_config import RunConfig
 from evenflow.mcbench.runs.trainer import ModelTrainee, Schedule, train
 from evenflow.mcbench.split.attach import attach, compression_of
 from evenflow.mcbench.split.boundary import emulate_boundaries
+from evenflow.mcbench.split.dropout import check_random_state
 from evenflow.mcbench.split.parity import check_parity, gathered
 from evenflow.mcbench.split.rules import CompressionRules
 from evenflow.mcbench.split.wiring import Compression, GroupWiring, VirtualWiring
@@ -153,6 +154,8 @@ def make_trainee(config: RunConfig, task: Task, schedule: Schedule, groups: Mesh
     """Return this rank's part of the run's model, with its exchanges and its optimiser."""
     stopwatch = Stopwatch(is_running=False)
     model = build_model(config, task, seed)
+    torch.manual_seed(seed)  # loading may draw numbers, and dropout needs the same ones on all tensor-parallel ranks
+    check_random_state(model, groups.tp)
     attach(model, config.rules(), GroupWiring(groups.tp, link, stopwatch), Ledger(), stopwatch)
     compression = compression_of(model)
     if config.pp > 1:
