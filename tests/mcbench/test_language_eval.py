@@ -33,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("model")
     words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    words.train_from_iterator([TEXT], trainers.WordLevelTrainer(special_tokens=["[UNK]"]))  # type: ignore[attr-defined]
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.train_from_iterator([TEXT], trainers.WordLevelTrainer(special_tokens=["[UNK]"]))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(path)
     model: Any = make_model("llama-tiny", 0, hidden_size=48, num_layers=2, num_heads=12, vocab_size=24, max_length=32)
     model.to(torch.bfloat16).save_pretrained(path)
@@ -122,7 +122,7 @@ def test_numbers_of_ones_own_are_not_fed_to_a_trained_model(folder: Path, tmp_pa
     own = task_of(RunConfig(task="text", model=str(folder), data_root=str(tmp_path)))
     assert int(own.train.inputs["input_ids"].max()) < len(load_tokenizer(folder))
     bare = tmp_path / "bare"
-    make_model("llama-tiny", 0).save_pretrained(bare)  # type: ignore[operator]
+    make_model("llama-tiny", 0).save_pretrained(bare)
     with pytest.raises(ModelError, match="has no tokenizer"):
         task_of(RunConfig(task="text", model=str(bare), data_root=str(tmp_path)))
 

@@ -108,8 +108,18 @@ def add_parser(subparsers: Any) -> None:
     advise.add_argument("--tp", type=int, required=True)
     advise.add_argument("--link", default="unlimited")
     advise.add_argument("--machine", metavar="FILE", help="a calibration; default: calibrate now")
-    advise.add_argument("--tokens", type=int, default=2048, help="tokens per micro-batch")
-    advise.add_argument("--results", metavar="FOLDER", help="results to take accuracy evidence from")
+    advise.add_argument("--text", metavar="FILE", help="evaluate the model on this text, too")
+    advise.add_argument("--results", metavar="FOLDER", help="results of run, suite or eval to take accuracy evidence from")
+    for command, sequence, batch, tp in ((predict, 128, 16, 4), (advise, 512, 4, 0)):
+        command.add_argument("--gpu", default="", metavar="NAME", help="assume this GPU's data sheet, like a100-80gb or h100")
+        command.add_argument("--tflops", type=float, default=0.0, help="assume this arithmetic of a rank (10^12/s)")
+        command.add_argument("--seq", type=int, default=sequence, help=f"tokens of a sequence ({sequence})")
+        command.add_argument("--batch", type=int, default=batch, help=f"sequences of a micro-batch ({batch})")
+        command.add_argument(
+            "--dtype", default="bf16", choices=("fp32", "bf16", "fp16"), help="what dense sums travel in (bf16)"
+        )
+        if tp:
+            command.add_argument("--tp", type=int, default=tp, help=f"tensor-parallel ranks of a node ({tp})")
 
     report = commands.add_parser("report", help="one HTML page of a folder of results")
     report.add_argument("folder")
