@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -211,8 +211,3 @@ def table_of(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 def _spread(row: Mapping[str, Any]) -> str | None:
     return None if row["interval"] is None else f"{row['interval']:.4f}"
-
-
-def evaluations_in(values: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return those of some results that are evaluations of language models."""
-    return [value for value in values if value.get("evaluation") == "language"]
