@@ -16,7 +16,7 @@ import evenflow
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.comm import Compressor, catalogue, get_compressor
 
-GUIDE = Path(evenflow.__file__).parents[2] / "docs" / "guides" / "add-a-compressor.md"
+GUIDE = Path(evenflow.__file__).parents[2] / "docs" / "extend" / "compressor.md"
 
 
 def guide_module(folder: Path, name: str) -> str:

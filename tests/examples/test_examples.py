@@ -48,3 +48,15 @@ def test_offline_answers_in_every_voice():
     assert answers["brief"] == "18 shells"
     assert "18 SHELLS" in answers["shout"]
     assert len(set(answers.values())) == len(answers)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_trainer_sends_compressed_gradients():
+    pytest.importorskip("accelerate")
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*words, str(EXAMPLES / "compressed_trainer.py")], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bytes a step and rank, 14 % of fp32" in done.stdout

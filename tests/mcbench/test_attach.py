@@ -159,6 +159,7 @@ def two_ranks(rank: int, folder: str, models: tuple[str, ...]) -> None:
         report["broken opt"] = type(error).__name__
     for spec in ("tp=int8-g32/two-shot", "tp=ae:16", "tp.forward=topk:0.2/one-shot", "tp.forward=powersgd:4; tp.backward=q8"):
         report[spec] = virtual_difference(mesh, spec)
+    report["dropout"] = dropout_over_ranks(mesh)
     # One wrong parameter is enough to see that encoders stay equal on all ranks.
     report["encoders"] = encoders_stay_equal(mesh, group)
     dist.destroy_process_group()
@@ -172,6 +173,21 @@ def virtual_difference(mesh, spec: str) -> float:
     real = first_tensor(compress_model(copy.deepcopy(model), mesh, spec).train()(**inputs)).detach()
     virtual = first_tensor(emulate_model(copy.deepcopy(model), 2, spec).train()(**inputs)).detach()
     return float((real - virtual).abs().max() / virtual.abs().max())
+
+
+def dropout_over_ranks(mesh) -> list[str]:
+    """Return what is said of a model with dropout over ranks seeded alike, differently, and differently with a given seed."""
+    said = []
+    for own_seed, given in ((0, None), (dist.get_rank(), None), (dist.get_rank(), 7)):
+        model = make_model("vit-tiny", 0)
+        next(m for m in model.modules() if isinstance(m, nn.Dropout)).p = 0.1
+        torch.manual_seed(own_seed)
+        try:
+            compress_model(model, mesh, "none", seed=given)
+            said.append("taken")
+        except ConfigError as error:
+            said.append(str(error))
+    return said
 
 
 def encoders_stay_equal(mesh, group: TorchCollective) -> float:
@@ -203,6 +219,9 @@ def test_two_real_ranks_equal_the_single_process_and_the_virtual_ones(tmp_path: 
     assert report["tp.forward=topk:0.2/one-shot"] < 2e-2
     assert report["tp.forward=powersgd:4; tp.backward=q8"] < 1e-4
     assert report["encoders"] == 0.0
+    alike, different, given = report["dropout"]
+    assert (alike, given) == ("taken", "taken")
+    assert "ranks 1 would draw other random numbers than rank 0: call torch.manual_seed" in different
 
 
 def test_emulated_stages_train_the_layer_before_the_boundary_and_share_the_switch() -> None:

@@ -6,25 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from evenflow.base.errors import ConfigError
+from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.cli.main import main
 from evenflow.comm.ledger import Kind
-from evenflow.mcbench.predict.advice import advise, hidden_of
+from evenflow.mcbench.predict.advice import Question, advise, ranges_in_words
 from evenflow.mcbench.predict.calibration import coding_s
 from evenflow.mcbench.predict.cost_model import (
     WEAK_SCALING,
     PaperModel,
     Shape,
-    break_even_bytes,
     errors_of,
     exchange_s,
+    gradients_s,
     layer_flops,
     speed_up,
     step_s,
+    winning_ranges,
 )
+from evenflow.mcbench.predict.gpus import on_gpu
 from evenflow.mcbench.predict.machine import Curve, Machine, curve
 from evenflow.mcbench.predict.prediction_page import prediction_page, weak_shape
+from evenflow.mcbench.runs.benchmark_models import hidden_of
 
 CODED = ("bf16", "int8-g32", "int4-g32", "ae:100", "topk:0.1", "powersgd:50")
 
@@ -60,15 +64,60 @@ def test_compression_pays_on_slow_links_and_not_on_fast_ones() -> None:
     shape = Shape(hidden=2048, layers=4)
     assert speed_up(machine(1.0), shape, "int8-g32") > 1.5
     assert speed_up(machine(800.0), shape, "int8-g32") < 1.0
-    assert break_even_bytes(machine(1.0), "int8-g32", 2) is not None
-    assert break_even_bytes(machine(800.0), "int8-g32", 2) is None
-    small, large = (
-        break_even_bytes(machine(1.0, operation_s=1e-5), "int8-g32", 2),
-        break_even_bytes(machine(1.0), "int8-g32", 2),
+    slow, fast = winning_ranges(machine(1.0), "int8-g32", 2), winning_ranges(machine(800.0), "int8-g32", 2)
+    assert fast == []
+    assert [high for _, high in slow] == [None], "on and on"
+    earlier = winning_ranges(machine(1.0, operation_s=1e-5), "int8-g32", 2)
+    assert earlier[0][0] < slow[0][0]
+
+
+def test_break_even_is_a_range_where_the_link_lets_bursts_pass() -> None:
+    """Some sizes lose between sizes that win: here messages of 64 KiB and less pass at once, as on a token bucket."""
+    burst = curve([(0.0, 1e-4), (32768.0, 1e-4), (33000.0, 2e-3), (1e9, 2e-3 + 1e9 * 8e-9)])
+    bursty = replace(machine(coding_ns=0.0), operations=dict.fromkeys((kind.value for kind in Kind), burst))
+    ranges = winning_ranges(bursty, "int8-g32", 2, width=64)
+    assert len(ranges) == 2
+    (low, high), (again, end) = ranges
+    assert high is not None
+    assert low < high < again
+    assert end is None
+    words = ranges_in_words(ranges)
+    assert words.count("from") == 2
+    assert "to" in words
+    assert ranges_in_words([]) == "does not pay up to 1 GiB"
+
+
+def test_what_trainers_send_is_bf16_and_has_to_be_beaten() -> None:
+    n = 512 * 1024
+    plain = machine(coding_ns=0.0)
+    assert exchange_s(plain, "none", 512, 1024, 2, torch.bfloat16) == pytest.approx(1e-4 + 2 * n * 8e-9)
+    halved = {spec: winning_ranges(machine(1.0), spec, 2, baseline="bf16") for spec in ("int8-g32", "int4-g32")}
+    assert halved["int4-g32"][0][0] < halved["int8-g32"][0][0], "half as many bytes win earlier"
+    lines = advise(plain, Question(hidden=1024, tp=2, dtype="bf16"))
+    assert "[2048, 1024] bf16 over 2 ranks" in lines[0]
+    assert "of bf16" in next(
+        line for line in advise(plain, Question(hidden=1024, tp=2, dtype="fp32")) if line.startswith("int8")
     )
-    assert small is not None
-    assert large is not None
-    assert small < large
+
+
+def test_a_gpu_by_name_changes_the_arithmetic_and_the_coding() -> None:
+    gpu = on_gpu(machine(10.0, coding_ns=5.0), "H100", 2)
+    assert gpu.flops_at(4096) == pytest.approx(0.4 * 989e12)
+    # 2 bytes read and 34 / 32 written an element, at six tenths of 3350 GB/s.
+    assert gpu.encode["int8-g32"].unit_s == pytest.approx((2 + 34 / 32) / (0.6 * 3350e9))
+    assert machine().at_arithmetic(2.0).flops_at(64) == 2e12
+    with pytest.raises(RegistryError, match="unknown GPU 'h9000'; known: v100"):
+        on_gpu(machine(), "h9000", 2)
+    with pytest.raises(ConfigError, match="tflops is -1"):
+        machine().at_arithmetic(-1)
+
+
+def test_gradients_of_data_parallel_ranks_go_by_buckets() -> None:
+    plain = machine(coding_ns=0.0)
+    one = gradients_s(plain, "none", 25 * 2**18, 2)
+    assert one == pytest.approx(exchange_s(plain, "none", 25 * 256, 1024, 2))
+    assert gradients_s(plain, "none", 100 * 2**18, 2) == pytest.approx(4 * one)
+    assert gradients_s(plain, "int4-g32", 25 * 2**18, 2) < 0.2 * one
 
 
 def test_the_paper_formula_falls_with_hidden_size_and_keeps_a_gain_when_nodes_scale() -> None:
@@ -197,16 +246,19 @@ def test_advice_orders_by_time_and_cites_evidence(tmp_path: Path) -> None:
             "accuracy_by_seed": values,
         }
 
+    row = {"spec": "tp.forward=int4-g32", "difference": 0.25, "interval": 0.02}
+    evaluation = {"rows": [row], "parameters": {"model": "real", "tp": 3, "text": "a.txt"}}
     results = [result("none", [0.9, 0.92]), result("tp.forward=int4-g32/two-shot", [0.89, 0.91])]
-    lines = advise(machine(), "bert-tiny", 2, 65536, results)
+    lines = advise(machine(), Question(hidden=64, tp=2, batch=128, dtype="fp32"), results, [evaluation])
     assert lines[0].startswith("predicted")
     assert "accuracy on digits with tp.forward=int4-g32/two-shot -0.0100 ± 0.0000" in next(
         line for line in lines if line.startswith("int4-g32")
     )
+    assert any("loss +0.2500 ± 0.0200 on real, TP 3, a.txt" in line for line in lines if line.startswith("int4-g32"))
     assert "evidence: none" in next(line for line in lines if line.startswith("bf16"))
-    assert "does not pay here" in advise(machine(1e4, 1000.0), "bert-tiny", 2, 128)[-1]
+    assert "does not pay here" in advise(machine(1e4, 1000.0), Question(hidden=64, tp=2, batch=1))[-1]
     with pytest.raises(ConfigError, match="one rank"):
-        advise(machine(), "bert-tiny", 1, 128)
+        Question(hidden=64, tp=1)
     assert hidden_of("vit-tiny") == 64
 
 

@@ -40,16 +40,8 @@ def make(name: str) -> nn.Module:
     torch.manual_seed(0)
     t: Any = transformers
     if name == "gpt2":
-        sizes = {
-            "n_layer": 2,
-            "n_head": 4,
-            "n_embd": 32,
-            "vocab_size": 96,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-        }
-        model = t.GPT2LMHeadModel(t.GPT2Config(**sizes))
+        no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        model = t.GPT2LMHeadModel(t.GPT2Config(n_layer=2, n_head=4, n_embd=32, vocab_size=96, **no_dropout))
     elif name == "roberta":
         model = t.RobertaForSequenceClassification(t.RobertaConfig(**_ENCODER))
     elif name == "xlm-roberta":

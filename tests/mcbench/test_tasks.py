@@ -53,7 +53,7 @@ def test_halves_of_the_digits_and_hidden_words() -> None:
 
 
 def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"known: digits, .*, pairs, and with --data-root: glue/cola"):
+    with pytest.raises(RegistryError, match=r"known: digits, .*, pairs, tokens, and with --data-root: glue/cola"):
         load_task("imagenet")
     with pytest.raises(ConfigError, match="needs --data-root"):
         load_task("glue/mrpc")

@@ -1,4 +1,4 @@
-"""``evenflow mcbench``: list, run, suite, calibrate, predict, advise, report."""
+"""``evenflow mcbench``: list, run, eval, suite, calibrate, predict, advise, report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from evenflow.cli.mcbench_eval import run_eval
 from evenflow.cli.mcbench_output import say
 from evenflow.cli.mcbench_parser import add_parser
 from evenflow.cli.mcbench_predictions import run_advise, run_calibrate, run_predict
@@ -22,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
         "calibrate": run_calibrate,
         "predict": run_predict,
         "advise": run_advise,
+        "eval": run_eval,
         "report": _report,
     }
     # Compressors of one's own (MODULE:CLASS) are looked for where the command is given, as ranks and workers do.
@@ -50,6 +52,7 @@ def _list(args: argparse.Namespace) -> int:
     say("  sp: real ranks only (no --emulate), without pipeline stages and without learned compressors")
     say(f"gradient rules: {', '.join(names.GRADIENT_RULES)}")
     say(f"layers: {', '.join(names.LAYER_NAMES)}, or a range like 13-24 (default: {names.DEFAULT_LAYERS})")
+    say(f"dtypes: {', '.join(names.DTYPES)} (fp16: eval only)")
     say(f"schedules of pipelines: {', '.join(names.SCHEDULES)}")
     say("links: unlimited, or a rate like 100mbit, 1gbit")
     say(f"models: {', '.join(names.MODELS)}, or a local folder")

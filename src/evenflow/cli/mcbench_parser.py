@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evenflow.mcbench.names import DEFAULT_LAYERS
+from evenflow.mcbench.names import DEFAULT_LAYERS, DTYPES
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,6 +38,7 @@ def add_parser(subparsers: Any) -> None:
     run.add_argument("--hidden", type=int, default=0, help="hidden size of a built-in model")
     run.add_argument("--num-layers", type=int, default=0)
     run.add_argument("--heads", type=int, default=0)
+    run.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "autocast"), help="what the model computes in (fp32)")
     run.add_argument("--timed-steps", type=int, default=20)
     run.add_argument(
         "--threads", type=int, default=1, help="compute threads of each process: equal in all that is compared (1)"
@@ -47,6 +48,28 @@ def add_parser(subparsers: Any) -> None:
     run.add_argument("--pretrain-compress", default="none", metavar="SPEC", help="compression during pre-training only")
     run.add_argument("--emulate", action="store_true", help="virtual ranks in one process: accuracy only")
     run.add_argument("--json", metavar="FILE")
+
+    evaluate = commands.add_parser(
+        "eval", help="what compressors do to the loss of your own language model; nothing is trained"
+    )
+    evaluate.add_argument("--model", required=True, metavar="DIR", help="a local folder with its tokenizer")
+    evaluate.add_argument("--text", required=True, metavar="FILE", help="UTF-8 text to predict")
+    evaluate.add_argument("--tp", type=int, default=2, help="virtual tensor-parallel ranks (2)")
+    evaluate.add_argument(
+        "--compress",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="compressors by commas, or site=compressor[/transport]; may be repeated; default: a table of them",
+    )
+    evaluate.add_argument("--layers", default=DEFAULT_LAYERS)
+    evaluate.add_argument("--modules", default=".*", metavar="REGEX")
+    evaluate.add_argument("--dtype", default="bf16", choices=DTYPES, help="what the model computes in (bf16)")
+    evaluate.add_argument("--length", type=int, default=256, help="tokens of a window (256)")
+    evaluate.add_argument("--tokens", type=int, default=8192, help="tokens evaluated (8192)")
+    evaluate.add_argument("--batch", type=int, default=4, help="windows in one forward call (4)")
+    evaluate.add_argument("--threads", type=int, default=1, help="compute threads (1)")
+    evaluate.add_argument("--json", metavar="FILE")
 
     suite = commands.add_parser("suite", help="run a named set of configurations; resumable")
     suite.add_argument("name", help="paper, modern, break-even, activation-rank or serving")
@@ -85,8 +108,18 @@ def add_parser(subparsers: Any) -> None:
     advise.add_argument("--tp", type=int, required=True)
     advise.add_argument("--link", default="unlimited")
     advise.add_argument("--machine", metavar="FILE", help="a calibration; default: calibrate now")
-    advise.add_argument("--tokens", type=int, default=2048, help="tokens per micro-batch")
-    advise.add_argument("--results", metavar="FOLDER", help="results to take accuracy evidence from")
+    advise.add_argument("--text", metavar="FILE", help="evaluate the model on this text, too")
+    advise.add_argument("--results", metavar="FOLDER", help="results of run, suite or eval to take accuracy evidence from")
+    for command, sequence, batch, tp in ((predict, 128, 16, 4), (advise, 512, 4, 0)):
+        command.add_argument("--gpu", default="", metavar="NAME", help="assume this GPU's data sheet, like a100-80gb or h100")
+        command.add_argument("--tflops", type=float, default=0.0, help="assume this arithmetic of a rank (10^12/s)")
+        command.add_argument("--seq", type=int, default=sequence, help=f"tokens of a sequence ({sequence})")
+        command.add_argument("--batch", type=int, default=batch, help=f"sequences of a micro-batch ({batch})")
+        command.add_argument(
+            "--dtype", default="bf16", choices=("fp32", "bf16", "fp16"), help="what dense sums travel in (bf16)"
+        )
+        if tp:
+            command.add_argument("--tp", type=int, default=tp, help=f"tensor-parallel ranks of a node ({tp})")
 
     report = commands.add_parser("report", help="one HTML page of a folder of results")
     report.add_argument("folder")

@@ -5,8 +5,11 @@ from __future__ import annotations
 MODELS = ("vit-tiny", "bert-tiny", "opt-tiny", "llama-tiny", "qwen-tiny", "t5-tiny")
 """Built-in models, initialised from a seed."""
 
-TASKS = ("digits", "digits-low", "digits-high", "chars", "words", "topics", "pairs")
-"""Tasks that need nothing but this environment."""
+DTYPES = ("fp32", "bf16", "fp16", "autocast")
+"""What a model computes in; ``autocast`` keeps fp32 weights and computes products in bf16."""
+
+TASKS = ("digits", "digits-low", "digits-high", "chars", "words", "topics", "pairs", "tokens")
+"""Tasks that need nothing but this environment; ``tokens`` needs a model folder with a tokenizer."""
 
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 FILE_TASKS = (*(f"glue/{name}" for name in GLUE_TASKS), "cifar10", "cifar100", "wikipedia", "text")

@@ -21,7 +21,7 @@ from evenflow.mcbench.runs.launch import launch
 from evenflow.mcbench.runs.measure import expected_s
 
 BREAK_EVEN_SPECS = ("none", "bf16", "int8-g32", "int4-g32", "q8", "topk:0.1", "powersgd:8", "srht:0.1", "ae:100")
-BREAK_EVEN_ROWS = (4, 16, 64, 256, 1024, 2048)
+BREAK_EVEN_ROWS = (4, 16, 64, 256, 1024, 2048, 8192)
 WIDTH = 512
 
 
@@ -104,6 +104,30 @@ def break_even_rank(payload: Mapping[str, Any], emit: Callable[[str, Any], None]
                 "raw_ms": values[1:],
             }
             emit("exchange", value)
+
+
+def measured_ranges(study: Mapping[str, Any], baseline: str = "none") -> dict[str, list[tuple[int, int | None]]]:
+    """Return, by compressor, the ranges of dense message sizes in which it was faster than ``baseline``.
+
+    Ends are sizes that were measured; (from, None): up to the largest of them.
+    """
+    ms = {(row["spec"], row["dense_bytes"]): row["ms"] for row in study["rows"]}
+    sizes = sorted({size for _, size in ms})
+    found: dict[str, list[tuple[int, int | None]]] = {}
+    for spec in dict.fromkeys(row["spec"] for row in study["rows"]):
+        if spec == baseline:
+            continue
+        ranges: list[tuple[int, int | None]] = []
+        start: int | None = None
+        for number, size in enumerate(sizes):
+            wins = ms[spec, size] < ms[baseline, size]
+            if wins and start is None:
+                start = size
+            if not wins and start is not None:
+                ranges.append((start, sizes[number - 1]))
+                start = None
+        found[spec] = [*ranges, (start, None)] if start is not None else ranges
+    return found
 
 
 def break_even_points(study: Mapping[str, Any]) -> dict[str, int | None]:

@@ -22,6 +22,7 @@ from evenflow.mcbench.predict.cost_model import Shape, layer_flops
 from evenflow.mcbench.predict.machine import Machine, curve, operation_name
 from evenflow.mcbench.runs.launch import launch
 from evenflow.mcbench.runs.measure import expected_s
+from evenflow.mcbench.runs.run_versions import versions
 
 DEFAULT_CALIBRATED = (
     "bf16",
@@ -66,8 +67,6 @@ def calibrate(
     Local ranks reach 2 to 3 Gbit/s without any shaping. A faster link cannot be measured with them, so its nominal rate is
     assumed (see ``Machine.at_rate``) and the result says so.
     """
-    from evenflow.mcbench.runs.run import versions
-
     for spec in specs:
         get_compressor(spec)  # a wrong name is refused before anything starts
     points: dict[str, list[tuple[float, float]]] = {}

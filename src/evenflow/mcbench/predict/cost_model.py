@@ -35,7 +35,8 @@ class Shape:
     nodes: int = 1
     """Pipeline stages."""
     microbatches: int = 1
-    itemsize: int = 4
+    dtype: torch.dtype = torch.float32
+    """What the model computes in, and dense tensors travel in."""
 
 
 def layer_flops(shape: Shape, is_recomputed: bool = False) -> float:
@@ -55,8 +56,10 @@ def coding_calls(transport: str, world_size: int) -> tuple[int, int, int]:
     return {"all-reduce": (1, 1, 1), "one-shot": (1, W, 1), "two-shot": (W + 1, 2 * W, W)}[transport]
 
 
-def exchange_s(machine: Machine, rule: str, rows: int, width: int, world_size: int) -> float:
-    """Return the predicted time of one compressed sum over ``world_size`` ranks of a fp32 tensor [rows, width].
+def exchange_s(
+    machine: Machine, rule: str, rows: int, width: int, world_size: int, dtype: torch.dtype = torch.float32
+) -> float:
+    """Return the predicted time of one compressed sum over ``world_size`` ranks of a tensor [rows, width] of ``dtype``.
 
     ``rule``: compressor[/transport].
 
@@ -68,10 +71,10 @@ def exchange_s(machine: Machine, rule: str, rows: int, width: int, world_size: i
     spec = name or rule
     compressor = get_compressor(spec)
     chosen = get_transport(transport if name else None, compressor)
-    dtype = str(compressor.message_dtype(torch.float32)).removeprefix("torch.")
+    carried = str(compressor.message_dtype(dtype)).removeprefix("torch.")
     time_s = 0.0
-    for kind, size in chosen.operations(compressor, (rows, width), torch.float32, world_size):
-        seconds = machine.operation(kind, dtype)
+    for kind, size in chosen.operations(compressor, (rows, width), dtype, world_size):
+        seconds = machine.operation(kind, carried)
         rounds = compressor.rounds if chosen.name == "all-reduce" else 1
         extra = rounds * ring_steps(kind, world_size) - 1
         time_s += seconds.at(sent_bytes(kind, size, world_size)) + extra * seconds.fixed_s
@@ -84,9 +87,9 @@ def exchange_s(machine: Machine, rule: str, rows: int, width: int, world_size: i
     return time_s + encoded * machine.encode[spec].at(n) + decoded * machine.decode[spec].at(n)
 
 
-def transfer_s(machine: Machine, spec: str, rows: int, width: int) -> float:
-    """Return the predicted time to send a fp32 tensor [rows, width] over a pipeline boundary."""
-    size = get_compressor(spec).wire_plan((rows, width), torch.float32).payload_bytes
+def transfer_s(machine: Machine, spec: str, rows: int, width: int, dtype: torch.dtype = torch.float32) -> float:
+    """Return the predicted time to send a tensor [rows, width] of ``dtype`` over a pipeline boundary."""
+    size = get_compressor(spec).wire_plan((rows, width), dtype).payload_bytes
     time_s = machine.boundary.at(size)
     if spec == "none":
         return time_s
@@ -96,7 +99,7 @@ def transfer_s(machine: Machine, spec: str, rows: int, width: int) -> float:
 def sums_s(machine: Machine, shape: Shape, forward: str = "none", backward: str = "none") -> float:
     """Return the predicted time of a layer's four tensor-parallel sums: two forward, two backward."""
     rows = shape.micro_batch * shape.sequence
-    return sum(2 * exchange_s(machine, spec, rows, shape.hidden, shape.tp) for spec in (forward, backward))
+    return sum(2 * exchange_s(machine, spec, rows, shape.hidden, shape.tp, shape.dtype) for spec in (forward, backward))
 
 
 def step_s(machine: Machine, shape: Shape, forward: str = "none", backward: str = "none", boundary: str = "none") -> float:
@@ -105,7 +108,7 @@ def step_s(machine: Machine, shape: Shape, forward: str = "none", backward: str 
     m, n = shape.microbatches, shape.nodes
     layers = shape.layers / n * (compute + sums_s(machine, shape, forward, backward))
     rows = shape.micro_batch * shape.sequence
-    transfer = 2 * transfer_s(machine, boundary, rows, shape.hidden) if n > 1 else 0.0
+    transfer = 2 * transfer_s(machine, boundary, rows, shape.hidden, shape.dtype) if n > 1 else 0.0
     return (m + n - 1) * (layers + transfer)
 
 
@@ -163,14 +166,60 @@ WEAK_SCALING = (
 """Hidden size, layers and nodes of Megatron's weak scaling (Narayanan et al. 2021), as the paper follows it."""
 
 
-def break_even_bytes(machine: Machine, spec: str, world_size: int, width: int = 1024) -> int | None:
-    """Return the smallest dense fp32 message, in bytes, that ``spec`` sends faster; None up to 1 GiB."""
-    rows = 1
-    while rows * width * 4 <= 2**30:
-        if exchange_s(machine, spec, rows, width, world_size) < exchange_s(machine, "none", rows, width, world_size):
-            return rows * width * 4
-        rows *= 2
-    return None
+SIZES_OF_RANGES = tuple(int(4096 * 2 ** (i / 2)) for i in range(37))
+"""Dense message sizes in bytes at which winning is looked for: 4 KiB to 1 GiB, two to an octave."""
+
+
+def winning_ranges(
+    machine: Machine,
+    spec: str,
+    world_size: int,
+    width: int = 1024,
+    dtype: torch.dtype = torch.float32,
+    baseline: str = "none",
+    sizes: Sequence[int] = SIZES_OF_RANGES,
+) -> list[tuple[int, int | None]]:
+    """Return the ranges of dense sizes, in bytes, in which ``spec`` is faster than ``baseline``; (from, None): on and on.
+
+    Several ranges, because several things do not grow evenly: a fixed time, a burst that a link lets pass, the end of a cache.
+    Both ends are sizes at which it wins. Rows of ``width`` elements of ``dtype``.
+    """
+    ranges: list[tuple[int, int | None]] = []
+    start: int | None = None
+    last = 0
+    for size in sizes:
+        rows = max(1, size // (width * dtype.itemsize))
+        wins = exchange_s(machine, spec, rows, width, world_size, dtype) < exchange_s(
+            machine, baseline, rows, width, world_size, dtype
+        )
+        if wins and start is None:
+            start = size
+        if not wins and start is not None:
+            ranges.append((start, last))
+            start = None
+        last = size
+    if start is not None:
+        ranges.append((start, None))
+    return ranges
+
+
+def gradients_s(
+    machine: Machine,
+    rule: str,
+    num_parameters: int,
+    world_size: int,
+    dtype: torch.dtype = torch.float32,
+    bucket_bytes: int = 25 << 20,
+) -> float:
+    """Return the predicted time to average the gradients of a model over data-parallel ranks, bucket by bucket.
+
+    DistributedDataParallel's buckets hold ``bucket_bytes`` of ``dtype``. What overlaps with arithmetic is not
+    taken off.
+    """
+    per_bucket = max(1024, bucket_bytes // dtype.itemsize)
+    whole, rest = divmod(num_parameters, per_bucket)
+    time_s = whole * exchange_s(machine, rule, per_bucket // 1024, 1024, world_size, dtype)
+    return time_s + (exchange_s(machine, rule, max(1, rest // 1024), 1024, world_size, dtype) if rest else 0.0)
 
 
 def errors_of(predicted: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, Any]:

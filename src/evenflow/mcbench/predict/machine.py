@@ -110,6 +110,12 @@ class Machine:
         send = _ideal(self.operation(Kind.SEND), bit_per_s)
         return replace(self, send_between=send, link_between=link, link_between_kind=_ASSUMED)
 
+    def at_arithmetic(self, tflops: float) -> Machine:
+        """Return the machine with this arithmetic, in 10^12 operations a second, at every hidden size."""
+        if tflops <= 0:
+            raise ConfigError(f"tflops is {tflops}; allowed: above 0")
+        return replace(self, flop_per_s=((1, tflops * 1e12),))
+
     def write(self, path: str | Path) -> None:
         """Write as JSON."""
         Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")

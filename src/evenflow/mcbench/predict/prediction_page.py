@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from evenflow.mcbench.predict.cost_model import WEAK_SCALING, PaperModel, Shape, speed_up
@@ -15,10 +16,14 @@ SLOWER_BETWEEN = 10
 PCIe within a node."""
 MICROBATCHES_PER_NODE = 4
 PAPER = "paper's formula"
+PAPER_SHAPE = Shape(hidden=1024, layers=1)
+"""TP 4, sequence 128, micro-batch 16, fp32 dense sums."""
 
 
-def prediction_page(machine: Machine, specs: Sequence[str], hidden: Sequence[int], nodes: Sequence[int]) -> Page:
-    """Return the page for a calibrated machine."""
+def prediction_page(
+    machine: Machine, specs: Sequence[str], hidden: Sequence[int], nodes: Sequence[int], base: Shape = PAPER_SHAPE
+) -> Page:
+    """Return the page for a calibrated machine. ``base`` has the ranks, sequence, micro-batch and dtype of every step on it."""
     flops = machine.flop_per_s[-1][1] / 1e9
     page = Page(
         "Predicted, not measured",
@@ -29,11 +34,12 @@ def prediction_page(machine: Machine, specs: Sequence[str], hidden: Sequence[int
     for n in sorted({min(nodes), max(nodes)}):
         page.section(
             f"Speed-up by hidden size on {n} node{'s' if n > 1 else ''}",
-            "TP 4 within a node, sequence 128, micro-batch 16, one layer per node. Lines: the corrected model by compressor; "
-            "the last is the paper's formula for its auto-encoder. Sums grow with the hidden size, arithmetic with its square, "
-            "so the gain within a node vanishes.",
+            f"TP {base.tp} within a node, sequence {base.sequence}, micro-batch {base.micro_batch}, "
+            f"{str(base.dtype).removeprefix('torch.')} dense sums, one layer per node. Lines: the corrected model by "
+            "compressor; the last is the paper's formula for its auto-encoder. Sums grow with the hidden size, arithmetic "
+            "with its square, so the gain within a node vanishes.",
         )
-        shapes = [Shape(hidden=h, layers=n, nodes=n, microbatches=MICROBATCHES_PER_NODE * n) for h in widths]
+        shapes = [replace(base, hidden=h, layers=n, nodes=n, microbatches=MICROBATCHES_PER_NODE * n) for h in widths]
         series = _series(machine, specs, shapes, [float(h) for h in widths])
         page.figure(line_plot(series, x_label="hidden size", y_label="predicted speed-up", is_log_x=True))
         page.table(["hidden", *series], [[h, *[series[name][1][i] for name in series]] for i, h in enumerate(widths)])
@@ -44,8 +50,9 @@ def prediction_page(machine: Machine, specs: Sequence[str], hidden: Sequence[int
         hidden,
         nodes,
         "Weak scaling with one link" if machine.send_between is None else "Weak scaling",
-        "Hidden size, layers and nodes grow together as in Megatron's table: TP 4 within a node, one pipeline stage a node, "
-        f"{MICROBATCHES_PER_NODE} micro-batches a node.",
+        f"Hidden size, layers and nodes grow together as in Megatron's table: TP {base.tp} within a node, one pipeline "
+        f"stage a node, {MICROBATCHES_PER_NODE} micro-batches a node.",
+        base,
     )
     if machine.send_between is None:
         rate = 8 * machine.byte_per_s / SLOWER_BETWEEN
@@ -60,21 +67,29 @@ def prediction_page(machine: Machine, specs: Sequence[str], hidden: Sequence[int
             "The calibration has one link; the paper has a fast one within nodes and a slow one between them. Here the rate "
             f"between nodes is assumed to be {slower.link_between} (`--link-between`: another): what the sums "
             "lose as layers grow, boundaries win as stages get short, and the gain levels off.",
+            base,
         )
     return page
 
 
-def weak_shape(hidden: int, layers: int, nodes: int) -> Shape:
+def weak_shape(hidden: int, layers: int, nodes: int, base: Shape = PAPER_SHAPE) -> Shape:
     """Return one row of the weak scaling table as a step."""
-    return Shape(hidden=hidden, layers=layers, nodes=nodes, microbatches=MICROBATCHES_PER_NODE * nodes)
+    return replace(base, hidden=hidden, layers=layers, nodes=nodes, microbatches=MICROBATCHES_PER_NODE * nodes)
 
 
 def _weak_scaling(
-    page: Page, machine: Machine, specs: Sequence[str], hidden: Sequence[int], nodes: Sequence[int], title: str, text: str
+    page: Page,
+    machine: Machine,
+    specs: Sequence[str],
+    hidden: Sequence[int],
+    nodes: Sequence[int],
+    title: str,
+    text: str,
+    base: Shape,
 ) -> None:
     page.section(title, text)
     chosen = [row for row in WEAK_SCALING if min(nodes) <= row[2] <= max(nodes) and min(hidden) <= row[0] <= max(hidden)]
-    series = _series(machine, specs, [weak_shape(*row) for row in chosen], [float(row[2]) for row in chosen])
+    series = _series(machine, specs, [weak_shape(*row, base) for row in chosen], [float(row[2]) for row in chosen])
     if len(chosen) > 1:
         page.figure(line_plot(series, x_label="nodes", y_label="predicted speed-up", is_log_x=True))
     page.table(

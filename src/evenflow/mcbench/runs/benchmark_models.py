@@ -33,6 +33,7 @@ def load_model(folder: str | Path, kind: str, num_labels: int) -> nn.Module:
     import transformers
 
     path = model_folder(folder)
+    transformers.utils.logging.disable_progress_bar()
     auto: Any = {
         "image": transformers.AutoModelForImageClassification,
         "sentences": transformers.AutoModelForSequenceClassification,

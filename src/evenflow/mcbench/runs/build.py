@@ -14,8 +14,10 @@ from evenflow.base.errors import ConfigError
 from evenflow.comm import Collective, TorchCollective
 from evenflow.mcbench.names import MODELS
 from evenflow.mcbench.runs.benchmark_models import load_model, make_model
+from evenflow.mcbench.runs.precision import precision
 from evenflow.mcbench.runs.run_config import RunConfig
 from evenflow.mcbench.tasks.load import load_task
+from evenflow.mcbench.tasks.model_folder import has_tokenizer
 from evenflow.mcbench.tasks.task import Task
 
 
@@ -30,15 +32,24 @@ def build_model(config: RunConfig, task: Task, seed: int) -> nn.Module:
             vocab_size=task.vocab_size,
             max_length=max(task.length, 16),
             **config.sizes(),
-        )
+        ).to(precision(config.dtype).weights)
     torch.manual_seed(seed)
-    return load_model(name, task.kind, task.num_labels)
+    return load_model(name, task.kind, task.num_labels).to(precision(config.dtype).weights)
 
 
 def task_of(config: RunConfig) -> Task:
-    """Load the run's task."""
+    """Load the run's task. Raises ConfigError where its numbers for words mean nothing to a model that was trained before."""
     folder = config.model if config.model and config.model not in MODELS else None
+    if folder is not None and config.task in OWN_NUMBERS and has_tokenizer(folder):
+        raise ConfigError(
+            f"task {config.task} has numbers of its own for {OWN_NUMBERS[config.task]}, which mean nothing to {folder}: "
+            "that model has a tokenizer; allowed: tokens, or text, wikipedia and glue/... with --data-root"
+        )
     return load_task(config.task, config.data_root or None, folder)
+
+
+OWN_NUMBERS = {"chars": "characters", "words": "words", "topics": "words", "pairs": "words"}
+"""Tasks that number characters or words themselves, for models that are trained from scratch."""
 
 
 @dataclass

@@ -46,7 +46,7 @@ class PipelineTrainee(ModelTrainee):
         self.tied = tied_parameters(model)
         coders = Coders(compression.rules, groups.pp.rank, config.pp, width_of(model), next(model.parameters()))
         stage = StageModule(model, groups.pp.rank, config.pp, compression, coders)
-        super().__init__(stage, task, schedule, compression, stopwatch)
+        super().__init__(stage, task, schedule, compression, stopwatch, config.dtype)
         self.stages: dict[tuple[int, bool], tuple[CompressedPipelineStage, Any]] = {}
 
     def compute_gradients(self, inputs: dict[str, Tensor], labels: Tensor, number: int) -> None:
@@ -76,6 +76,7 @@ class PipelineTrainee(ModelTrainee):
     def run_batch(self, inputs: dict[str, Tensor], labels: Tensor, number: int, is_training: bool) -> Tensor | None:
         """Send one batch through all stages, forward and, in training, backward; return the logits on the last stage."""
         self.compression.set_switch(is_training)
+        inputs = self.precision.inputs(inputs)
         stage, schedule = self._stage(inputs, labels)
         stage.begin(self.number, number)
         main = next(iter(inputs.values()))
@@ -91,7 +92,7 @@ class PipelineTrainee(ModelTrainee):
             reduce_tied_gradients(self.module, self.tied, self.groups.pp)
             if self.module.coders is not None:
                 self.module.coders.reduce_gradients(self.groups.pp)
-        return output.detach() if stage.is_last else None
+        return output.detach().float() if stage.is_last else None
 
     def _stage(self, inputs: dict[str, Tensor], labels: Tensor) -> tuple[CompressedPipelineStage, Any]:
         size = len(labels)
@@ -111,7 +112,7 @@ class PipelineTrainee(ModelTrainee):
                 self.compression,
                 self.config.microbatches,
             )
-            schedule = make_schedule(self.config.schedule, stage, lambda y, target: loss_of(self.task, y, target))
+            schedule = make_schedule(self.config.schedule, stage, lambda y, target: loss_of(self.task, y.float(), target))
             self.stages[key] = (stage, schedule)
         return self.stages[key]
 

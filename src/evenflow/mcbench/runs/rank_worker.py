@@ -17,18 +17,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from evenflow.base.errors import ModelError, NonFiniteInput, TrainingDiverged
-from evenflow.comm import Ledger
+from evenflow.comm import Collective, Ledger
 from evenflow.comm.collectives.links import Link
 from evenflow.comm.collectives.stopwatch import Stopwatch
 from evenflow.mcbench.runs.build import MeshGroups, build_model, task_of
 from evenflow.mcbench.runs.measure import measure
 from evenflow.mcbench.runs.pipeline_trainee import PipelineTrainee
+from evenflow.mcbench.runs.precision import precision
 from evenflow.mcbench.runs.pretrain import Backbones, pretraining_of, start_from
 from evenflow.mcbench.runs.run_config import RunConfig
 from evenflow.mcbench.runs.trainer import ModelTrainee, Schedule, train
 from evenflow.mcbench.split.attach import attach, compression_of
 from evenflow.mcbench.split.boundary import emulate_boundaries
-from evenflow.mcbench.split.parity import TOLERANCE, check_parity, first_tensor, gathered
+from evenflow.mcbench.split.dropout import check_random_state
+from evenflow.mcbench.split.parity import check_parity, gathered
 from evenflow.mcbench.split.rules import CompressionRules
 from evenflow.mcbench.split.wiring import Compression, GroupWiring, VirtualWiring
 from evenflow.mcbench.tasks.scores import loss_of
@@ -60,7 +62,7 @@ def pretrained(config: RunConfig, seed: int, backbones: Backbones, emit: Emit) -
         return found
     task = task_of(before)
     model = virtual_model(before, task, seed, backbones)
-    trainee = ModelTrainee(model, task, before.training().over(len(task.train)), compression_of(model))
+    trainee = ModelTrainee(model, task, before.training().over(len(task.train)), compression_of(model), dtype=before.dtype)
     train(trainee, seed, pulse(emit, seed, trainee.schedule.num_steps, f"pre-training on {task.name}"))
     return backbones.keep(before, seed, model)
 
@@ -69,15 +71,13 @@ def run_virtual(config: RunConfig, emit: Emit, backbones: Backbones) -> None:
     """Train all seeds in this process, with virtual ranks if the run has any."""
     task = task_of(config)
     schedule = config.training().over(len(task.train))
-    index = torch.arange(2)
-    inputs, _ = task.train.batch(index)
     if config.tp > 1:
         dense = CompressionRules.parse("none", config.layers, config.modules)
-        parity = check_parity(build_model(config, task, 0), lambda m: attach(m, dense, VirtualWiring(config.tp)), inputs)
-        emit("parity", {"output_error": parity.output_error, "gradient_error": parity.gradient_error})
+        emit("parity", check_split(config, task, lambda m: attach(m, dense, VirtualWiring(config.tp))))
     for seed in range(config.seeds):
         model = virtual_model(config, task, seed, backbones, emit)
-        trainee, compression = ModelTrainee(model, task, schedule, compression_of(model)), compression_of(model)
+        compression = compression_of(model)
+        trainee = ModelTrainee(model, task, schedule, compression, dtype=config.dtype)
         last_loss = train_or_diverge(trainee, seed, emit)
         if last_loss is None:
             continue
@@ -90,6 +90,25 @@ def run_virtual(config: RunConfig, emit: Emit, backbones: Backbones) -> None:
         result = evaluate_both(trainee.evaluate, compression)
         emit("seed", {"seed": seed, "scores": result, "train_loss": last_loss})
         emit("bytes_per_step", sites)
+
+
+def check_split(
+    config: RunConfig, task: Task, split: Callable[[nn.Module], nn.Module], group: Collective | None = None
+) -> dict[str, float]:
+    """Check the split model against the single one, in fp32 and in the run's own dtype. Raises ModelError.
+
+    In fp32 a wrong split cannot hide behind rounding; in the run's dtype the sums over ranks are those of the run.
+    """
+    inputs, _ = task.train.batch(torch.arange(2))
+    exact = precision("fp32")
+    model = build_model(replace(config, dtype="fp32"), task, 0)
+    parity = check_parity(model, split, inputs, group, exact.tolerance, exact.logits)
+    found = {"output_error": parity.output_error, "gradient_error": parity.gradient_error}
+    if config.dtype != "fp32":
+        own = precision(config.dtype)
+        parity = check_parity(build_model(config, task, 0), split, inputs, group, own.tolerance, own.logits)
+        found |= {"output_error_in_dtype": parity.output_error, "gradient_error_in_dtype": parity.gradient_error}
+    return found
 
 
 def train_or_diverge(trainee: ModelTrainee, seed: int, emit: Emit) -> float | None:
@@ -135,11 +154,13 @@ def make_trainee(config: RunConfig, task: Task, schedule: Schedule, groups: Mesh
     """Return this rank's part of the run's model, with its exchanges and its optimiser."""
     stopwatch = Stopwatch(is_running=False)
     model = build_model(config, task, seed)
+    torch.manual_seed(seed)  # loading may draw numbers, and dropout needs the same ones on all tensor-parallel ranks
+    check_random_state(model, groups.tp)
     attach(model, config.rules(), GroupWiring(groups.tp, link, stopwatch), Ledger(), stopwatch)
     compression = compression_of(model)
     if config.pp > 1:
         return PipelineTrainee(config, task, schedule, groups, model, compression, stopwatch)
-    return ModelTrainee(model, task, schedule, compression, stopwatch)
+    return ModelTrainee(model, task, schedule, compression, stopwatch, config.dtype)
 
 
 def ledger_of(trainee: ModelTrainee) -> Ledger:
@@ -155,13 +176,10 @@ def run_rank(config: RunConfig, emit: Emit, link: Link, interface: str = "") -> 
     """
     task, groups = task_of(config), MeshGroups.of(config)
     schedule = config.training().over(len(task.train))
-    inputs, _ = task.train.batch(torch.arange(2))
     if config.tp > 1:
         is_split = config.rules().is_sequence_parallel
         dense = CompressionRules.parse("sp=none" if is_split else "none", config.layers, config.modules)
-        model = build_model(config, task, 0)
-        parity = check_parity(model, lambda m: attach(m, dense, GroupWiring(groups.tp)), inputs, groups.tp)
-        emit("parity", {"output_error": parity.output_error, "gradient_error": parity.gradient_error})
+        emit("parity", check_split(config, task, lambda m: attach(m, dense, GroupWiring(groups.tp)), groups.tp))
     if config.pp > 1:
         emit("pipeline_parity", check_pipeline_parity(config, task, groups))
     for seed in range(config.seeds):
@@ -203,7 +221,7 @@ def check_pipeline_parity(config: RunConfig, task: Task, groups: MeshGroups) -> 
     trainee.module.eval()  # no dropout: stages and the single model would draw different masks
     trainee.run_batch(inputs, labels, 0, is_training=True)
     single = build_model(config, task, 0).eval()
-    loss = loss_of(task, first_tensor(single(**inputs)), labels)
+    loss = loss_of(task, trainee.precision.logits(single, inputs), labels)
     loss.backward()
     expected = {name: p.grad for name, p in single.named_parameters() if p.grad is not None}
     largest = max(float(grad.abs().max()) for grad in expected.values())
@@ -217,8 +235,9 @@ def check_pipeline_parity(config: RunConfig, task: Task, groups: MeshGroups) -> 
         worst = max(worst, float((whole - expected[name]).abs().max()) / largest)
     error = torch.tensor([worst])
     dist.all_reduce(error, op=dist.ReduceOp.MAX)
-    if float(error) > TOLERANCE:
+    if float(error) > precision(config.dtype).tolerance:
         raise ModelError(
-            f"parity: the uncompressed pipeline differs from the single model by {float(error):.1e}; allowed: {TOLERANCE:.0e}"
+            f"parity: the uncompressed pipeline differs from the single model by {float(error):.1e}; allowed: "
+            f"{precision(config.dtype).tolerance:.0e}"
         )
     return {"error": float(error)}

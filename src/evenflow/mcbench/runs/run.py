@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
-from evenflow.base.version import __version__
 from evenflow.comm.collectives.links import Link
 from evenflow.mcbench.runs.build import task_of
 from evenflow.mcbench.runs.compute_threads import compute_threads
@@ -18,6 +13,7 @@ from evenflow.mcbench.runs.launch import RanksFailed, launch
 from evenflow.mcbench.runs.pretrain import Backbones
 from evenflow.mcbench.runs.rank_worker import run_virtual
 from evenflow.mcbench.runs.run_config import RunConfig
+from evenflow.mcbench.runs.run_versions import versions
 from evenflow.mcbench.tasks.scores import mean_and_interval
 
 Progress = Callable[[str], None]
@@ -99,19 +95,6 @@ def summarise(config: RunConfig, task: Any, records: Sequence[Mapping[str, Any]]
     result["threads"] = config.threads
     result["versions"] = versions()
     return result
-
-
-def versions() -> dict[str, str]:
-    """Return what the numbers depend on besides the configuration."""
-    import transformers
-
-    return {
-        "evenflow": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
 
 
 def describe(kind: str, value: Any) -> str:

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
+
 from evenflow.base.errors import ConfigError
 from evenflow.comm.collectives.links import Link
 from evenflow.mcbench.names import DEFAULT_LAYERS, MODELS
+from evenflow.mcbench.runs.precision import precision
 from evenflow.mcbench.runs.trainer import DEFAULT_SCHEDULES, FINE_TUNING_RATE, Schedule
 from evenflow.mcbench.split.pipeline import SCHEDULES
 from evenflow.mcbench.split.rules import CompressionRules, parse_gradients
@@ -47,6 +50,8 @@ class RunConfig:
     """Virtual ranks in this process instead of real ones."""
     timed_steps: int = 20
     """Iterations measured after training, by real ranks."""
+    dtype: str = "fp32"
+    """fp32, bf16, or autocast (fp32 weights, products in bf16)."""
     threads: int = 1
     """Compute threads of each process. Sums of floats depend on how they are shared out over threads, so what is compared has
     the same number everywhere; one by default, which every machine has."""
@@ -66,6 +71,13 @@ class RunConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule {self.schedule!r}; allowed: {', '.join(SCHEDULES)}")
+        if precision(self.dtype).weights == torch.float16:
+            raise ConfigError(
+                "training in fp16 needs loss scaling, which sends infinities on purpose; allowed: fp32, bf16, autocast "
+                "(`mcbench eval` takes fp16)"
+            )
+        if precision(self.dtype).is_autocast and self.pp > 1:
+            raise ConfigError("autocast over pipeline stages is not supported; allowed: fp32, bf16, or pp = 1")
         Link.parse(self.link)
         if self.emulate and self.link != "unlimited":
             raise ConfigError("virtual ranks have no link; leave out --link or --emulate")

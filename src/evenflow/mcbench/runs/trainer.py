@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from evenflow.base.errors import ConfigError, NonFiniteInput, TrainingDiverged
 from evenflow.comm.collectives.stopwatch import Stopwatch
 from evenflow.mcbench.names import GLUE_TASKS
-from evenflow.mcbench.split.parity import first_tensor
+from evenflow.mcbench.runs.precision import precision
 from evenflow.mcbench.split.wiring import Compression
 from evenflow.mcbench.tasks.scores import loss_of, scores
 from evenflow.mcbench.tasks.task import Split, Task
@@ -150,7 +150,9 @@ class ModelTrainee:
         schedule: Schedule,
         compression: Compression | None = None,
         stopwatch: Stopwatch | None = None,
+        dtype: str = "fp32",
     ) -> None:
+        self.precision = precision(dtype)
         self.module, self.task, self.schedule, self.compression = model, task, schedule, compression
         self.stopwatch = stopwatch or Stopwatch(is_running=False)
         self.optimizer = schedule.optimizer(self.module)
@@ -175,7 +177,7 @@ class ModelTrainee:
     def compute_gradients(self, inputs: dict[str, Tensor], labels: Tensor, number: int) -> None:
         """Run forward and backward over one batch, and remember its loss."""
         with self.stopwatch.part("forward"):
-            loss = loss_of(self.task, first_tensor(self.module(**inputs)), labels)
+            loss = loss_of(self.task, self.precision.logits(self.module, inputs), labels)
         with self.stopwatch.part("backward"):
             loss.backward()
         self.last_loss = float(loss.detach())
@@ -184,11 +186,17 @@ class ModelTrainee:
         return self.last_loss
 
     def evaluate(self) -> dict[str, float]:
-        return evaluate(self.module, self.task, compression=self.compression)
+        return evaluate(self.module, self.task, compression=self.compression, dtype=self.precision.name)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, batch_size: int = 256, compression: Compression | None = None) -> dict[str, float]:
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    batch_size: int = 256,
+    compression: Compression | None = None,
+    dtype: str = "fp32",
+) -> dict[str, float]:
     """Return the task's scores over its test split, in batches of ``batch_size`` examples.
 
     ``compression`` is told the name of every batch, for compressors that remember samples.
@@ -200,5 +208,5 @@ def evaluate(model: nn.Module, task: Task, batch_size: int = 256, compression: C
         inputs, _ = task.test.batch(index)
         if compression is not None:
             compression.name_batch(("test", start))
-        logits.append(first_tensor(model(**inputs)))
+        logits.append(precision(dtype).logits(model, inputs))
     return scores(task, torch.cat(logits), task.test.labels)

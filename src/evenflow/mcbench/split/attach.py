@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -20,6 +21,7 @@ from evenflow.comm import Collective, Ledger, TorchCollective
 from evenflow.comm.collectives.links import Link
 from evenflow.comm.collectives.stopwatch import Stopwatch
 from evenflow.mcbench.names import DEFAULT_LAYERS
+from evenflow.mcbench.split.dropout import check_random_state
 from evenflow.mcbench.split.families import make_linear
 from evenflow.mcbench.split.roles import check_divisible, layer_of, roles_of
 from evenflow.mcbench.split.rules import CompressionRules, select_layers
@@ -45,18 +47,23 @@ def compress_model(
     link: Link | None = None,
     stopwatch: Stopwatch | None = None,
     ledger: Ledger | None = None,
+    seed: int | None = None,
     **options: Any,
 ) -> nn.Module:
     """Cut ``model`` over mesh["tp"] and compress its exchanges; return the same model, changed in place.
 
-    All ranks must hold equal weights before. Raises ConfigError (heads that do not divide, a pattern that matches
-    nothing), ModelError (a family without a plan), RegistryError (unknown names in ``spec``).
+    All ranks must hold equal weights before. A model with dropout needs the same random numbers on all ranks: ``seed`` sets
+    them; without it they are compared. Raises ConfigError (heads that do not divide, a pattern that matches nothing, dropout
+    over ranks that were seeded differently), ModelError (a family without a plan), RegistryError (unknown names in ``spec``).
     """
     rules = CompressionRules.parse(spec, layers, modules, **options)
     names = mesh.mesh_dim_names or ()
     if "tp" not in names:
         raise ConfigError(f"the mesh has the dimensions {names}; it needs one called tp")
     collective: Collective = TorchCollective(mesh["tp"].get_group())
+    if seed is not None:
+        torch.manual_seed(seed)
+    check_random_state(model, collective)
     return attach(model, rules, GroupWiring(collective, link, stopwatch), ledger, stopwatch)
 
 

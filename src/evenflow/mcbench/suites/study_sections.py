@@ -7,7 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from evenflow.mcbench.predict.break_even import break_even_points
+from evenflow.mcbench.predict.advice import ranges_in_words
+from evenflow.mcbench.predict.break_even import measured_ranges
 from evenflow.report.page import Page
 from evenflow.report.plots import line_plot
 
@@ -22,8 +23,7 @@ def add_study(page: Page, study: Result) -> None:
             f"One compressed sum, {study['link_kind']}; means without the slowest tenth. Interface: bytes at "
             "the network interface, both directions, headers included, over the bytes counted.",
         )
-        points = break_even_points(study)
-        page.table(["compressor", "faster than none from (dense bytes)"], [[s, p or "never here"] for s, p in points.items()])
+        page.table(["compressor", "against dense fp32", "against bf16"], _range_rows(study))
         rows = [
             [r["spec"], r["dense_bytes"], r["sent_bytes"], r["ms"], _blank(r.get("interface_ratio"))] for r in study["rows"]
         ]
@@ -71,8 +71,7 @@ def add_prediction(page: Page, prediction: Result, study: Result) -> None:
         + (f", before the measurement that began at {study['from']}." if "from" in study else "."),
     )
     rows = prediction["rows"]
-    points = break_even_points(prediction)
-    page.table(["compressor", "predicted to pay from (dense bytes)"], [[s, p or "never"] for s, p in points.items()])
+    page.table(["compressor", "predicted against dense fp32", "predicted against bf16"], _range_rows(prediction))
     page.table(["compressor", "dense bytes", "predicted ms"], [[r["spec"], r["dense_bytes"], r["ms"]] for r in rows])
     page.figure(_times(rows, "predicted ms"))
     errors = prediction_errors(prediction, study)
@@ -86,6 +85,17 @@ def add_prediction(page: Page, prediction: Result, study: Result) -> None:
             for spec in dict.fromkeys(spec for spec, _ in errors)
         ],
     )
+
+
+def _range_rows(study: Result) -> list[list[Any]]:
+    """Return (compressor, where it beats a dense fp32 sum, where it beats a bf16 one): ranges of dense bytes."""
+    dense = measured_ranges(study)
+    has_bf16 = any(row["spec"] == "bf16" for row in study["rows"])
+    halved = measured_ranges(study, "bf16") if has_bf16 else {}
+    return [
+        [spec, ranges_in_words(ranges), ranges_in_words(halved[spec]) if spec in halved else ""]
+        for spec, ranges in dense.items()
+    ]
 
 
 def prediction_errors(prediction: Result, study: Result) -> dict[tuple[str, int], float]:

@@ -291,6 +291,20 @@ def _whole(run: dict[str, Any]) -> dict[str, Any]:
     return {"ms_per_iteration": {}, "achieved_gbit_s": None, **run, "parameters": parameters}
 
 
+def read_evaluations(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the evaluations of language models of a folder, or of one file; possibly none."""
+    target = Path(folder)
+    paths = sorted(target.glob("*.json")) if target.is_dir() else [target] if target.is_file() else []
+    found = []
+    for path in paths:
+        value = json.loads(path.read_text())
+        # A published file has the evaluation under ``results``, beside what it was made on.
+        value = value.get("results", value) if isinstance(value, dict) else {}
+        if isinstance(value, dict) and value.get("evaluation") == "language":
+            found.append(value)
+    return found
+
+
 def read_studies(folder: str | Path) -> list[dict[str, Any]]:
     """Return the studies of a folder, or of one file that holds many; possibly none."""
     return _read_all(Path(folder), "study", "studies")

@@ -31,6 +31,7 @@ from evenflow.mcbench.tasks.reference import (
     word_ids,
 )
 from evenflow.mcbench.tasks.task import Split, Task
+from evenflow.mcbench.tasks.token_text import token_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def load_file_task(name: str, root: Path, tokenizer: str | Path | None = None, l
     if not folder.is_dir():
         raise ConfigError(f"task {name}: there is no folder {folder}")
     if name == "text":
-        return _text(folder)
+        return _text(folder, tokenizer, length)
     if name == "wikipedia":
         return _wikipedia(folder, tokenizer, length)
     if name.startswith("cifar"):
@@ -167,17 +168,19 @@ def _glue_split(rows: list[dict[str, Any]], columns: Columns, encode: Any) -> tu
     return Split({"input_ids": ids, "token_type_ids": types, "attention_mask": mask}, values), digest.hexdigest()
 
 
-def _text(folder: Path) -> Task:
-    """Return a character language model over all ``*.txt`` files of a folder."""
+def _text(folder: Path, tokenizer: str | Path | None, length: int) -> Task:
+    """Return a language model over all ``*.txt`` files of a folder: of tokens for a model folder, else of characters."""
     paths = sorted(folder.glob("*.txt"))
     if not paths:
         raise ConfigError(f"{folder} has no .txt files")
     for path in paths:
         verify(path)
     text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)
-    train, test = language_split(text, 128)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Task("text", "language", train, test, 0, ("loss",), CHAR_VOCABULARY, 128, digest, False, "llama-tiny")
+    if tokenizer is not None:
+        return token_task("text", load_tokenizer(tokenizer), text, digest, False, length)
+    train, test = language_split(text, length)
+    return Task("text", "language", train, test, 0, ("loss",), CHAR_VOCABULARY, length, digest, False, "llama-tiny")
 
 
 def _wikipedia(folder: Path, tokenizer: str | Path | None, length: int) -> Task:

@@ -10,12 +10,17 @@ from evenflow.base.errors import ModelError
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
+def has_tokenizer(folder: str | Path) -> bool:
+    """Return whether a model folder holds the files of a tokenizer."""
+    return any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES)
+
+
 def load_tokenizer(folder: str | Path) -> Any:
     """Return the tokenizer of a local folder. Raises ModelError."""
     from transformers import AutoTokenizer
 
     path = Path(folder)
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(path):
         model_folder(path)
         # transformers would make one without a word in it, and every text would be unknown.
         raise ModelError(f"{path} has no tokenizer; save the model's own there (one of {', '.join(_TOKENIZER_FILES)})")

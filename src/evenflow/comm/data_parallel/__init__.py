@@ -1,0 +1,1 @@
+"""Data parallelism with compressed traffic: gradients of DistributedDataParallel, weights and gradients of FSDP2."""
