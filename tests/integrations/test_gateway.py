@@ -165,6 +165,8 @@ def test_a_quiet_client_waits_for_one_place_and_not_for_the_whole_line():
         await asyncio.sleep(0.002)
         calls.append(Call(gateway, {"prompt": "x" * 40, "user": "quiet"}))
         assert [await call.status() for call in calls] == [200] * 21
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == 1, "something was left running"
         gateway.dispatcher.check_integrity()
         assert backend.most_running == 2
         return backend.order.index("quiet")

@@ -95,7 +95,11 @@ class FairGateway:
         except CallerGone:
             pass
         else:
-            await self._serve(client, content, with_body(scope, body), _Caller(replay(body, receive)), send)
+            caller = _Caller(replay(body, receive))
+            try:
+                await self._serve(client, content, with_body(scope, body), caller, send)
+            finally:
+                caller.close()
 
     async def _serve(self, client: str, content: dict[str, Any], scope: Scope, caller: _Caller, send: Send) -> None:
         model = content.get("model")
@@ -168,6 +172,11 @@ class _Caller:
     async def receive(self) -> Message:
         """For the application."""
         return self._kept.pop(0) if self._kept else await self._next()
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        if self._pending is not None:
+            self._pending.cancel()
 
     async def _next(self) -> Message:
         # A receive that is cancelled half way would lose what it was about to return, so it runs on by itself.
