@@ -31,8 +31,6 @@ CALLED_BY_OTHERS = {
     "FairSyncScheduler": "vLLM loads it by its name",
     "ClientStatLogger": "vLLM loads it by its name",
     "log_engine_initialized": "vLLM calls it",
-    "ClientStatLogger": "an entry point that vLLM loads",
-    "log_engine_initialized": "vLLM calls it on every stat logger",
 }
 """Names that look unused, and who uses them."""
 
