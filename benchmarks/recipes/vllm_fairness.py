@@ -4,18 +4,20 @@
     ENV/bin/python benchmarks/recipes/vllm_fairness.py shares  --json benchmarks/results/vllm_shares--MACHINE.json
     ENV/bin/python benchmarks/recipes/vllm_fairness.py cost    --json benchmarks/results/vllm_cost--MACHINE.json
 
-ENV is the environment that ``make test-vllm`` builds. Servers run side by side and are asked in turn, A B C A B C, so that a
-ratio is of one run. ``latency``: one client sends 64 requests (64 + 64 tokens) to 16 slots; a second later another sends
-three short ones, one after the other. ``shares``: three clients of weights 1, 2 and 4 that always have requests waiting.
-``cost``: vLLM's scheduler alone, outputs made up, 1,000 requests waiting.
+ENV is the environment that ``make test-vllm`` builds. ``latency``: one ``vllm serve``, whose order is switched from round
+to round, A B C A B C (switching_scheduler.py); one client sends 64 requests (64 + 32 tokens) to 16 slots, a second later
+another sends three short ones, one after the other. ``shares``: three clients of weights 1, 2 and 4 that always have
+requests waiting. ``cost``: vLLM's scheduler alone, outputs made up, 1,000 requests waiting.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from environment import Environment  # noqa: E402
 from evenflow.access.keys import hash_key  # noqa: E402
 from evenflow.bench.harness import write_result  # noqa: E402
 
-QUEUED, PROMPT_TOKENS, OUTPUT_TOKENS = 64, 64, 64
+QUEUED, PROMPT_TOKENS, OUTPUT_TOKENS = 64, 64, 32
 SLOTS = 16
 WEIGHTS = {"one": 1.0, "two": 2.0, "four": 4.0}
 QUIET = {
@@ -50,25 +52,21 @@ QUIET = {
 
 
 class Server:
-    """One ``vllm serve`` on this machine; ``policy`` None: without anything of EvenFlow's."""
+    """One ``vllm serve`` with a scheduler of EvenFlow's, on this machine. ``variables`` are set in its environment."""
 
-    def __init__(self, policy: str | None, folder: Path, clients: Path | None = None, *options: str) -> None:
+    def __init__(self, scheduler: str, folder: Path, variables: Mapping[str, str]) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(Environment().model)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "base", "--max-num-seqs", str(SLOTS)]
-        command += ["--max-model-len", "1024", "--disable-uvicorn-access-log", *options]
-        variables = {**os.environ, **QUIET}
-        if policy is not None:
-            command += ["--scheduler-cls", "evenflow.integrations.vllm.FairScheduler"]
-            command += ["--middleware", "evenflow.integrations.vllm.ClientIdentity"]
-            variables["EVENFLOW_POLICY"] = policy
-            if clients is not None:
-                variables["EVENFLOW_CLIENTS"] = str(clients)
+        command += ["--max-model-len", "1024", "--disable-uvicorn-access-log", "--scheduler-cls", scheduler]
+        command += ["--middleware", "evenflow.integrations.vllm.ClientIdentity"]
+        given = {**os.environ, **QUIET, "PYTHONPATH": str(Path(__file__).parent), **variables}
         self.log = (folder / f"server-{port}.log").open("w")
-        self.process = subprocess.Popen(command, env=variables, stdout=self.log, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(command, env=given, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is not left behind
 
     def wait(self, timeout_s: float = 400.0) -> None:
         """Until it answers. Raises RuntimeError with the end of its log if it does not."""
@@ -85,12 +83,13 @@ class Server:
         raise RuntimeError(f"vLLM did not come up:\n{Path(self.log.name).read_text()[-3000:]}")
 
     def close(self) -> None:
-        """Ask it to end, and wait for that."""
+        """Ask it to end, and its children with it."""
         self.process.terminate()
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         self.log.close()
 
 
@@ -138,24 +137,22 @@ def measure_latency(repeats: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """A B C A B C: vLLM's own order, plain VTC, the default."""
     from evenflow.integrations.vllm.settings import DEFAULT_POLICY
 
-    orders: dict[str, str | None] = {"vllm": None, "vtc": "vtc", DEFAULT_POLICY: DEFAULT_POLICY}
+    orders = ("vllm", "vtc", DEFAULT_POLICY)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in orders}
     with tempfile.TemporaryDirectory() as folder:
-        servers = {name: Server(policy, Path(folder)) for name, policy in orders.items()}
+        switch = Path(folder) / "order"
+        switch.write_text("vllm")
+        server = Server("switching_scheduler.SwitchingScheduler", Path(folder), {"EVENFLOW_SWITCH": str(switch)})
         try:
-            for server in servers.values():
-                server.wait()
-            for repeat in range(-1, repeats):
-                for number, (name, server) in enumerate(servers.items()):
-                    seed = 10_000 * (repeat + 2) + 2_000 * number
-                    if repeat < 0:  # warm up: compilation, caches
-                        asyncio.run(warm_up(server.url, seed))
-                        continue
-                    rounds[name].append(asyncio.run(flood(server.url, seed)))
+            server.wait()
+            asyncio.run(warm_up(server.url, 1_000_000))
+            for repeat in range(repeats):
+                for number, name in enumerate(orders):
+                    switch.write_text(name)
+                    rounds[name].append(asyncio.run(flood(server.url, 10_000 * (repeat + 1) + 2_000 * number)))
                     print(name, rounds[name][-1], flush=True)
         finally:
-            for server in servers.values():
-                server.close()
+            server.close()
     median = statistics.median
     first = {name: [r["quiet_first_token_s"][0] for r in rows] for name, rows in rounds.items()}
     idle = {name: median(t for r in rows for t in r["idle_first_token_s"]) for name, rows in rounds.items()}
@@ -216,7 +213,8 @@ def measure_shares(policy: str, seconds: float) -> tuple[dict[str, Any], dict[st
         entries = [f'[clients.{n}]\nweight = {w}\napi_keys = ["{hash_key(f"key-{n}")}"]\n' for n, w in WEIGHTS.items()]
         clients.write_text("".join(entries))
         assert tomllib.loads(clients.read_text())
-        server = Server(policy, Path(folder), clients)
+        variables = {"EVENFLOW_CLIENTS": str(clients), "EVENFLOW_POLICY": policy}
+        server = Server("evenflow.integrations.vllm.FairScheduler", Path(folder), variables)
         try:
             server.wait()
             before, after = asyncio.run(keep_busy(server.url, seconds))

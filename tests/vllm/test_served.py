@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def url(tmp_path_factory):
     variables = {**os.environ, "EVENFLOW_CLIENTS": str(folder / "clients.toml"), "EVENFLOW_POLICY": "vtc"}
     log = folder / "log"
     with log.open("w") as file:
-        process = subprocess.Popen(command(port), env=variables, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command(port), env=variables, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):
@@ -65,7 +66,10 @@ def url(tmp_path_factory):
         assert "the books have failed" not in log.read_text()
     finally:
         process.terminate()
-        process.wait(60)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def ask(url, key=None, **body):
