@@ -199,6 +199,6 @@ def test_lora_products_agree_with_rows(dtype, is_scattered):
             backends[0].run(layer, site, x, by_product)
             backends[1].run(layer, site, x, by_row)
             assert backends[0]._work[site].segments
-            assert not len(backends[0]._work[site].rows)
+            assert not len(backends[0]._work[site].token_rows)
             torch.testing.assert_close(by_product, by_row, **tolerance(dtype))
             assert not torch.equal(by_row, y)

@@ -118,8 +118,10 @@ def differences(find: Callable[[str], Any]) -> list[str]:
 
     def function_of(name: str) -> Any:
         owner, _, attribute = name.rpartition(".")
-        function = getattr(class_of(owner), attribute, None)
-        if function is None and classes[owner] is not None:
+        if class_of(owner) is None:
+            return None
+        function = getattr(classes[owner], attribute, None)
+        if function is None:
             found.append(f"there is no {name.replace(':', '.')}")
         return function
 
