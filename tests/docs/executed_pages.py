@@ -7,7 +7,7 @@ A mark stands in a comment before a fenced block:
     <!-- file: NAME -->     a block that the reader saves under this name
     <!-- prints -->         what the block before prints; ``...`` stands for anything
 
-Blocks of a session run in one shell and one folder, so that variables and servers stay. Port 8000 becomes a
+Blocks of the pages that are given together run in one shell and one folder, so that variables and servers stay. Port 8000 becomes a
 free one. A bash block without a mark is a fault, so that no command of these pages escapes.
 """
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LOOK_S = 1.0
-"""How often a session is looked at while it runs."""
+"""How often the shell is looked at while it runs."""
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(
