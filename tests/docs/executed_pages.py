@@ -7,12 +7,13 @@ A mark stands in a comment before a fenced block:
     <!-- file: NAME -->     a block that the reader saves under this name
     <!-- prints -->         what the block before prints; ``...`` stands for anything
 
-Blocks of a session run in one shell and one folder, so that variables and servers stay. Port 8000 becomes a
+Blocks of the pages that are given together run in one shell and one folder, so that variables and servers stay. Port 8000 becomes a
 free one. A bash block without a mark is a fault, so that no command of these pages escapes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
@@ -24,6 +25,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+_LOOK_S = 1.0
+"""How often the shell is looked at while it runs."""
 
 DOCS = Path(__file__).parents[2] / "docs"
 _BLOCK = re.compile(
@@ -113,12 +117,17 @@ def _shell(script: str, folder: Path, timeout_s: float) -> subprocess.CompletedP
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
-        output, errors = shell.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(shell.pid, signal.SIGKILL)
-        output, errors = shell.communicate()
-        raise AssertionError(f"still running after {timeout_s} s\n{errors[-3000:]}\n{_log(folder)}") from None
-    return subprocess.CompletedProcess([], shell.returncode, output, errors)
+        for _ in range(int(timeout_s / _LOOK_S) + 1):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                output, errors = shell.communicate(timeout=_LOOK_S)
+                return subprocess.CompletedProcess([], shell.returncode, output, errors)
+            if re.search(r"^(evenflow serve|evenflow: error):? ", _log(folder), flags=re.MULTILINE):
+                break  # the server did not start, and the page would wait for it
+        raise AssertionError(f"did not end within {timeout_s} s, or its server did not start\n{_log(folder)}")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
 
 
 def _environment() -> dict[str, str]:

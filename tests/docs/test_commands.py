@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from executed_pages import DOCS, _is_like, run_pages, unmarked
+from executed_pages import DOCS, _is_like, blocks_of, run_pages, unmarked
 
 TUTORIALS = ("first-adapter", "own-policy", "compressed-run")
 
-SESSION = (
+ONE_SERVER = (
     "operate/deploy.md",
     "operate/keys.md",
     "operate/limits.md",
@@ -30,7 +30,8 @@ needs_curl = pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")
 
 def test_no_command_of_these_pages_escapes():
     pages = {path.relative_to(DOCS).as_posix() for folder in ("tutorial", "operate") for path in (DOCS / folder).glob("*.md")}
-    assert pages == {f"tutorial/{name}.md" for name in TUTORIALS} | set(SESSION) | set(ALONE) - {"guides/fairness.md"}
+    with_commands = {page for page in pages if any(block.mark == "run" for block in blocks_of(page))}
+    assert with_commands <= {f"tutorial/{name}.md" for name in TUTORIALS} | set(ONE_SERVER) | set(ALONE)
     assert [where for page in sorted(pages) for where in unmarked(page)] == []
 
 
@@ -46,7 +47,7 @@ def test_tutorial(tmp_path, name):
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
 def test_operating_one_server(tmp_path):
-    run_pages(SESSION, tmp_path, with_slow=False, timeout_s=500)
+    run_pages(ONE_SERVER, tmp_path, with_slow=False, timeout_s=500)
 
 
 @needs_curl
@@ -54,7 +55,7 @@ def test_operating_one_server(tmp_path):
 @pytest.mark.multiprocess
 @pytest.mark.timeout(2400)
 def test_operating_one_server_with_all_that_takes_long(tmp_path):
-    run_pages(SESSION, tmp_path, with_slow=True, timeout_s=2300)
+    run_pages(ONE_SERVER, tmp_path, with_slow=True, timeout_s=2300)
 
 
 @pytest.mark.slow
@@ -62,7 +63,7 @@ def test_operating_one_server_with_all_that_takes_long(tmp_path):
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("page", [*(f"tutorial/{name}.md" for name in TUTORIALS[1:]), *ALONE])
 def test_what_takes_long(tmp_path, page):
-    run_pages([page], tmp_path, with_slow=True, timeout_s=2300)
+    run_pages([page], tmp_path, with_slow=True, timeout_s=900)
 
 
 def test_what_a_page_says_is_printed_is_compared():

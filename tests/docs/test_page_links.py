@@ -73,3 +73,11 @@ def test_nothing_of_the_manual_is_fetched_from_elsewhere():
     settings = (ROOT / "mkdocs.yml").read_text()
     assert "font: false" in settings
     assert not re.search(r"extra_(css|javascript)|https?://", settings)
+
+
+def test_the_list_of_lab_notes_counts_what_did_not_work():
+    """Every page of notes is listed with its date and the number of results that are marked as negative."""
+    listed = (ROOT / "docs" / "lab-notes.md").read_text()
+    for page in sorted((ROOT / "docs" / "lab").glob("*.md")):
+        count = page.read_text().count("**Negative")
+        assert f"(lab/{page.name}) | {page.name[:10]} | {count or 'none'} |" in listed, page.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from reference.commands import command_line_page
@@ -16,7 +17,7 @@ from reference.rooms import with_rooms
 
 DOCS = Path(__file__).parents[2] / "docs"
 
-PAGES: Mapping[str, Callable[[], str]] = {
+PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": command_line_page,
     "reference/configuration.md": configuration_page,
     "reference/environment.md": environment_page,
@@ -25,6 +26,11 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "architecture.md": lambda: with_rooms((DOCS / "architecture.md").read_text()),
 }
 """Page below docs/ -> what it should hold."""
+
+if find_spec("evenflow.serving.server.metrics.reference") is not None:
+    from reference.metrics import metrics_page
+
+    PAGES["reference/metrics.md"] = metrics_page
 
 
 def stale(pages: Mapping[str, Callable[[], str]] = PAGES, docs: Path = DOCS) -> dict[str, str]:
