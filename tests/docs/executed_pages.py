@@ -7,8 +7,8 @@ A mark stands in a comment before a fenced block:
     <!-- file: NAME -->     a block that the reader saves under this name
     <!-- prints -->         what the block before prints; ``...`` stands for anything
 
-Blocks of the pages that are given together run in one shell and one folder, so that variables and servers stay. Port 8000 becomes a
-free one. A bash block without a mark is a fault, so that no command of these pages escapes.
+Blocks of the pages that are given together run in one shell and one folder, so that variables and servers stay. Port 8000
+becomes a free one. A bash block without a mark is a fault, so that no command of these pages escapes.
 """
 
 from __future__ import annotations
