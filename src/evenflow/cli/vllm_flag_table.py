@@ -62,14 +62,14 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
     ),
     _ignored("adapters are kept in the type that the model computes with", values="lora_dtype"),
     _ignored(
-        "fields of the body are checked, and a request for tools is answered as the API guide says",
+        "tools are always served, left out of the prompt where none may be called, and held to their schemas",
         switches="enable_auto_tool_choice exclude_tools_when_tool_choice_none",
-        values="tool_call_parser tool_parser_plugin tool_strict_level",
+        values="tool_parser_plugin tool_strict_level",
     ),
     _ignored(
-        "what a model says is answered as it stands, its reasoning among it",
+        "thoughts are told apart wherever --reasoning-parser names their marks",
         switches="enable_reasoning",
-        values="reasoning_parser reasoning_parser_plugin reasoning_config",
+        values="reasoning_parser_plugin reasoning_config",
     ),
     _ignored(
         "prompts and outputs are never logged",

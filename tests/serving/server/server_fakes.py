@@ -36,6 +36,9 @@ BOS, EOS = 256, 257
 class FakeTokenizer:
     """UTF-8 bytes, with a BOS if special tokens are asked for."""
 
+    def special_token_id(self, text: str) -> int | None:
+        return {"<bos>": BOS, "<eos>": EOS}.get(text)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return ([BOS] if add_special_tokens else []) + list(text.encode())
 
@@ -52,6 +55,8 @@ class FakeTokenizer:
 
 class FakeTemplate:
     """<role>content ... and <assistant> at the end."""
+
+    source = "{{ tools }} <tool_call>"
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         if messages[0]["role"] == "assistant":

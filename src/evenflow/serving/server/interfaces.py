@@ -99,9 +99,18 @@ class Tokenizer(Protocol):
         """Text of ``token_ids``."""
         ...
 
+    def special_token_id(self, text: str) -> int | None:
+        """Id of the special token written ``text``; None if there is none."""
+        ...
+
 
 class ChatTemplate(Protocol):
     """Messages to the text the model was trained to continue."""
+
+    @property
+    def source(self) -> str:
+        """The template itself."""
+        ...
 
     def render(self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """The prompt, special tokens included; ``variables`` are handed to the template.

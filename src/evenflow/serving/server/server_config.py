@@ -13,6 +13,8 @@ from evenflow.serving.config.kinds import Choice, Count, Names, Number, PathTo, 
 from evenflow.serving.config.option import option, read_options
 from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.server.http.body_parsing import UNKNOWN_FIELDS
+from evenflow.serving.text.reasoning import REASONING_PARSERS
+from evenflow.serving.text.tools.families import TOOL_PARSERS
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -82,6 +84,12 @@ class ServerConfig:
     )
     allowed_origins: tuple[str, ...] = option(
         Names(), (), "Origins of web pages that may call this server (CORS), e.g. https://chat.example.com; *: all."
+    )
+    tool_call_parser: str = option(
+        Choice(("auto", *TOOL_PARSERS)), "auto", "How the model writes tool calls; auto: as its chat template teaches."
+    )
+    reasoning_parser: str = option(
+        Choice(("", *REASONING_PARSERS)), "", "How the model marks what it thinks before it answers; empty: it does not."
     )
     unknown_fields: str = option(
         Choice(UNKNOWN_FIELDS),

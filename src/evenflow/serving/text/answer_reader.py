@@ -18,6 +18,12 @@ class AnswerDelta:
     content: str = ""
     calls: list[CallDelta] = field(default_factory=list)
 
+    def add(self, other: AnswerDelta) -> None:
+        """Append what came next."""
+        self.reasoning += other.reasoning
+        self.content += other.content
+        self.calls += other.calls
+
     @property
     def is_empty(self) -> bool:
         """True if nothing can be told yet."""

@@ -45,6 +45,8 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> None:
         """Raises ModelError for a template that does not compile, ConfigError for a variable with a reserved name."""
+        self.source = source
+        """The template itself."""
         environment = _environment()
         try:
             self._template = environment.from_string(source)

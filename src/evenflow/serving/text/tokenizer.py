@@ -65,6 +65,11 @@ class Tokenizer:
         """Id of the token written ``text``, or None."""
         return self._backend.token_to_id(text)
 
+    def special_token_id(self, text: str) -> int | None:
+        """Id of the special token written ``text``, or None."""
+        found = self._backend.token_to_id(text)
+        return found if found in self._special_ids else None
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``. Raises InvalidRequest for a text that is not valid Unicode."""
         try:

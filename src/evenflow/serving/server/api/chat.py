@@ -14,17 +14,23 @@ from evenflow.serving.server.api.logprobs import chat_logprobs, prompt_logprobs
 from evenflow.serving.server.api.prompts import Prompt
 from evenflow.serving.server.api.responses import (
     AnswerMessage,
+    CalledFunction,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
     Delta,
+    ToolCall,
 )
 from evenflow.serving.server.api.schema import ChatCompletionRequest, asked_of, sampling_of
 from evenflow.serving.server.api.state import ServerState
+from evenflow.serving.server.api.structured_fields import constraint_of
 from evenflow.serving.server.api.view import Caller, Choice
 from evenflow.serving.server.http.error_answers import body_of
 from evenflow.serving.server.http.event_stream import DONE, event
+from evenflow.serving.text.answer_reader import read_whole
+from evenflow.serving.text.tools.call_scanner import CallDelta
+from evenflow.serving.text.tools.offered import read_tools
 
 
 class ChatView:
@@ -45,11 +51,14 @@ class ChatView:
         if body.top_logprobs is not None and not wants_logprobs:
             raise InvalidRequest("top_logprobs is given without logprobs; allowed with logprobs true", "top_logprobs")
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+        offered = read_tools(body.tools or (), body.tool_choice, is_parallel=body.parallel_tool_calls is not False)
+        form = state.forms.form(offered, constraint_of(body))
+        tools = [tool.for_template() for tool in form.offered.tools] if form.offered is not None else []
 
         async def read_prompts() -> list[Prompt]:
             generation_prompt = body.add_generation_prompt is not False
             prompt = await state.reader.from_messages(
-                body.messages, add_generation_prompt=generation_prompt, variables=body.chat_template_kwargs
+                body.messages, add_generation_prompt=generation_prompt, variables=body.chat_template_kwargs, tools=tools
             )
             return [prompt]
 
@@ -64,7 +73,10 @@ class ChatView:
                 max_tokens=max_tokens,
                 logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
                 defaults=state.config.sampling_defaults,
+                constraint=form.constraint,
+                keeps_special_tokens=form.keeps_special_tokens,
             ),
+            form=form,
             asked_max_tokens=max_tokens,
             n=body.n or 1,
             num_prompts=1,
@@ -80,11 +92,18 @@ class ChatView:
         call = running.call
         whole = ChatCompletion(call.response_id, call.created_s, call.model, [], running.usage())
         for index, choice in enumerate(choices):
+            said = read_whole(call.form.reader(), choice.text)
+            message = AnswerMessage(said.content if said.content or not said.calls else None)
+            message.reasoning_content = said.reasoning or None
+            message.tool_calls = [
+                ToolCall(CalledFunction(one.name, one.arguments), id=new_response_id("call"), type="function")
+                for one in said.calls
+            ]
             whole.choices.append(
                 ChatChoice(
                     index,
-                    AnswerMessage(choice.text),
-                    choice.finish_reason,
+                    message,
+                    finish_reason_of(choice.finish_reason, len(said.calls)),
                     chat_logprobs(choice.logprobs) if body.logprobs else None,
                     choice.stop_reason,
                     choice.token_ids if body.return_token_ids else None,
@@ -101,6 +120,18 @@ class ChatView:
         return ChatWriter(running, body)
 
 
+def finish_reason_of(reason: str, num_calls: int) -> str:
+    """The reason in OpenAI's words: an answer that ended by itself with a call ended for the call."""
+    return "tool_calls" if num_calls and reason == "stop" else reason
+
+
+def _call_delta(gained: CallDelta) -> ToolCall:
+    call = ToolCall(CalledFunction(arguments=gained.arguments), index=gained.index)
+    if gained.name is not None:
+        call.function.name, call.id, call.type = gained.name, new_response_id("call"), "function"
+    return call
+
+
 class ChatWriter:
     """One event per step and choice, then the usage if it was asked for, then [DONE]."""
 
@@ -114,6 +145,7 @@ class ChatWriter:
         call = running.call
         usage = None if self._wants_usage else UNSET
         self._chunk = ChatCompletionChunk(call.response_id, call.created_s, call.model, [], usage=usage)
+        self._readers = [call.form.reader() for _ in range(call.num_completions)]
 
     def begin(self) -> bytes:
         """Nothing: the first chunk carries the role."""
@@ -122,10 +154,22 @@ class ChatWriter:
     def gained(self, index: int, output: RequestOutput, is_first: bool) -> bytes:
         """One chunk."""
         body, chunk = self._body, self._chunk
-        delta = Delta(content=output.text) if output.text or is_first else Delta()
+        reader = self._readers[index]
+        gained = reader.feed(output.text)
+        if output.finish_reason is not None:
+            gained.add(reader.finish())
+        is_told = is_first or output.finish_reason or self.wants_tokens or self._is_continuous
+        if gained.is_empty and not is_told:
+            return b""
+        delta = Delta(content=gained.content) if gained.content or is_first else Delta()
+        if gained.reasoning:
+            delta.reasoning_content = gained.reasoning
+        if gained.calls:
+            delta.tool_calls = [_call_delta(one) for one in gained.calls]
         if is_first:
             delta.role = "assistant"
-        choice = ChatChunkChoice(index, delta, finish_reason=output.finish_reason)
+        finish_reason = None if output.finish_reason is None else finish_reason_of(output.finish_reason, reader.num_calls)
+        choice = ChatChunkChoice(index, delta, finish_reason=finish_reason)
         if body.logprobs:
             choice.logprobs = chat_logprobs(output.logprobs)
         if body.return_token_ids:

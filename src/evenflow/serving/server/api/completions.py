@@ -15,6 +15,7 @@ from evenflow.serving.server.api.prompts import Prompt, split_prompt
 from evenflow.serving.server.api.responses import Completion, CompletionChoice
 from evenflow.serving.server.api.schema import CompletionRequest, asked_of, sampling_of
 from evenflow.serving.server.api.state import ServerState
+from evenflow.serving.server.api.structured_fields import constraint_of
 from evenflow.serving.server.api.view import Caller, Choice
 from evenflow.serving.server.http.error_answers import body_of
 from evenflow.serving.server.http.event_stream import DONE, event
@@ -59,6 +60,7 @@ class CompletionView:
                 logprobs=body.logprobs,
                 echo=bool(body.echo),
                 defaults=state.config.sampling_defaults,
+                constraint=constraint_of(body),
             ),
             asked_max_tokens=max_tokens,
             n=body.n or 1,

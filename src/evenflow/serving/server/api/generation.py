@@ -17,6 +17,7 @@ from evenflow.base.errors import AdapterNotFound, InvalidRequest, Rejected, Serv
 from evenflow.serving.client.messages import RequestOutput, Submit, Usage
 from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.server.access.limits import Ticket
+from evenflow.serving.server.api.answer_form import PLAIN, AnswerForm
 from evenflow.serving.server.api.prompts import Prompt
 from evenflow.serving.server.api.responses import PromptTokensDetails, Timings, UsageBody
 from evenflow.serving.server.api.schema import MAX_INT64
@@ -50,6 +51,8 @@ class Call:
     """What the caller asked for; the model's own default, if it applies instead, is cut to the room that is left."""
     hides_output: bool = False
     """True: the one token that has to be computed is not told, because none was asked for."""
+    form: AnswerForm = PLAIN
+    """What its answers are made of."""
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -15,6 +15,7 @@ from evenflow.base.errors import InvalidRequest, PromptTooLong
 from evenflow.serving.core.context_length import check_context_length
 from evenflow.serving.server.api.schema import ROLES, ChatMessage, check_token_ids
 from evenflow.serving.server.interfaces import ChatTemplate, Tokenizer
+from evenflow.serving.text.tools.offered import check_calls, template_calls
 
 INLINE_CHARACTERS = 4096
 """Up to here tokenising takes less than a few milliseconds and a thread would cost more than it saves."""
@@ -70,24 +71,39 @@ class PromptReader:
         return prompts
 
     async def from_messages(
-        self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool, variables: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Prompt:
         """Render a conversation with the model's template and tokenise it."""
-        text = await self.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
+        text = await self.render(messages, add_generation_prompt=add_generation_prompt, variables=variables, tools=tools)
         token_ids = await self.encode(text, "messages", add_special_tokens=False)
         return Prompt(self._checked(token_ids, "messages"), text)
 
     async def render(
-        self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool, variables: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """The conversation as the text that the model was trained to continue. ``variables``: for the template."""
+        """The conversation as the text that the model was trained to continue.
+
+        ``variables``: for the template. ``tools``: in OpenAI's form, for the template too.
+        """
         self._check_variables(variables or {})
         if self._template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions", "messages")
         plain = [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+        check_calls(plain)
+        given = {**(variables or {}), **({"tools": list(tools)} if tools else {})}
         num_characters = sum(_num_characters(message["content"]) for message in plain)
         self._check_characters(num_characters, "messages")
-        render = partial(self._template.render, plain, add_generation_prompt=add_generation_prompt, **(variables or {}))
+        render = partial(self._template.render, plain, add_generation_prompt=add_generation_prompt, **given)
         return render() if num_characters <= INLINE_CHARACTERS else await asyncio.to_thread(render)
 
     async def encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
@@ -178,10 +194,8 @@ def _num_characters(content: str | list[dict[str, str]]) -> int:
 def _plain_message(message: ChatMessage, where: str) -> dict[str, Any]:
     if message.role not in ROLES:
         raise InvalidRequest(f"{where}.role is {message.role[:40]!r}; allowed: {', '.join(ROLES)}", f"{where}.role")
-    if message.tool_calls:
-        raise InvalidRequest(
-            f"{where}.tool_calls is not implemented by this server; allowed: leave it out", f"{where}.tool_calls"
-        )
+    if message.tool_calls and message.role != "assistant":
+        raise InvalidRequest(f"{where}.tool_calls is given; allowed on messages of the assistant", f"{where}.tool_calls")
     content: Any = message.content
     if isinstance(content, list):
         for number, part in enumerate(content):
@@ -196,7 +210,14 @@ def _plain_message(message: ChatMessage, where: str) -> dict[str, Any]:
             raise InvalidRequest(f"{where}.content is missing; it is required", f"{where}.content")
         content = ""
     role = "system" if message.role == "developer" else message.role
-    plain = {"role": role, "content": content}
+    plain: dict[str, Any] = {"role": role, "content": content}
     if message.name is not None:
         plain["name"] = message.name
+    if message.tool_calls:
+        check_calls([{"role": "assistant", "tool_calls": message.tool_calls}])
+        plain["tool_calls"] = template_calls(message.tool_calls)
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.reasoning_content is not None and message.role == "assistant":
+        plain["reasoning_content"] = message.reasoning_content
     return plain

@@ -76,17 +76,33 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """By place: token id (as a string) to its log-probability; null for the first token."""
 
 
+class CalledFunction(msgspec.Struct):
+    """A function that the model calls; ``arguments`` is JSON, in a stream its next characters."""
+
+    name: str | UnsetType = UNSET
+    arguments: str = ""
+
+
+class ToolCall(msgspec.Struct):
+    """One call of a tool, whole or (in a stream) what it gained."""
+
+    function: CalledFunction
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class AnswerMessage(msgspec.Struct):
     """What the model said."""
 
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
     annotations: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: list[None] = []
-    reasoning_content: None = None
+    tool_calls: list[ToolCall] = []
+    reasoning_content: str | None = None
 
 
 class ChatChoice(msgspec.Struct):
@@ -121,6 +137,8 @@ class Delta(msgspec.Struct):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):

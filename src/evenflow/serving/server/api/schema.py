@@ -16,7 +16,9 @@ from msgspec import Meta
 
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.core.sampling import SamplingParams
+from evenflow.serving.core.structured import StructuredOutputs
 from evenflow.serving.server.access.asked import Asked
+from evenflow.serving.server.api.structured_fields import StructuredFields
 
 MAX_INT64 = (1 << 63) - 1
 MAX_INT32 = (1 << 31) - 1
@@ -40,7 +42,7 @@ LONGEST_NAME = 512
 LONGEST_PATH = 4096
 MOST_DETOKENIZED = 1 << 20
 """Token ids in one body of /detokenize."""
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Seed = Annotated[int, Meta(ge=-MAX_INT64 - 1, le=MAX_INT64)]
 Count = Annotated[int, Meta(ge=0, le=MAX_INT32)]
@@ -64,7 +66,7 @@ class StreamOptions(msgspec.Struct):
     """vLLM's: every chunk has the usage so far."""
 
 
-class SamplingFields(msgspec.Struct, kw_only=True):
+class SamplingFields(StructuredFields, kw_only=True):
     """Fields that chat and text completions share."""
 
     model: ModelName | None = None
@@ -119,8 +121,12 @@ class ChatMessage(msgspec.Struct):
     role: Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
     content: str | Annotated[list[TextPart], Meta(max_length=MOST_PARTS)] | None = None
     name: Annotated[str, Meta(max_length=LONGEST_NAME)] | None = None
-    tool_calls: list[Any] | None = None
-    """Must be empty: tools are not served."""
+    tool_calls: Annotated[list[dict[str, Any]], Meta(max_length=MOST_PARTS)] | None = None
+    """Of an assistant: the calls that it made."""
+    tool_call_id: Annotated[str, Meta(max_length=LONGEST_NAME)] | None = None
+    """Of a tool: the call that ``content`` is the result of."""
+    reasoning_content: str | None = None
+    """Of an assistant: what it thought; templates that know it get it."""
 
 
 class ChatCompletionRequest(SamplingFields, kw_only=True):
@@ -134,6 +140,12 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: TemplateVariables | None = None
     """Variables for the model's chat template, e.g. {"enable_thinking": false}."""
+    tools: list[Any] | None = None
+    """Functions that the model may call."""
+    tool_choice: str | dict[str, Any] | None = None
+    """none, auto (the default with tools), required, or one function by name."""
+    parallel_tool_calls: bool | None = None
+    """False: one call at most."""
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
@@ -204,10 +216,12 @@ def sampling_of(
     logprobs: int | None,
     echo: bool = False,
     defaults: Mapping[str, float] = MappingProxyType({}),
+    constraint: StructuredOutputs | None = None,
+    keeps_special_tokens: bool = False,
 ) -> SamplingParams:
     """SamplingParams for one completion of ``body`` (n is the caller's business). Raises InvalidRequest, naming the field.
 
-    ``defaults``: for what it does not say.
+    ``defaults``: for what it does not say. ``keeps_special_tokens``: they are needed in the text, whatever the body says.
     """
     check_token_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
     seed = None if body.seed is None else body.seed & MAX_INT64
@@ -232,7 +246,10 @@ def sampling_of(
         )
         if (value := getattr(body, name)) is not None
     }
+    if keeps_special_tokens:
+        given["skip_special_tokens"] = False
     return SamplingParams(
+        structured_outputs=constraint,
         max_tokens=max_tokens,
         seed=seed,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),

@@ -14,6 +14,7 @@ from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerF
 from evenflow.base.version import __version__
 from evenflow.serving.server.access.limits import Limits
 from evenflow.serving.server.access.model_names import ModelNames
+from evenflow.serving.server.api.answer_form import AnswerForms
 from evenflow.serving.server.api.prompts import PromptReader
 from evenflow.serving.server.http.connection_books import ConnectionBooks
 from evenflow.serving.server.http.origins import is_loopback
@@ -62,6 +63,9 @@ class ServerState:
         self.failure: BaseException | None = None
         """Why the server could not open."""
         self.has_failed = asyncio.Event()
+        self.forms = AnswerForms(
+            tokenizer, chat_template, parser_name=config.tool_call_parser, reasoning=config.reasoning_parser
+        )
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._reader: PromptReader | None = None

@@ -83,7 +83,7 @@ class BodyParser(Generic[T]):
             if name in self._served or name in HARMLESS:
                 continue
             if name in NOT_IMPLEMENTED:
-                self._check_not_implemented(name, value, raw)
+                self._check_not_implemented(name, value)
             elif bytes(value) != b"null":
                 if not self._ignores_unknown:
                     raise InvalidRequest(
@@ -95,9 +95,7 @@ class BodyParser(Generic[T]):
         return ignored
 
     @staticmethod
-    def _check_not_implemented(name: str, raw: msgspec.Raw, body: dict[str, msgspec.Raw]) -> None:
-        if name == "tools" and bytes(body.get("tool_choice", msgspec.Raw(b""))) == b'"none"':
-            return  # no tool may be called, so none need be offered
+    def _check_not_implemented(name: str, raw: msgspec.Raw) -> None:
         allowed = NOT_IMPLEMENTED[name]
         value = msgspec.json.decode(raw)
         if not any(isinstance(value, bool) == isinstance(harmless, bool) and value == harmless for harmless in allowed):

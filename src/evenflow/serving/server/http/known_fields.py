@@ -12,7 +12,6 @@ HARMLESS = frozenset(
     {
         # OpenAI's, for its own books and caches
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -38,11 +37,8 @@ HARMLESS = frozenset(
 """Known fields that change no answer here."""
 
 NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "tools": (None, []),
-    "tool_choice": (None, "none"),
     "functions": (None, []),
     "function_call": (None, "none"),
-    "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
     "best_of": (None, 1),
     "priority": (None, 0),
@@ -57,11 +53,6 @@ NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "chat_template": (None,),
     "continue_final_message": (None, False),
     "documents": (None, []),
-    "structured_outputs": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
     "use_beam_search": (None, False),
     "length_penalty": (None, 1),
     "early_stopping": (None, False),
@@ -78,16 +69,12 @@ NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "echo": (None, False),
     "detokenize": (None, True),
     # SGLang's
-    "regex": (None, ""),
-    "ebnf": (None, ""),
-    "json_schema": (None, {}),
     "stop_regex": (None, "", []),
     "no_stop_trim": (None, False),
     "custom_logit_processor": (None, ""),
     "return_hidden_states": (None, False),
     # llama.cpp's
     "lora": (None, []),
-    "grammar": (None, ""),
     "typical_p": (None, 1),
     "mirostat": (None, 0),
     "dry_multiplier": (None, 0),
