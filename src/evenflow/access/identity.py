@@ -113,11 +113,11 @@ class Directory:
     def holder(self, headers: Mapping[str, str]) -> Client | None:
         """The client whose key the request carries; None on an open server without a known key. Raises InvalidKey."""
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        key = key.strip()
-        is_bearer = scheme.lower() == "bearer" and bool(key)
-        client = self.client_by_hash.get(hash_key(key)) if is_bearer else None
+        # Anthropic's clients send the key in a header of its own.
+        key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+        client = self.client_by_hash.get(hash_key(key)) if key else None
         if client is None and self.needs_key:
-            if not is_bearer:
+            if not key:
                 raise InvalidKey("no API key was given; send it as `Authorization: Bearer KEY`")
             raise InvalidKey("this API key is not known to the server")
         return client

@@ -26,18 +26,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evenflow.base.errors import EvenFlowError
 from evenflow.base.version import __version__
-from evenflow.serving.server.api import responses, schema
+from evenflow.serving.server.api import messages_schema, responses, responses_schema, schema
 from evenflow.serving.server.api.adapter_routes import add_adapter_routes
 from evenflow.serving.server.api.answering import GONE, add_view
 from evenflow.serving.server.api.chat import ChatView
 from evenflow.serving.server.api.completions import CompletionView
 from evenflow.serving.server.api.endpoint import json_reply
+from evenflow.serving.server.api.messages_view import MessagesView, add_count_route
 from evenflow.serving.server.api.models import add_model_routes
 from evenflow.serving.server.api.probes import add_probe_routes
+from evenflow.serving.server.api.responses_view import ResponsesView
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.api.tokenize import add_tokenize_routes
 from evenflow.serving.server.http.api_page import add_api_page
-from evenflow.serving.server.http.error_answers import ErrorDetail, ErrorResponse, error_response
+from evenflow.serving.server.http.error_answers import (
+    ErrorDetail,
+    ErrorResponse,
+    error_response,
+    messages_error_response,
+)
 from evenflow.serving.server.http.openapi import install_openapi
 from evenflow.serving.server.http.origins import OriginCheck
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
@@ -84,6 +91,9 @@ def build_app(state: ServerState, adapters: Mapping[str, Path]) -> FastAPI:
     app.state.server = state
     add_view(app, state, ChatView(), "Continue a conversation.")
     add_view(app, state, CompletionView(state), "Continue texts or token ids.")
+    add_view(app, state, ResponsesView(), "Continue a conversation, as OpenAI's Responses API has it; nothing is stored.")
+    add_view(app, state, MessagesView(), "Continue a conversation, as Anthropic's Messages API has it.")
+    add_count_route(app, state)
     add_tokenize_routes(app, state)
     add_model_routes(app, state)
     add_adapter_routes(app, state)
@@ -139,7 +149,8 @@ class RequestIds:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    return error_response(error)
+    is_anthropic = request.url.path.startswith(MessagesView.path)
+    return messages_error_response(error) if is_anthropic else error_response(error)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -169,6 +180,13 @@ def _documented_types() -> list[type[msgspec.Struct]]:
         schema.LoadLoraAdapterRequest,
         schema.UnloadLoraAdapterRequest,
         schema.CreateAdapterRequest,
+        messages_schema.MessagesRequest,
+        messages_schema.MessageBody,
+        messages_schema.MessagesEvent,
+        messages_schema.TokenCount,
+        responses_schema.ResponsesRequest,
+        responses_schema.ResponseBody,
+        responses_schema.ResponsesEvent,
         responses.ChatCompletion,
         responses.ChatCompletionChunk,
         responses.Completion,

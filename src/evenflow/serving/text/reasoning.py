@@ -45,6 +45,8 @@ class ReasoningSplitter:
         self._is_inside: bool | None = None
         """None: nothing but blanks has come yet, or what may become the first mark."""
         self._held = ""
+        self._is_behind_mark = False
+        """Only blank lines have come since the thoughts ended."""
 
     def feed(self, text: str) -> tuple[str, str]:
         """Take the next piece; return (thoughts, answer) of it."""
@@ -60,14 +62,22 @@ class ReasoningSplitter:
             else:
                 self._is_inside = self._thinking.is_open
         if not self._is_inside:
-            return "", text
+            return "", self._said(text)
         at = text.find(self._thinking.end)
         if at < 0:
             held = overlap(text, self._thinking.end)
             self._held = text[len(text) - held :]
             return text[: len(text) - held], ""
         self._is_inside = False
-        return text[:at], text[at + len(self._thinking.end) :].lstrip("\n")
+        self._is_behind_mark = True
+        return text[:at], self._said(text[at + len(self._thinking.end) :])
+
+    def _said(self, text: str) -> str:
+        """The answer without the blank lines that part it from the thoughts."""
+        if self._is_behind_mark:
+            text = text.lstrip("\n")
+            self._is_behind_mark = not text
+        return text
 
     def finish(self) -> tuple[str, str]:
         """What was held back, at the end of the answer."""

@@ -35,6 +35,14 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.EngineDead: (503, "server_error", "engine_dead"),
 }
 _INTERNAL = (500, "server_error", None)
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ErrorDetail(msgspec.Struct):
@@ -57,6 +65,13 @@ class ErrorResponse(msgspec.Struct):
 def error_response(error: BaseException) -> Response:
     """OpenAI's error body with its status and headers."""
     return Response(msgspec.json.encode(body_of(error)), status_of(error), headers_of(error), "application/json")
+
+
+def messages_error_response(error: BaseException) -> Response:
+    """Anthropic's error body with the same status and headers."""
+    told = body_of(error).error
+    body = {"type": "error", "error": {"type": _ANTHROPIC.get(status_of(error), "api_error"), "message": told.message}}
+    return Response(msgspec.json.encode(body), status_of(error), headers_of(error), "application/json")
 
 
 def status_of(error: BaseException) -> int:
