@@ -33,7 +33,6 @@ GIVEN = {
     "adapter_cache_size": ("1GiB", 1 << 30),
     "adapter_eviction": ("cost-aware", "cost-aware"),
     "adapter_prefetch": ("0", 0),
-    "adapter_load_timeout": ("3", 3.0),
     "kernels": ("torch", "torch"),
     "threads": ("2", 2),
     "tensor_parallel": ("2", 2),
