@@ -96,7 +96,7 @@ def test_whatever_a_folder_holds_is_an_adapter_or_its_refusal(reading, good, tmp
         (Hostile(special=(WEIGHTS_FILE, "neighbour")), "safetensors is a link that leads out of the adapter's folder"),
         (Hostile(special=(WEIGHTS_FILE, "loop")), "levels of symbolic links"),
         (Hostile(raw_config=b"[" * 200_000), "nested too deeply"),
-        (Hostile(header="many"), "60012 tensors|tensors; allowed"),
+        (Hostile(header="many"), "tensors; allowed|longer than|too slow"),
         (Hostile(weights="nan"), "down_proj.lora_A.weight holds NaN or infinity"),
         (Hostile(config={"init_lora_weights": "lora_ga"}), "changes the base weights"),
     ],

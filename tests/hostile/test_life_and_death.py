@@ -263,4 +263,4 @@ def test_starved_of_what_it_needs_it_answers_or_ends(tiny_model, what):
             assert statuses, "nobody was answered"
             assert set(statuses) <= {200, 503}
         else:
-            victim.assert_ends("emory|descriptor|files")
+            victim.assert_ends("emory|descriptor|files|primitive")  # oneDNN has its own words for no memory

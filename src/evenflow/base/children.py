@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,13 @@ class ChildProcess:
                 os.killpg(self.pid, signal.SIGKILL)
             else:
                 self._process.kill()
+
+
+def raise_file_limit() -> None:
+    """Let this process have as many file handles as it is allowed to ask for: each running adapter and client takes one."""
+    with contextlib.suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def die_with_parent() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import zmq
 
-from evenflow.base.children import die_with_parent, write_obituary
+from evenflow.base.children import die_with_parent, raise_file_limit, write_obituary
 from evenflow.base.errors import EngineDead, EvenFlowError
 from evenflow.base.heartbeat import Heart
 from evenflow.base.logs import configure_logging, flush_logs
@@ -37,6 +37,7 @@ def main(folder: Path, heartbeat: int) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains first, then sends Shutdown
     parent = os.getppid()
     die_with_parent()
+    raise_file_limit()
     share_openmp()
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)

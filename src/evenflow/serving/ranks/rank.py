@@ -16,7 +16,7 @@ from pathlib import Path
 
 import zmq
 
-from evenflow.base.children import die_with_parent, write_obituary
+from evenflow.base.children import die_with_parent, raise_file_limit, write_obituary
 from evenflow.base.errors import EngineDead, EvenFlowError
 from evenflow.base.heartbeat import Heart
 from evenflow.base.logs import configure_logging, flush_logs
@@ -34,6 +34,7 @@ def main(folder: Path, rank: int, heartbeat: int) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = os.getppid()
     die_with_parent()
+    raise_file_limit()
     share_openmp()
     try:
         config = read_config(folder)

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from evenflow.base.children import raise_file_limit
 from evenflow.base.errors import ConfigError, EvenFlowError
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.app import create_app
@@ -39,6 +40,7 @@ def run_server(
 
     Raises what the engine, an adapter of ``adapters`` or clients.toml fails of, after everything has been ended.
     """
+    raise_file_limit()
 
     async def main() -> None:
         engine = start_engine()
