@@ -17,8 +17,9 @@ from evenflow.cli.vllm_flags import FOREIGN_FLAGS, ignored_flags
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.config.option import options_by_name
 from evenflow.serving.server.server_config import ServerConfig
+from reference.vllm_flags import vllm_flags
 
-FLAGS = [line.split() for line in (Path(__file__).parent / "vllm_serve_flags.txt").read_text().splitlines()[1:]]
+FLAGS = list(vllm_flags().items())
 OURS = options_by_name(ServeOptions, ServerConfig, EngineConfig)
 WITH_AN_ARGUMENT_OF_ITS_OWN = {"config"}
 PARSER = build_parser()

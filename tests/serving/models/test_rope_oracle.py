@@ -14,7 +14,7 @@ from evenflow.serving.models.rope import read_rope
 from evenflow.serving.models.rope_table import rope_table
 
 FACTORS = [1.0 + i / 16 for i in range(32)]
-PUBLISHED = {
+PUBLISHED: dict[str, dict] = {
     "Llama 2": {},
     "Code Llama": {"rope_theta": 1e6, "max_position_embeddings": 16384},
     "LongChat": {"rope_scaling": {"type": "linear", "factor": 8.0}, "max_position_embeddings": 16384},
@@ -82,7 +82,7 @@ PUBLISHED = {
     "a kind of null": {"rope_scaling": {"rope_type": None, "type": "linear", "factor": 2.0}},
     "fields of another kind": {"rope_scaling": {"type": "linear", "factor": 2.0, "original_max_position_embeddings": 2048}},
 }
-SHAPE = {"hidden_size": 256, "num_attention_heads": 4, "max_position_embeddings": 4096}
+SHAPE: dict = {"hidden_size": 256, "num_attention_heads": 4, "max_position_embeddings": 4096}
 
 
 def theirs(fields: dict, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +149,7 @@ def matrix() -> Iterator[dict]:
             "original_max_position_embeddings": original,
         }
         yield {"rope_theta": theta, "rope_scaling": {"rope_type": "llama3", **scaling}}
-    more = (
+    more: tuple[dict, ...] = (
         {},
         {"attention_factor": 0.7},
         {"mscale": 0.707, "mscale_all_dim": 1.0},
