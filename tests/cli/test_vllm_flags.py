@@ -17,14 +17,12 @@ from evenflow.cli.vllm_flags import FOREIGN_FLAGS, ignored_flags
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.config.option import options_by_name
 from evenflow.serving.server.server_config import ServerConfig
+from reference.vllm_flags import vllm_flags
 
-FLAGS = [line.split() for line in (Path(__file__).parent / "vllm_serve_flags.txt").read_text().splitlines()[1:]]
+FLAGS = list(vllm_flags().items())
 OURS = options_by_name(ServeOptions, ServerConfig, EngineConfig)
 WITH_AN_ARGUMENT_OF_ITS_OWN = {"config"}
 PARSER = build_parser()
-LISTS_IN_ONE_WORD = {"allowed_origins"}
-"""vLLM takes one JSON list; here several words do as well."""
-"""Options of the server's doors."""
 
 
 def command(line: str, environment: dict[str, str] | None = None) -> ServeCommand:
@@ -39,7 +37,7 @@ def test_every_flag_of_vllm_is_an_option_or_judged(name, form):
         return
     assert (name in OURS) != (name in FOREIGN_FLAGS), f"{name} is an option here, or stands in the table: one of both"
     kind = OURS[name][1].kind if name in OURS else FOREIGN_FLAGS[name].kind
-    assert kind.form == ("list" if name in LISTS_IN_ONE_WORD else form)
+    assert kind.form == ("list" if name == "allowed_origins" else form), "a JSON list is one word of a list, too"
 
 
 def test_the_table_names_every_flag_once_and_gives_reasons():
@@ -146,6 +144,16 @@ def test_server_flags(tmp_path):
         command(f"serve m --ssl-keyfile {tmp_path}/key.pem")
     with pytest.raises(ConfigError, match=r"ssl_keyfile is .*; allowed: a file that exists"):
         command("serve m --ssl-keyfile none.pem")
+
+
+def test_keys_and_origins():
+    assert command("serve m").server.api_keys == ()
+    assert command("vllm serve m --api-key a").server.api_keys == ("a",)
+    assert command("serve m --api-key a b --api-key c").server.api_keys == ("a", "b", "c")
+    assert command("serve m", {"VLLM_API_KEY": "e"}).server.api_keys == ("e",)
+    assert command("serve m --api-key a", {"VLLM_API_KEY": "e"}).server.api_keys == ("a",), "the command line wins"
+    assert command("serve m", {"VLLM_API_KEY": ""}).server.api_keys == ()
+    assert command("serve m --allowed-origins '[\"https://a.example\"]'").server.allowed_origins == ("https://a.example",)
 
 
 def test_the_model(tmp_path):

@@ -14,6 +14,7 @@ from reference.environment import environment_page
 from reference.http_api import http_page
 from reference.python_api import python_page
 from reference.rooms import with_rooms
+from reference.vllm_flags import vllm_flags_page
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,6 +24,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/environment.md": environment_page,
     "reference/http.md": http_page,
     "reference/python.md": python_page,
+    "operate/vllm-flags.md": vllm_flags_page,
     "architecture.md": lambda: with_rooms((DOCS / "architecture.md").read_text()),
 }
 """Page below docs/ -> what it should hold."""

@@ -29,9 +29,10 @@ def commands(parser: argparse.ArgumentParser, name: str = "evenflow") -> Iterato
 
 
 def arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """What a command takes, without its help flag and the commands below it."""
+    """What a command takes, without its help flag, the commands below it, and flags that have a page of their own."""
     left_out = (argparse._SubParsersAction, argparse._HelpAction)
-    return [action for action in parser._actions if not isinstance(action, left_out)]
+    shown = (action for action in parser._actions if action.help != argparse.SUPPRESS)
+    return [action for action in shown if not isinstance(action, left_out)]
 
 
 def _section(name: str, parser: argparse.ArgumentParser) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from evenflow.cli.serve_options import ServeOptions
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.config.option import Option, options_of
 from evenflow.serving.server.server_config import ServerConfig
@@ -15,7 +16,11 @@ Every option of an engine and of a server. It is declared once; the flag, the ke
 dashes, and dashes within it may be underscores. The command line wins over the file, the file over
 the default."""
 
-CLASSES: tuple[tuple[str, type], ...] = (("Engine", EngineConfig), ("Server", ServerConfig))
+CLASSES: tuple[tuple[str, type], ...] = (
+    ("Engine", EngineConfig),
+    ("Server", ServerConfig),
+    ("What `evenflow serve` serves", ServeOptions),
+)
 """Title -> the class whose options are listed; the engine's are also the keywords of ``LLM``."""
 
 

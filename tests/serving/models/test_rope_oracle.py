@@ -83,7 +83,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "a kind of null": {"rope_scaling": {"rope_type": None, "type": "linear", "factor": 2.0}},
     "fields of another kind": {"rope_scaling": {"type": "linear", "factor": 2.0, "original_max_position_embeddings": 2048}},
 }
-SHAPE = {"hidden_size": 256, "num_attention_heads": 4, "max_position_embeddings": 4096}
+SHAPE: dict = {"hidden_size": 256, "num_attention_heads": 4, "max_position_embeddings": 4096}
 
 
 def theirs(fields: dict, length: int) -> tuple[torch.Tensor, torch.Tensor]:

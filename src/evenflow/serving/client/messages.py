@@ -114,7 +114,7 @@ class Answer(msgspec.Struct, tag=True, array_like=True):
 
 
 class Logprobs(msgspec.Struct, array_like=True):
-    """Log-probability of one token: its id, its text, its bytes and the likeliest (id, text, logprob)."""
+    """Log-probability of one token: its id, its text and the likeliest (id, text, logprob)."""
 
     token_id: int
     logprob: float
@@ -123,6 +123,8 @@ class Logprobs(msgspec.Struct, array_like=True):
     """(token id, token text, logprob), best first."""
     token_rank: int = 0
     """Place of the token among all tokens of the vocabulary, 1 for the likeliest; 0: not computed."""
+    bytes_by_id: dict[int, bytes] = {}
+    """Bytes of those of these tokens that are no text by themselves: their texts hold U+FFFD."""
 
 
 class Usage(msgspec.Struct):

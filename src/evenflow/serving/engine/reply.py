@@ -62,4 +62,10 @@ class Reply:
     def _told(self, scored: TokenLogprobs) -> Logprobs:
         text = self._tokenizer.token_text
         top = [(token_id, text(token_id), logprob) for token_id, logprob in scored.top]
-        return Logprobs(scored.token_id, scored.logprob, text(scored.token_id), top, scored.token_rank)
+        told = Logprobs(scored.token_id, scored.logprob, text(scored.token_id), top, scored.token_rank)
+        partial = {token_id for token_id, token, _ in top if "\ufffd" in token}
+        if "\ufffd" in told.token:
+            partial.add(scored.token_id)
+        if partial:
+            told.bytes_by_id = {token_id: self._tokenizer.token_bytes(token_id) for token_id in partial}
+        return told

@@ -10,7 +10,7 @@ from evenflow.base.errors import InvalidRequest
 from evenflow.serving.client.messages import Logprobs, RequestOutput
 from evenflow.serving.server.access.asked import Asked
 from evenflow.serving.server.api.generation import Call, RunningCall, new_response_id
-from evenflow.serving.server.api.logprobs import completion_logprobs, prompt_logprobs
+from evenflow.serving.server.api.logprobs import TextOffsets, completion_logprobs, prompt_logprobs
 from evenflow.serving.server.api.prompts import Prompt, split_prompt
 from evenflow.serving.server.api.responses import Completion, CompletionChoice
 from evenflow.serving.server.api.schema import CompletionRequest, asked_of, sampling_of
@@ -114,8 +114,8 @@ class CompletionWriter:
         self.wants_tokens = body.logprobs is not None or bool(body.return_token_ids)
         call = running.call
         self._chunk = Completion(call.response_id, call.created_s, call.model, [], usage=None if self._wants_usage else UNSET)
-        self._offsets: dict[int, int] = {}
-        """By choice that has begun: characters of its tokens so far."""
+        self._offsets: dict[int, TextOffsets] = {}
+        """By choice that has begun: where its next token begins."""
 
     def begin(self) -> bytes:
         """Nothing."""
@@ -124,7 +124,7 @@ class CompletionWriter:
     def gained(self, index: int, output: RequestOutput, is_first: bool) -> bytes:
         """One chunk."""
         body, running, chunk = self._body, self._running, self._chunk
-        offset = self._offsets.setdefault(index, 0)
+        offsets = self._offsets.setdefault(index, TextOffsets())
         choice = CompletionChoice(index, output.text, None, output.finish_reason)
         entries: list[Logprobs | None] = list(output.logprobs)
         prompt = running.prompts[index // running.call.n]
@@ -132,8 +132,7 @@ class CompletionWriter:
             choice.text = self._reader.text_of(prompt) + output.text
             entries = [*(output.prompt_logprobs or ()), *entries]
         if body.logprobs is not None:
-            choice.logprobs = completion_logprobs(entries, self._reader.first_token(prompt) if body.echo else "", offset)
-            self._offsets[index] = offset + sum(len(token) for token in choice.logprobs.tokens)
+            choice.logprobs = completion_logprobs(entries, self._reader.first_token(prompt) if body.echo else "", offsets)
         if output.stop_reason is not None:
             choice.stop_reason = output.stop_reason
         if body.return_token_ids:

@@ -13,6 +13,7 @@ from evenflow.serving.server.api.responses import (
     TokenLogprob,
     TopLogprob,
 )
+from evenflow.serving.text.detokenizer import Utf8Stream
 
 LOWEST = -9999.0
 """JSON has no minus infinity; this is what OpenAI and vLLM write for it."""
@@ -25,8 +26,11 @@ def chat_logprobs(entries: Sequence[Logprobs]) -> ChatLogprobs:
             TokenLogprob(
                 entry.token,
                 _finite(entry.logprob),
-                _bytes(entry.token),
-                [TopLogprob(text, _finite(logprob), _bytes(text)) for _, text, logprob in entry.top],
+                list(_bytes(entry, entry.token_id, entry.token)),
+                [
+                    TopLogprob(text, _finite(logprob), list(_bytes(entry, token_id, text)))
+                    for token_id, text, logprob in entry.top
+                ],
                 entry.token_rank or None,
             )
             for entry in entries
@@ -34,17 +38,37 @@ def chat_logprobs(entries: Sequence[Logprobs]) -> ChatLogprobs:
     )
 
 
-def completion_logprobs(entries: Sequence[Logprobs | None], first_token: str = "", offset: int = 0) -> CompletionLogprobs:
+class TextOffsets:
+    """Where in a text its tokens begin, in characters, token by token.
+
+    Tokens that are parts of one character all begin where the character does.
+    """
+
+    def __init__(self) -> None:
+        self._stream = Utf8Stream(replaces_each_byte=False)
+        self._num_characters = 0
+
+    def add(self, data: bytes) -> int:
+        """Place of the next token, which is ``data``."""
+        place = self._num_characters
+        self._num_characters += len(self._stream.feed(data))
+        return place
+
+
+def completion_logprobs(
+    entries: Sequence[Logprobs | None], first_token: str = "", offsets: TextOffsets | None = None
+) -> CompletionLogprobs:
     """OpenAI's completions shape.
 
-    ``offset``: characters before the first token; ``first_token``: its text, where its entry is None.
+    ``offsets``: of the text that these entries continue; ``first_token``: text of the first one, where its entry is None.
     """
+    offsets = TextOffsets() if offsets is None else offsets
     body = CompletionLogprobs([], [], [], [])
     for entry in entries:
         token = entry.token if entry is not None else first_token
         body.tokens.append(token)
-        body.text_offset.append(offset)
-        offset += len(token)
+        data = token.encode("utf-8", "replace") if entry is None else _bytes(entry, entry.token_id, token)
+        body.text_offset.append(offsets.add(data))
         if entry is None:
             body.token_logprobs.append(None)
             body.top_logprobs.append(None)
@@ -78,5 +102,5 @@ def _finite(logprob: float) -> float:
     return max(logprob, LOWEST)
 
 
-def _bytes(text: str) -> list[int]:
-    return list(text.encode("utf-8", "replace"))
+def _bytes(entry: Logprobs, token_id: int, text: str) -> bytes:
+    return entry.bytes_by_id.get(token_id) or text.encode("utf-8", "replace")
