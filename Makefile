@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## one base model, 1,006 adapters, one greedy and three quiet clients: fcfs against vtc (two minutes)
+demo: $(STAMP)  ## one base model, 1,006 adapters, one greedy and three quiet clients: fcfs against fair (two minutes)
 	@$(BIN)/evenflow demo --report demo-report.html
 
 serve: $(STAMP)  ## the embedded model on 127.0.0.1:8000

@@ -31,14 +31,14 @@ from evenflow.fairness.measures.fairness_measures import MEASURES, Windows, meas
 HEAVY = ("0", "2", "5", "10")
 """The four clients with 62 % of the trace's demand."""
 FIGURES = ("max_diff", "avg_diff", "diff_var", "accumulated_diff_max", "throughput_tok_s", "rejected", "jain", "ttft_mean_s")
-TRACE_POLICIES = ["fcfs", "lcf", "vtc", "vtc-predict", "vtc-oracle", "rpm:5", "rpm:10", "rpm:15", "rpm:20", "rpm:30"]
+TRACE_POLICIES = ["fcfs", "lcf", "vtc", "vtc-predict", "fair", "vtc-oracle", "rpm:5", "rpm:10", "rpm:15", "rpm:20", "rpm:30"]
 TRACE_POLICIES += ["round-robin", "drr"]
 WORKLOADS = {
-    "overload": ["fcfs", "vtc", "vtc-predict", "vtc-oracle", "vtc-oracle:0.5"],
-    "overload_multi": ["fcfs", "vtc", "vtc-predict", "vtc-oracle", "vtc-oracle:0.5"],
-    "poisson_short_long": ["fcfs", "round-robin", "drr", "vtc", "vtc-predict", "vtc-oracle"],
-    "burst_after_idle": ["fcfs", "lcf", "vtc-half-lift", "vtc", "vtc-predict", "hierarchy"],
-    "weighted_equal_demand": ["fcfs", "vtc", "vtc-predict"],
+    "overload": ["fcfs", "vtc", "vtc-predict", "fair", "vtc-oracle", "vtc-oracle:0.5"],
+    "overload_multi": ["fcfs", "vtc", "vtc-predict", "fair", "vtc-oracle", "vtc-oracle:0.5"],
+    "poisson_short_long": ["fcfs", "round-robin", "drr", "vtc", "vtc-predict", "fair", "vtc-oracle"],
+    "burst_after_idle": ["fcfs", "lcf", "vtc-half-lift", "vtc", "vtc-predict", "fair", "hierarchy"],
+    "weighted_equal_demand": ["fcfs", "vtc", "vtc-predict", "fair"],
 }
 TRACE_BANDS: dict[tuple[str, str], tuple[float, float]] = {
     ("fcfs", "avg_diff"): (420, 470),

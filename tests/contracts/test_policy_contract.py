@@ -18,6 +18,8 @@ EXTRA_SPECS = (
     "vtc-oracle:0.5",
     "vtc-adapter:20:0",
     "vtc-preempt:10",
+    "fair:10",
+    "cluster:1+fair",
     "cluster:1+vtc",
     "cluster:2:3:50+vtc-predict",
     "cluster:1:inf:inf+fcfs",
@@ -216,7 +218,7 @@ def test_a_victim_is_one_of_those_that_run(spec):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("nope", "known: .*drr, fcfs, .*vtc"),
+        ("nope", "known: .*drr, fair, fcfs, .*vtc"),
         ("lcfs:1", "takes no argument"),
         ("lcfs-overload:1", "'lcfs-overload' takes no argument"),
         ("cluster:8", r"in front of a policy, as in cluster:8\+vtc"),
@@ -240,6 +242,8 @@ def test_a_victim_is_one_of_those_that_run(spec):
         ("vtc-predict:mean:0", "got 'mean:0'"),
         ("vtc-predict:ewma:2", "got 'ewma:2'"),
         ("vtc-predict:crystal", "got 'crystal'"),
+        ("fair:0", "lead above 0.*got '0'"),
+        ("fair:x", "got 'x'"),
         ("vtc-preempt:0", "lead above 0.*got '0'"),
         ("vtc-adapter:-1", "got '-1'"),
         ("vtc-adapter:5:x", "got '5:x'"),

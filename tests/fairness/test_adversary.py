@@ -52,6 +52,8 @@ PROMISES: dict[str, Promise | None] = {
     "vtc-client-adapter": PREDICTS,
     "vtc-adapter-client": Promise(payer=lambda request: request.adapter or "", predicts=True),
     "vtc-preempt:40": Promise(LONGEST_INPUT + STEP, 40.0, predicts=True),
+    "fair": PREDICTS,
+    "fair:40": Promise(LONGEST_INPUT + STEP, 40.0, predicts=True),
     "drr:50": Promise(slack=50.0),
     "cluster:1:2:50+vtc": Promise(slack=50.0),
     "cluster:2:inf:50+vtc-predict": Promise(slack=50.0, predicts=True),
@@ -233,7 +235,9 @@ def test_those_that_promise_nothing_keep_their_books(spec: str, actions: list[tu
         contest.act(action)
 
 
-@pytest.mark.parametrize("spec", ["vtc", "vtc-predict", "hierarchy", "vtc-adapter", "vtc-client-adapter", "drr", "vtc-preempt"])
+@pytest.mark.parametrize(
+    "spec", ["vtc", "vtc-predict", "hierarchy", "vtc-adapter", "vtc-client-adapter", "drr", "vtc-preempt", "fair"]
+)
 @pytest.mark.parametrize("light", [1e-9, 1e-4, 1e9])
 def test_sharing_goes_on_after_ten_million_tokens_of_a_light_client(spec: str, light: float) -> None:
     """A double at 1e16 cannot add 1: whoever came after them was never charged for anything."""

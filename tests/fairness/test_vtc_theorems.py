@@ -19,7 +19,7 @@ from evenflow.fairness.toy_server import ToyRequest, ToyServer
 MEMORY = 400
 LONGEST_INPUT, LONGEST_OUTPUT = 60, 40
 WEIGHTS = {"0": 1.0, "1": 2.0, "2": 1.0, "3": 0.5}
-EXACT = ["vtc", "vtc-predict", "vtc-predict:quantile", "vtc-oracle", "vtc-oracle:0.5"]
+EXACT = ["vtc", "vtc-predict", "fair", "vtc-predict:quantile", "vtc-oracle", "vtc-oracle:0.5"]
 
 
 def random_run(spec: str, seed: int, weights=None, steps: int = 400, check=None, cost=None) -> ToyServer:
@@ -119,7 +119,7 @@ def test_a_light_client_is_never_worse_off(seed, num_greedy):
     assert sum(waits) / len(waits) < sum(greedy_waits) / len(greedy_waits)
 
 
-@pytest.mark.parametrize("spec", ["fcfs", "vtc", "vtc-predict", "drr", "round-robin", "lcf"])
+@pytest.mark.parametrize("spec", ["fcfs", "vtc", "vtc-predict", "fair", "drr", "round-robin", "lcf"])
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=4, deadline=None)
 def test_work_conservation(spec, seed):

@@ -1,4 +1,4 @@
-"""``evenflow demo``: the embedded model, a thousand adapters and four clients, under fcfs and under vtc."""
+"""``evenflow demo``: the embedded model, a thousand adapters and four clients, under fcfs and under fair."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Describe the command."""
     parser = subparsers.add_parser(
         "demo",
-        help="one model, 1,006 adapters, one greedy and three quiet clients: fcfs against vtc",
+        help="one model, 1,006 adapters, one greedy and three quiet clients: fcfs against fair",
         description="Serve the embedded model with its trained adapters and 1,000 more to one greedy client and three quiet "
-        "ones, first under fcfs, then under vtc. Prints a table and sample answers and writes a report. Ends by itself.",
+        "ones, first under fcfs, then under fair. Prints a table and sample answers and writes a report. Ends by itself.",
     )
     parser.add_argument("--report", type=Path, default=Path("demo-report.html"), metavar="FILE", help="(demo-report.html)")
     parser.add_argument(

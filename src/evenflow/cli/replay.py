@@ -8,14 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evenflow.fairness.registry import policy_registry
+from evenflow.fairness.registry import DEFAULT_POLICY, policy_registry
 
 if TYPE_CHECKING:
     from evenflow.bench.replay.profiles import Profile
     from evenflow.bench.replay.trace import Trace
     from evenflow.fairness import CostFunction
-
-DEFAULT_POLICY = "vtc"
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -27,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "TRACE is a CSV file with the columns arrival_s,client,input_len,output_len[,adapter].",
         epilog="examples:\n"
         "  evenflow replay --workload list\n"
-        "  evenflow replay --workload poisson_short_long --policy fcfs,rpm:20,vtc-predict --html compare.html\n"
+        "  evenflow replay --workload poisson_short_long --policy fcfs,rpm:20,vtc,fair --html compare.html\n"
         "  evenflow replay --workload overload --policy vtc,vtc-oracle:0.5 --seeds 5 --json out.json\n"
         "  evenflow replay TRACE.csv --policy fcfs,hierarchy --clients clients.toml --server chunked --html mine.html\n"
         "  evenflow replay TRACE.csv --profile mine.toml --cost profiled     # mine.toml: from evenflow profile\n"

@@ -1,4 +1,4 @@
-"""``evenflow demo``: one base model, over a thousand adapters, four clients; ``fcfs`` first, then ``vtc``.
+"""``evenflow demo``: one base model, over a thousand adapters, four clients; ``fcfs`` first, then ``fair``.
 
 Starts the real server on the embedded model once per policy, lets one greedy client flood it while three quiet ones
 chat, and tells what each got: a table, sample answers of the trained adapters, and a report page.
@@ -27,7 +27,7 @@ from evenflow.demo.server_process import ServerProcess, terminated_as_interrupte
 Tell = Callable[[str, float], None]
 """Called with what is going on and how far it is, from 0 to 1."""
 
-POLICIES = ("fcfs", "vtc")
+POLICIES = ("fcfs", "fair")
 _READY_TIMEOUT_S = 300.0
 """Kernels are compiled on a first start: seconds on an idle machine, minutes on a crowded one."""
 _RANKS = (4, 8, 2)

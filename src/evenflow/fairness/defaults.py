@@ -51,6 +51,10 @@ class PolicyDefaults:
         """Nobody: what runs may finish."""
         return None
 
+    def is_urgent(self, request: Schedulable, running: Sequence[Schedulable]) -> bool:
+        """No: prompts are computed in the order of their admission."""
+        return False
+
     def shares_changed(self) -> None:
         """Do nothing: weights are read when they are needed."""
 

@@ -18,6 +18,7 @@ tensors, no HTTP, and reads no clock of its own: times are arguments. The walk o
     policy.requeued(request)                      preempted: back at the head of its queue, no lift
     policy.cancelled(request)                     aborted while waiting, never admitted (then emptied(), if it was the last)
 
+While a step's rows are given out: policy.is_urgent(request, running)   its prompt goes before others
 At any time: policy.shares_changed()              the owner of weights and tiers has changed them
 """
 
@@ -92,6 +93,10 @@ class Policy(Protocol):
 
     def displaced(self, head: Schedulable, running: Sequence[Schedulable]) -> Schedulable | None:
         """``head``, just picked, does not fit: which running request must give way to it; None: it waits, as usual."""
+        ...
+
+    def is_urgent(self, request: Schedulable, running: Sequence[Schedulable]) -> bool:
+        """``request``, which waits and is due or runs, goes before others' prompts when the rows of a step are given out."""
         ...
 
     def shares_changed(self) -> None:

@@ -38,6 +38,10 @@ class PolicySettings:
     weight_by_tier: Mapping[str, float] = field(default_factory=dict)
 
 
+DEFAULT_POLICY = "fair"
+"""What serves when nothing else is asked for."""
+
+
 class PolicyFactory(Protocol):
     """What a registry entry points to: a class with this constructor."""
 
@@ -52,6 +56,7 @@ def policy_registry() -> Registry:
         "policy",
         {
             "drr": "evenflow.fairness.policies.baselines:DRR",
+            "fair": "evenflow.fairness.policies.fair:FairVTC",
             "fcfs": "evenflow.fairness.policies.baselines:FCFS",
             "hierarchy": "evenflow.fairness.policies.hierarchy:HierarchicalVTC",
             "lcfs": "evenflow.fairness.policies.lcfs:LCFS",

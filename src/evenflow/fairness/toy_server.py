@@ -89,7 +89,8 @@ class ToyServer:
 
     def step(self) -> None:
         """Admit while there is room, then one token each; who is complete leaves."""
-        while (picked := self._fitting()) is not None:
+        gave_way: set[int] = set()
+        while (picked := self._fitting(gave_way)) is not None:
             self._admit(picked)
         self.now_s += 1.0
         for request in list(self.running):
@@ -137,16 +138,18 @@ class ToyServer:
         assert isinstance(request, ToyRequest)
         return request.num_prompt_tokens + request.known_output_tokens
 
-    def _fitting(self) -> ToyRequest | None:
-        """The policy's next request, if it fits or somebody gives way to it."""
+    def _fitting(self, gave_way: set[int]) -> ToyRequest | None:
+        """The policy's next request, if it fits or somebody gives way to it. Who gave way waits for the next step."""
         while (request := self.policy.pick(self.now_s)) is not None:
             assert isinstance(request, ToyRequest)
+            if request.request_id in gave_way:
+                return None
             has_slot = len(self.running) < self.max_running
             if has_slot and self._used_tokens + self._size(request) <= self.memory_tokens:
                 return request
             if self._size(request) > self.memory_tokens or (victim := self.policy.displaced(request, self.running)) is None:
                 return None
-            self._requeue(victim)
+            gave_way.add(self._requeue(victim).request_id)
         return None
 
     def _requeue(self, victim: Schedulable) -> ToyRequest:

@@ -156,6 +156,17 @@ class Level:
         """Up to ``at_most`` of those that wait, least first, whose counters exceed the least by no more than ``within``."""
         return self._waiting.nearest(within if math.isinf(within) else ticks(within), at_most)
 
+    def at_level(self, at_most: int) -> list[str]:
+        """Up to ``at_most`` of those that wait, least first, whose counters are no higher than a newcomer's would be."""
+        least = self._waiting.peek()
+        if least is None:
+            return []
+        return self._waiting.nearest(max(0, self._advance() - self._counters[least]), at_most)
+
+    def is_at_level(self, name: str) -> bool:
+        """Whether the counter of one that waits is no higher than a newcomer's would be."""
+        return self._counters[name] <= self._advance()
+
     def __contains__(self, name: object) -> bool:
         """Whether it waits."""
         return name in self._waiting

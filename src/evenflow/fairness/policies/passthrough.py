@@ -63,6 +63,10 @@ class PassThrough:
         """Pass it on."""
         return self._policy.displaced(head, running)
 
+    def is_urgent(self, request: Schedulable, running: Sequence[Schedulable]) -> bool:
+        """Pass it on."""
+        return self._policy.is_urgent(request, running)
+
     def shares_changed(self) -> None:
         """Pass it on."""
         self._policy.shares_changed()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evenflow.base.errors import ConfigError
 from evenflow.fairness.books.weights import check_tiers, weight_lookup
+from evenflow.fairness.registry import DEFAULT_POLICY
 from evenflow.serving.config.kinds import Choice, Count, Names, Number, PathTo, Size, Switch, Table, Text
 from evenflow.serving.config.option import option, read_options
 from evenflow.serving.memory.eviction import EVICTION_ORDERS
@@ -85,8 +86,8 @@ class EngineConfig:
     )
     policy: str = option(
         Text("[MODIFIER+]NAME[:ARG] from the fairness registry", "NAME[:ARG]"),
-        "vtc",
-        "Who is served next: vtc, fcfs, hierarchy, ...; `evenflow replay --help` lists them.",
+        DEFAULT_POLICY,
+        "Who is served next: fair, vtc, fcfs, hierarchy, ...; `evenflow replay --help` lists them.",
     )
     shed: str = option(
         Text("none, paper[:GUARD_S] or predict[:MARGIN]", "NAME[:ARG]"),

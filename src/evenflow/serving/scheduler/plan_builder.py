@@ -5,6 +5,8 @@ Pages are found in this order: free ones, idle ones (adapters, cached prefixes),
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from evenflow.base.errors import AdapterError
 from evenflow.fairness.policy import Policy
 from evenflow.fairness.schedulable import Schedulable
@@ -40,6 +42,7 @@ class PlanBuilder:
         self._running = running
         self._book = book
         self._has_made_room = False
+        self._gave_way: set[Hashable] = set()
         self.planned: dict[RequestId, tuple[RunningRequest, PlannedSequence]] = {}
         self.num_tokens = 0
         self.ended: list[EndedRequest] = []
@@ -56,7 +59,10 @@ class PlanBuilder:
         return len(self._running)
 
     def advance(self, max_tokens: int) -> int:
-        """Give running requests their next tokens: those that decode first, then prompts by admission."""
+        """Give running requests their next tokens: those that decode first, then prompts, urgent ones first, by admission.
+
+        While an urgent request waits, half of the rows that decoding leaves are kept from prompts that are not.
+        """
         before = self.num_tokens
         limit = before + max_tokens
         prompts: list[RunningRequest] = []
@@ -69,21 +75,23 @@ class PlanBuilder:
                 and (entry.num_tokens <= entry.table.capacity or self._make_room(entry))
             ):
                 self._put(entry, 1)
-        for entry in prompts:
-            if self.num_tokens < limit and self._is_running(entry):
-                self._put(entry, limit - self.num_tokens)
+        if prompts:
+            running = self._running.requests()
+            urgent = [entry for entry in prompts if self._policy.is_urgent(entry.request, running)]
+            others = [entry for entry in prompts if entry not in urgent]
+            self._compute(urgent, limit)
+            is_awaited = any(self._policy.is_urgent(due, running) for due in self._policy.upcoming(1))
+            self._compute(others, limit - (limit - self.num_tokens) // 2 if is_awaited else limit)
         return self.num_tokens - before
 
     def admit(self, max_tokens: int, *, whole_prompts: bool) -> int:
         """Start waiting requests, in the policy's order, until one does not fit (nobody is overtaken: the bound needs it).
 
-        Who would come too late is given up first. Nobody starts in a step in which somebody had to make room, or the
-        preempted would come straight back.
+        Who would come too late is given up first. In a step in which somebody had to make room only urgent requests start,
+        or the preempted would come straight back; and one that gave way does not start again in its step. An urgent
+        request needs room for its prompt now and not for growth.
         """
         self.ended += self._book.shed(self._now_s)
-        if self._has_made_room:
-            self.waiting_for = "memory"
-            return 0
         before = self.num_tokens
         limit = before + max_tokens
         has_begun = False
@@ -91,6 +99,10 @@ class PlanBuilder:
             picked = self._policy.pick(self._now_s)
             if picked is None:
                 self.waiting_for = "policy"
+                break
+            is_urgent = self._policy.is_urgent(picked, self._running.requests())
+            if (self._has_made_room and not is_urgent) or picked.request_id in self._gave_way:
+                self.waiting_for = "memory"
                 break
             if len(self._running) >= self._limits.max_num_seqs:
                 self.waiting_for = "slots"
@@ -120,10 +132,10 @@ class PlanBuilder:
                     has_begun = False
                     continue
                 break
-            if not has_begun:
+            if not has_begun and not is_urgent:
                 self._admission.begin(self._running.requests())
                 has_begun = True
-            if len(self._running) > 0 and not self._admission.fits(request, memory):
+            if len(self._running) > 0 and not is_urgent and not self._admission.fits(request, memory):
                 self.waiting_for = "memory"
                 if self._displace(picked):
                     has_begun = False
@@ -133,6 +145,12 @@ class PlanBuilder:
             self._put(entry, entry.num_tokens if whole_prompts else limit - self.num_tokens)
         return self.num_tokens - before
 
+    def _compute(self, prompts: list[RunningRequest], limit: int) -> None:
+        """The next chunks of these prompts, until the step holds ``limit`` rows."""
+        for entry in prompts:
+            if self.num_tokens < limit and self._is_running(entry):
+                self._put(entry, limit - self.num_tokens)
+
     def _displace(self, head: Schedulable) -> bool:
         """Preempt whom the policy lets give way to ``head``. True if somebody did, which is progress: one fewer runs."""
         chosen = self._policy.displaced(head, self._running.requests())
@@ -140,6 +158,7 @@ class PlanBuilder:
             return False
         victim = self._running.get(RequestId(str(chosen.request_id)))
         assert victim is not None, "the policy chose a victim that does not run"
+        self._gave_way.add(chosen.request_id)
         self._unplan(victim.request)
         self._book.preempt(victim)
         return True
