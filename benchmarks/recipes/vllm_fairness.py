@@ -135,7 +135,7 @@ async def flood(url: str, first_seed: int) -> dict[str, Any]:
 
 def measure_latency(repeats: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """A B C A B C: vLLM's own order, plain VTC, the default."""
-    from evenflow.integrations.vllm.settings import DEFAULT_POLICY
+    from evenflow.fairness.registry import DEFAULT_POLICY
 
     orders = ("vllm", "vtc", DEFAULT_POLICY)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in orders}
@@ -239,7 +239,7 @@ def measure_cost(num_waiting: int, repeats: int) -> tuple[dict[str, Any], dict[s
         os.environ.setdefault(name, value)
     from real_scheduler import RealDriver
 
-    from evenflow.integrations.vllm.settings import DEFAULT_POLICY
+    from evenflow.fairness.registry import DEFAULT_POLICY
 
     orders: dict[str, str | None] = {"vllm": None, "vtc": "vtc", DEFAULT_POLICY: DEFAULT_POLICY}
     samples: dict[str, dict[str, list[float]]] = {}
