@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ async def flood(url: str, first_seed: int) -> dict[str, Any]:
 
 def measure_latency(repeats: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """A B C A B C: vLLM's own order, plain VTC, the default."""
-    from evenflow.integrations.vllm.settings import DEFAULT_POLICY
+    from evenflow.fairness.registry import DEFAULT_POLICY
 
     orders = ("vllm", "vtc", DEFAULT_POLICY)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in orders}
@@ -239,22 +239,18 @@ def measure_cost(num_waiting: int, repeats: int) -> tuple[dict[str, Any], dict[s
         os.environ.setdefault(name, value)
     from real_scheduler import RealDriver
 
-    from evenflow.integrations.vllm.settings import DEFAULT_POLICY
+    from evenflow.fairness.registry import DEFAULT_POLICY
 
     orders: dict[str, str | None] = {"vllm": None, "vtc": "vtc", DEFAULT_POLICY: DEFAULT_POLICY}
     samples: dict[str, dict[str, list[float]]] = {}
-    for clients in (1, 10, 1000):
-        key = f"{clients} clients"
-        samples[key] = {name: [] for name in orders}
-        for _ in range(repeats):
-            for name, policy in orders.items():
-                samples[key][name].append(
-                    _step_cost(
-                        lambda p=policy: RealDriver(p, num_blocks=20_000, max_num_seqs=64, budget=2048, is_checked=False),
-                        num_waiting,
-                        clients,
-                    )
-                )  # type: ignore[misc]
+    for num_running in (16, 64):
+        for clients in (1, 10, 1000):
+            key = f"{num_running} running, {clients} clients"
+            samples[key] = {name: [] for name in orders}
+            for _ in range(repeats):
+                for name, policy in orders.items():
+                    driver = RealDriver(policy, num_blocks=20_000, max_num_seqs=num_running, budget=2048, is_checked=False)
+                    samples[key][name].append(_step_cost(driver, num_waiting, num_running, clients))
     results = {
         key: {
             **{name: round(1000 * statistics.median(values), 4) for name, values in by_name.items()},
@@ -269,23 +265,23 @@ def measure_cost(num_waiting: int, repeats: int) -> tuple[dict[str, Any], dict[s
         for key, by_name in samples.items()
     }
     print(json.dumps(results, indent=1))
-    return {"waiting": num_waiting, "running": 64, "repeats": repeats, "unit": "ms of processor time per step"}, {
+    return {"waiting": num_waiting, "repeats": repeats, "unit": "ms of processor time per step"}, {
         **results,
         "samples_s": samples,
     }
 
 
-def _step_cost(make: Callable[[], Any], num_waiting: int, clients: int) -> float:
-    """Seconds of processor time per step: 64 run and end in turn, so that about one is admitted per step."""
-    driver = make()
-    for i in range(num_waiting + 64):
+def _step_cost(driver: Any, num_waiting: int, num_running: int, clients: int) -> float:
+    """Seconds of processor time per step: requests of 40 to 87 tokens end in turn, and others take their places."""
+    for i in range(num_waiting + num_running):
         driver.add(f"c{i % clients}", 16, 40 + i % 48)
     for _ in range(20):
         driver.step()
     steps, start = 200, time.process_time()
     for i in range(steps):
         driver.step()
-        driver.add(f"c{i % clients}", 16, 64)
+        if i * num_running // 64 != (i + 1) * num_running // 64:  # as many come as end
+            driver.add(f"c{i % clients}", 16, 64)
     return (time.process_time() - start) / steps
 
 

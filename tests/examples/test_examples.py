@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -60,3 +62,30 @@ def test_a_trainer_sends_compressed_gradients():
     )
     assert done.returncode == 0, done.stderr
     assert "bytes a step and rank, 14 % of fp32" in done.stdout
+
+
+def test_fair_proxy_passes_requests_on_and_answers_back():
+    proxy = _load("fair_proxy")
+    seen = []
+
+    async def answer_in_parts():
+        yield b'data: {"choices": '
+        yield b'[{"text": "hi"}]}\n\n'
+
+    def backend(request: httpx.Request) -> httpx.Response:
+        seen.append((request.method, str(request.url), request.headers.get("x-evenflow-client"), request.content))
+        return httpx.Response(201, content=answer_in_parts(), headers={"x-answer": "yes"})
+
+    async def run() -> None:
+        backend_http = httpx.AsyncClient(transport=httpx.MockTransport(backend))
+        app = proxy.FairGateway(proxy.proxy_to("http://engine", backend_http), 2)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
+            body = {"prompt": "x", "max_tokens": 3}
+            answer = await http.post("/v1/completions?a=1", json=body, headers={"x-evenflow-client": "alice"})
+            assert (answer.status_code, answer.headers["x-answer"], answer.text[:5]) == (201, "yes", "data:")
+            assert (await http.get("/v1/models")).status_code == 201
+        assert app.dispatcher.num_running == 0
+
+    asyncio.run(run())
+    assert seen[0] == ("POST", "http://engine/v1/completions?a=1", "alice", b'{"prompt":"x","max_tokens":3}')
+    assert seen[1][:2] == ("GET", "http://engine/v1/models")

@@ -183,7 +183,7 @@ def test_weights_are_kept():
 
 def test_a_quiet_client_need_not_wait_for_a_slot():
     first = {}
-    for policy in ("fcfs", "vtc", "vtc-preempt:50"):
+    for policy in ("fcfs", "vtc", "vtc-preempt:50", "fair"):
         driver = RealDriver(policy, num_blocks=2000, max_num_seqs=4)
         for _ in range(20):
             driver.add("busy", 10, 100)
@@ -198,6 +198,7 @@ def test_a_quiet_client_need_not_wait_for_a_slot():
         driver.run()
         assert sum(driver.num_output_tokens.values()) == 20 * 100 + 2
     assert first["vtc-preempt:50"] < first["vtc"] < first["fcfs"] / 4
+    assert first["fair"] <= 3, "the step that is planned next, and the one in flight before it"
 
 
 @pytest.mark.parametrize("is_async", [True, False])

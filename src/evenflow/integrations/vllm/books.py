@@ -19,6 +19,9 @@ from evenflow.integrations.vllm.life import Life
 from evenflow.integrations.vllm.request_view import EngineRequest, RequestView, Statuses, client_of
 from evenflow.integrations.vllm.scan import Scan
 
+DECODED = Service(decode_tokens=1)
+"""One output token: by far the most frequent service."""
+
 
 class BooksFault(Exception):
     """The books and the scheduler tell different stories, or the policy does what this scheduler cannot follow."""
@@ -101,7 +104,7 @@ class Books:
         if life.is_waiting:
             return  # it was set aside and comes back to where it has been all the time
         life.is_waiting = True
-        self._figures.preempted(life.view)
+        self._figures.preempted(life)
         self._queues.push_front(life.view)
         self.policy.requeued(life.view)
         self._changed()
@@ -112,12 +115,15 @@ class Books:
         if life is None or not life.has_account:
             raise BooksFault(f"output of request {request.request_id}, which the books have not seen start")
         if life.is_prompt_booked:
-            service = Service(decode_tokens=num_tokens)
+            # Once per running request and step: no more is done than must be.
+            service = DECODED if num_tokens == 1 else Service(decode_tokens=num_tokens)
+            for tally in life.tallies:
+                tally.completion_tokens += num_tokens
         else:
             life.is_prompt_booked = True
             service = Service(life.planned_tokens, num_tokens, 0, life.cached_tokens)
-            self._figures.answered(life.view, self._clock())
-        self._figures.received(life.view, service)
+            self._figures.answered(life, self._clock())
+            self._figures.received(life, service)
         self.policy.charge(life.view, service)
 
     def end(self, request: EngineRequest, is_complete: bool) -> None:
@@ -131,12 +137,12 @@ class Books:
         if life.has_account:
             if not life.is_prompt_booked:
                 service = Service(prefill_tokens=life.received_prompt_tokens(), cached_tokens=life.cached_tokens)
-                self._figures.received(view, service)
+                self._figures.received(life, service)
                 self.policy.charge(view, service)
             self.policy.settle(view)
         else:
             self.policy.cancelled(view)
-        self._figures.ended(view, life.is_waiting)
+        self._figures.ended(life)
         if is_last:
             self.policy.emptied(view.client_id)
         self._changed()
@@ -170,7 +176,7 @@ class Books:
         if not verdict.is_accepted:
             raise BooksFault(f"the policy rejects requests, which it cannot do inside vLLM: {verdict.reason}")
         self._lives[view.request_id] = life
-        self._figures.arrived(view)
+        self._figures.arrived(life)
         if self._queues.push(view):
             self.policy.backlogged(view.client_id)
         self._changed()
@@ -181,7 +187,7 @@ class Books:
         if life.has_account:
             recomputed = max(0, life.computed_tokens - present)
             self._admit(life, Service(recomputed_tokens=recomputed))
-            self._figures.received(life.view, Service(recomputed_tokens=recomputed))
+            self._figures.received(life, Service(recomputed_tokens=recomputed))
             return
         life.first_token = life.cached_tokens = min(present, request.num_prompt_tokens)
         life.planned_tokens = request.num_prompt_tokens - life.cached_tokens
@@ -192,7 +198,7 @@ class Books:
         is_last = self._queues.remove(view)
         life.is_waiting = False
         life.has_account = True
-        self._figures.started(view)
+        self._figures.started(life)
         self.policy.admitted(view, planned)
         if is_last:
             self.policy.emptied(view.client_id)

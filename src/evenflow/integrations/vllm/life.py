@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evenflow.integrations.vllm.request_view import EngineRequest, RequestView
+from evenflow.integrations.vllm.tally import Tally
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +29,8 @@ class Life:
     """The prompt has been reported as received, which happens with the first output token."""
     computed_tokens: int = 0
     """The most tokens that were computed when it was preempted."""
+    tallies: tuple[Tally, ...] = ()
+    """Where its figures are counted: its client's, and its adapter's."""
 
     def received_prompt_tokens(self) -> int:
         """Of the planned prompt tokens, those that were computed or are being computed in the present step."""

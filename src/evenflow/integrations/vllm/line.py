@@ -151,8 +151,11 @@ class WaitingLine:
 
     def output(self, request: EngineRequest, num_tokens: int) -> None:
         """It has produced so many tokens."""
-        if num_tokens:
-            self._book(lambda books: books.output(request, num_tokens))
+        if num_tokens and self._books is not None:
+            try:
+                self._books.output(request, num_tokens)
+            except Exception:
+                self._failed()
 
     def ended(self, request: EngineRequest) -> None:
         """It has ended, or its session's turn has. It leaves the line with ``remove_request`` if it waits."""

@@ -127,8 +127,8 @@ class FairScheduler:
         self.waiting.preempting(request)
         super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
 
-    def _update_request_with_output(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        result = super()._update_request_with_output(request, *args, **kwargs)  # type: ignore[misc]
+    def _update_request_with_output(self, request: Request, new_token_ids: list[int], is_stale: bool = False) -> Any:
+        result = super()._update_request_with_output(request, new_token_ids, is_stale)  # type: ignore[misc]
         self.waiting.output(request, len(result[0]))
         return result
 

@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from evenflow.fairness.books.cost import WeightedTokens
-from evenflow.integrations.vllm.figures import Tally
+from evenflow.integrations.vllm.tally import Tally
 
 COUNTERS = (
     ("prompt_tokens", "prompt_tokens", "Prompt tokens computed."),

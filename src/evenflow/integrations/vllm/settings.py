@@ -1,6 +1,6 @@
 """What a user of the integration may set. vLLM gives its scheduler and its middleware no arguments, so it is the environment.
 
-    EVENFLOW_POLICY             any policy of the registry, modifiers included; see DEFAULT_POLICY
+    EVENFLOW_POLICY             any policy of the registry, modifiers included
     EVENFLOW_CLIENTS            path of clients.toml: weights, tiers, keys. None: everybody has weight 1 and says who they are
     EVENFLOW_CLIENT_HEADERS     headers that name the client where no key does, separated by commas
     EVENFLOW_OVERTAKING         service by which others may overtake a request that waits for a LoRA slot; inf: no bound
@@ -21,10 +21,8 @@ from typing import Any
 
 from evenflow.access.identity import CLIENT_HEADERS
 from evenflow.base.errors import ConfigError, RegistryError
-from evenflow.fairness.registry import check_policy
+from evenflow.fairness.registry import DEFAULT_POLICY, check_policy
 
-DEFAULT_POLICY = "vtc-preempt"
-"""A quiet client need not wait until a long answer of a busy one has ended."""
 PREFIX = "EVENFLOW_"
 NAMES = ("policy", "clients", "client_headers", "overtaking", "metrics_names", "allow_untested")
 
