@@ -69,7 +69,7 @@ def add_parser(subparsers: Any) -> None:
     evaluate.add_argument("--tokens", type=int, default=8192, help="tokens evaluated (8192)")
     evaluate.add_argument("--batch", type=int, default=4, help="windows in one forward call (4)")
     evaluate.add_argument("--threads", type=int, default=1, help="compute threads (1)")
-    evaluate.add_argument("--json", metavar="FILE")
+    evaluate.add_argument("--json", metavar="FILE", help="written after every compressor; the same command goes on with it")
 
     suite = commands.add_parser("suite", help="run a named set of configurations; resumable")
     suite.add_argument("name", help="paper, modern, break-even, activation-rank or serving")
