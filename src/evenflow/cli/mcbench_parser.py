@@ -19,6 +19,7 @@ def add_parser(subparsers: Any) -> None:
     run.add_argument("--model", default="", help="a built-in name or a local folder; default: the task's own")
     run.add_argument("--tp", type=int, default=1)
     run.add_argument("--pp", type=int, default=1)
+    run.add_argument("--dp", type=int, default=1, help="data-parallel ranks, alone (1)")
     run.add_argument("--compress", default="none", metavar="SPEC", help="site=compressor[/transport]; ...")
     run.add_argument("--layers", default=DEFAULT_LAYERS, help=f"all, none, first-half, last-half or 13-24 ({DEFAULT_LAYERS})")
     run.add_argument("--modules", default=".*", metavar="REGEX")
