@@ -67,6 +67,10 @@ def test_the_command_tells_what_compressors_do_to_the_loss(folder: Path, capsys:
     assert capsys.readouterr().out.count("nats per token over") == 0, "the dense model is not evaluated again"
     assert "128 tokens, TP 3, fp32" in shown
     assert "tp.forward=q2/one-shot" in shown
+    assert main(["mcbench", "report", str(folder / "out.json"), "--html", str(folder / "r.html")]) == 0
+    page = (folder / "r.html").read_text()
+    assert f"Loss of {folder.name}, TP 3" in page
+    assert "mxfp4" in page
 
 
 def test_the_loss_is_the_models_own_over_its_own_tokens(folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evenflow.mcbench.suites.labels import label, layout_of
-from evenflow.mcbench.suites.study_sections import add_prediction, add_study, judged_by
+from evenflow.mcbench.suites.study_sections import add_evaluation, add_prediction, add_study, judged_by
 from evenflow.mcbench.suites.time_tables import add_times
 from evenflow.mcbench.tasks.scores import baseline_key, mean_and_interval
 from evenflow.report.page import Page
@@ -67,6 +67,7 @@ def results_page(
     failures: Sequence[Result],
     studies: Sequence[Result] = (),
     predictions: Sequence[Result] = (),
+    evaluations: Sequence[Result] = (),
 ) -> Page:
     """Return the page. What was predicted has sections of its own, beside the study that it was made for."""
     count = f"{len(results)} configurations measured, {len(failures)} failed"
@@ -79,6 +80,8 @@ def results_page(
     timed = [r for r in results if r["ms_per_iteration"]]
     if timed:
         add_times(page, timed)
+    for evaluation in evaluations:
+        add_evaluation(page, evaluation)
     for study in studies:
         add_study(page, study)
         for prediction in predictions:
