@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from evenflow.mcbench.predict.cost_model import (
 from evenflow.mcbench.predict.gpus import on_gpu
 from evenflow.mcbench.predict.machine import Curve, Machine, curve
 from evenflow.mcbench.predict.prediction_page import prediction_page, weak_shape
+from evenflow.mcbench.predict.published import LOSSES, SOURCE, published_evaluation
 from evenflow.mcbench.runs.benchmark_models import hidden_of
 
 CODED = ("bf16", "int8-g32", "int4-g32", "ae:100", "topk:0.1", "powersgd:50")
@@ -281,3 +283,19 @@ def test_prediction_page_says_that_it_predicts(tmp_path: Path) -> None:
     two = prediction_page(machine().at_rate_between("50mbit", 5e7), ("bf16", "int8-g32"), (1024, 6144, 25600), (1, 64)).html()
     assert "between nodes 50mbit (assumed" in two
     assert "10 times slower" not in two
+
+
+def test_the_evidence_that_comes_along_is_the_published_files() -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / SOURCE
+    published = json.loads(path.read_text())["results"]
+    rows = {row["spec"]: row for row in published["rows"]}
+    assert set(LOSSES) == set(rows) - {"none"}
+    for spec, (difference, half) in LOSSES.items():
+        assert rows[spec]["difference"] == pytest.approx(difference, abs=5.1e-5), spec
+        assert rows[spec]["interval"] == pytest.approx(half, abs=5.1e-5), spec
+    said = published_evaluation()["parameters"]
+    assert (said["model"], said["tp"], published["tokens"]) == (
+        published["parameters"]["model"],
+        published["parameters"]["tp"],
+        4096,
+    )

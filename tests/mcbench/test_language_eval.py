@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,18 @@ def test_the_command_tells_what_compressors_do_to_the_loss(folder: Path, capsys:
     assert rows["none"]["bytes_per_token"] == pytest.approx(2 * 2 * 48 * 4 * 4 / 3)
     assert (result["tokens"], result["parameters"]["model"]) == (128, folder.name)
     shown = capsys.readouterr().out
+    # The same command with one more compressor evaluates that one alone.
+    assert main(["mcbench", "eval", *words, *more, "--compress", "mxfp4", "--json", str(folder / "out.json")]) == 0
+    again = json.loads((folder / "out.json").read_text())
+    assert again["rows"][:4] == result["rows"]
+    assert again["rows"][4]["spec"] == "mxfp4"
+    assert capsys.readouterr().out.count("nats per token over") == 0, "the dense model is not evaluated again"
     assert "128 tokens, TP 3, fp32" in shown
     assert "tp.forward=q2/one-shot" in shown
+    assert main(["mcbench", "report", str(folder / "out.json"), "--html", str(folder / "r.html")]) == 0
+    page = (folder / "r.html").read_text()
+    assert f"Loss of {folder.name}, TP 3" in page
+    assert "mxfp4" in page
 
 
 def test_the_loss_is_the_models_own_over_its_own_tokens(folder: Path) -> None:
@@ -104,6 +115,12 @@ def test_what_cannot_be_evaluated_is_named(folder: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(ConfigError, match=words):
             evaluate(**options)
+    config = LanguageEval(model=str(folder), text=text, compress=(), length=8, tokens=16)
+    done = evaluate_language(config)
+    with pytest.raises(ConfigError, match="of another evaluation: its tokens is 16, here 24"):
+        evaluate_language(replace(config, tokens=24), before=done)
+    with pytest.raises(ConfigError, match="of another evaluation: its tp is 2, here 3"):
+        evaluate_language(replace(config, tp=3), before=done)
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(ConfigError, match="the text has 2 tokens; needed: 8"):
         evaluate(text=str(tmp_path / "short.txt"))

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import evenflow
+from evenflow.base.errors import ConfigError
 from evenflow.cli.main import main
 from evenflow.comm import SilentCollective
 from evenflow.comm.collectives.links import Link, interface_bytes, why_no_namespaces
@@ -197,3 +198,22 @@ def test_calibration_prediction_and_timing_work_together(tmp_path: Path, capsys:
     sent = {name: rounds[0]["bytes_per_step"]["tp.forward"]["counted"] for name, rounds in timed["variants"].items()}
     # Only the last half of the layers is compressed by default.
     assert sent["dense"] / 2 < sent["int8"] < 0.8 * sent["dense"]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_data_parallel_ranks_train_and_are_measured() -> None:
+    options: dict[str, Any] = {**TINY, "tp": 1, "dp": 2, "timed_steps": 3}
+    dense, rough = (run(RunConfig(**options, compress=spec)) for spec in ("none", "dp=ef(int4-g32)"))
+    sent = [result["bytes_per_step"]["dp.gradients"] for result in (dense, rough)]
+    assert sent[1]["planned"] == sent[1]["counted"]
+    assert sent[1]["counted"] / sent[0]["counted"] == pytest.approx(4.5 / 32, rel=0.02)
+    assert {"encode", "decode", "dp communication"} <= set(rough["ms_per_iteration"]["profiled"])
+    assert rough["achieved_gbit_s"] > 0
+    assert 0 <= rough["accuracy"] <= 1
+
+
+def test_data_parallelism_stands_alone() -> None:
+    for options in ({"dp": 2, "tp": 2}, {"dp": 2, "emulate": True}, {"compress": "dp=q8"}):
+        with pytest.raises(ConfigError, match=r"data parallelism runs on real ranks alone|only one rank at that site"):
+            RunConfig(**options)

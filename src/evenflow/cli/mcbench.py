@@ -76,12 +76,13 @@ def _list_sizes(specs: Sequence[str]) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from evenflow.mcbench.suites.report_page import results_page
-    from evenflow.mcbench.suites.suite import read_predictions, read_results, read_studies
+    from evenflow.mcbench.suites.suite import read_evaluations, read_predictions, read_results, read_studies
 
-    studies = read_studies(args.folder)
-    results, failures = read_results(args.folder, is_needed=not studies)
-    results_page(results, failures, studies, read_predictions(args.folder)).write(args.html)
-    say(f"{len(results)} results and {len(studies)} studies in {args.html}")
+    studies, evaluations = read_studies(args.folder), read_evaluations(args.folder)
+    results, failures = read_results(args.folder, is_needed=not studies and not evaluations)
+    results_page(results, failures, studies, read_predictions(args.folder), evaluations).write(args.html)
+    counts = f"{len(results)} results, {len(studies)} studies and {len(evaluations)} evaluations"
+    say(f"{counts} in {args.html}")
     return 0
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
+from typing import Any
 
 from evenflow.cli.mcbench_output import check_folder, say, write_json
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    """Evaluate, print the table, write the JSON; return the exit status."""
+    """Evaluate and print the table; write the JSON after every compressor, or go on with one that is there."""
     from rich.console import Console
 
     from evenflow.mcbench.runs.language_eval import DEFAULT_EVALUATED, LanguageEval, evaluate_language, table_of
@@ -28,9 +31,14 @@ def run_eval(args: argparse.Namespace) -> int:
         batch=args.batch,
         threads=args.threads,
     )
-    result = evaluate_language(config, say)
-    if args.json:
-        write_json(args.json, result)
+    path = Path(args.json) if args.json else None
+    before = json.loads(path.read_text()) if path is not None and path.exists() else None
+
+    def keep(result: dict[str, Any]) -> None:
+        if path is not None:
+            write_json(path, result)
+
+    result = evaluate_language(config, say, before, keep)
     title = f"{result['tokens']} tokens, TP {config.tp}, {config.dtype}, windows of {config.length}"
     Console().print(table_terminal(*table_of(result), title=title))
     return 0

@@ -19,6 +19,7 @@ def add_parser(subparsers: Any) -> None:
     run.add_argument("--model", default="", help="a built-in name or a local folder; default: the task's own")
     run.add_argument("--tp", type=int, default=1)
     run.add_argument("--pp", type=int, default=1)
+    run.add_argument("--dp", type=int, default=1, help="data-parallel ranks, alone (1)")
     run.add_argument("--compress", default="none", metavar="SPEC", help="site=compressor[/transport]; ...")
     run.add_argument("--layers", default=DEFAULT_LAYERS, help=f"all, none, first-half, last-half or 13-24 ({DEFAULT_LAYERS})")
     run.add_argument("--modules", default=".*", metavar="REGEX")
@@ -69,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
     evaluate.add_argument("--tokens", type=int, default=8192, help="tokens evaluated (8192)")
     evaluate.add_argument("--batch", type=int, default=4, help="windows in one forward call (4)")
     evaluate.add_argument("--threads", type=int, default=1, help="compute threads (1)")
-    evaluate.add_argument("--json", metavar="FILE")
+    evaluate.add_argument("--json", metavar="FILE", help="written after every compressor; the same command goes on with it")
 
     suite = commands.add_parser("suite", help="run a named set of configurations; resumable")
     suite.add_argument("name", help="paper, modern, break-even, activation-rank or serving")

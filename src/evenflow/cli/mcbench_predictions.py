@@ -79,6 +79,7 @@ def run_advise(args: argparse.Namespace) -> int:
     from evenflow.mcbench.predict.calibration import calibrate
     from evenflow.mcbench.predict.gpus import gpu_of
     from evenflow.mcbench.predict.machine import Machine
+    from evenflow.mcbench.predict.published import published_evaluation
     from evenflow.mcbench.runs.benchmark_models import hidden_of
     from evenflow.mcbench.runs.language_eval import LanguageEval, evaluate_language
     from evenflow.mcbench.suites.suite import read_evaluations, read_results
@@ -96,6 +97,6 @@ def run_advise(args: argparse.Namespace) -> int:
         specs = tuple(spec for spec in machine.encode if not spec.startswith(("ae", "subspace-learned")))
         config = LanguageEval(model=args.model, text=args.text, tp=args.tp, compress=specs, dtype=args.dtype)
         evaluations.append(evaluate_language(config, say))
-    for line in advise(machine, question, results, evaluations):
+    for line in advise(machine, question, results, [*evaluations, published_evaluation()]):
         say(line)
     return 0

@@ -19,7 +19,7 @@ GRADIENT_RULES = ("straight-through", "same", "masked", "autograd")
 SCHEDULES = ("gpipe", "1f1b")
 LAYER_NAMES = ("all", "none", "first-half", "last-half")
 
-WIRE_SITES = ("tp.forward", "tp.backward", "sp.forward", "sp.backward", "pp.forward", "pp.backward")
+WIRE_SITES = ("tp.forward", "tp.backward", "sp.forward", "sp.backward", "pp.forward", "pp.backward", "dp.gradients")
 
 DEFAULT_LAYERS = "all"
 """The layers that are compressed where none are named: everywhere the same. The paper's suites name theirs (``last-half``)."""

@@ -17,12 +17,20 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from evenflow.comm.collectives.links import Link
+from evenflow.comm.collectives.stopwatch import Stopwatch
 from evenflow.comm.data_parallel.traffic import GRADIENTS, DataParallelTraffic
 from evenflow.comm.ledger import Ledger
+from evenflow.comm.switch import Switch
 
 
 def compress_ddp(
-    model: DistributedDataParallel, spec: str, *, link: Link | None = None, ledger: Ledger | None = None
+    model: DistributedDataParallel,
+    spec: str,
+    *,
+    link: Link | None = None,
+    ledger: Ledger | None = None,
+    switch: Switch | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> DataParallelTraffic:
     """Register a communication hook that sends gradients through SPEC, ``compressor[/transport]``; return its books and switch.
 
@@ -31,7 +39,7 @@ def compress_ddp(
     result has the bucket's dtype and is the mean over ranks, as DistributedDataParallel's own. All ranks must call it alike,
     once, before the first backward pass. Raises RegistryError or ConfigError for a SPEC that cannot work.
     """
-    traffic = DataParallelTraffic(model.process_group, link, ledger)
+    traffic = DataParallelTraffic(model.process_group, link, ledger, switch, stopwatch)
     average = _Average(model, spec, traffic)
 
     def hook(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

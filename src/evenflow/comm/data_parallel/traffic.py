@@ -5,11 +5,14 @@ Two sites: ``dp.gradients``, the mean of gradients over ranks, and ``dp.weights`
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed as dist
 
 from evenflow.base.errors import ConfigError
 from evenflow.comm.collectives.collective import Collective, TorchCollective
 from evenflow.comm.collectives.links import Link, shaped
+from evenflow.comm.collectives.stopwatch import Stopwatch, TimedCollective, TimedCompressor
 from evenflow.comm.compressor import Compressor
 from evenflow.comm.exchange import Exchange
 from evenflow.comm.factory import get_compressor
@@ -24,14 +27,23 @@ class DataParallelTraffic:
     """The exchanges of one data-parallel model. Whoever trains it owns the switch: off, everything travels dense.
 
     ``ledger`` counts the bytes of this rank by site, planned and sent. ``link`` makes the group as slow as a link of that rate,
-    by a token bucket.
+    by a token bucket. ``stopwatch`` is told the time of encoding, decoding and sending.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, link: Link | None = None, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        link: Link | None = None,
+        ledger: Ledger | None = None,
+        switch: Switch | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         collective: Collective = TorchCollective(group)
-        self.collective = shaped(collective, link) if link is not None else collective
+        collective = shaped(collective, link) if link is not None else collective
+        self.collective = TimedCollective(collective, stopwatch, "dp communication") if stopwatch else collective
+        self.stopwatch = stopwatch
         self.ledger = ledger if ledger is not None else Ledger()
-        self.switch = Switch()
+        self.switch = switch or Switch()
 
     def exchange(self, site: str, spec: str) -> Exchange:
         """Return an exchange for SPEC, ``compressor[/transport]``. Raises RegistryError, ConfigError.
@@ -42,8 +54,11 @@ class DataParallelTraffic:
         compressor, transport = make_rule(spec)
         if compressor.is_learned or compressor.spec.startswith("caat"):
             raise ConfigError(f"{site}={spec}; allowed: a compressor that is not trained and sums all channels")
-        books = {"ledger": self.ledger, "switch": self.switch}
-        return Exchange(site, compressor, self.collective, transport=get_transport(transport, compressor), **books)
+        books: dict[str, Any] = {"ledger": self.ledger, "switch": self.switch}
+        chosen = get_transport(transport, compressor)
+        if self.stopwatch is not None:
+            compressor = TimedCompressor(compressor, self.stopwatch)
+        return Exchange(site, compressor, self.collective, transport=chosen, **books)
 
 
 def make_rule(spec: str) -> tuple[Compressor, str | None]:

@@ -54,19 +54,23 @@ OWN_NUMBERS = {"chars": "characters", "words": "words", "topics": "words", "pair
 
 @dataclass
 class MeshGroups:
-    """The groups of this rank in the mesh of pipeline stages and tensor-parallel ranks."""
+    """The groups of this rank in the mesh of data-parallel ranks, pipeline stages and tensor-parallel ranks."""
 
     mesh: DeviceMesh
     tp: Collective
     pp: TorchCollective
+    dp: TorchCollective
 
     @staticmethod
     def of(config: RunConfig) -> MeshGroups:
         """Make this rank's groups; the default group must exist. Raises ConfigError for another world size."""
         if dist.get_world_size() != config.world_size:
-            raise ConfigError(f"{dist.get_world_size()} ranks were started; tp x pp = {config.tp} x {config.pp}")
-        mesh = init_device_mesh("cpu", (config.pp, config.tp), mesh_dim_names=("pp", "tp"))
-        return MeshGroups(mesh, TorchCollective(mesh["tp"].get_group()), TorchCollective(mesh["pp"].get_group()))
+            wanted = f"{config.dp} x {config.pp} x {config.tp}"
+            raise ConfigError(f"{dist.get_world_size()} ranks were started; dp x pp x tp = {wanted}")
+        names = ("dp", "pp", "tp")
+        mesh = init_device_mesh("cpu", (config.dp, config.pp, config.tp), mesh_dim_names=names)
+        dp, pp, tp = (TorchCollective(mesh[name].get_group()) for name in names)
+        return MeshGroups(mesh, tp, pp, dp)
 
 
 def init_group(rank: int, world_size: int, rendezvous: Path) -> None:

@@ -96,17 +96,30 @@ def _rule(spec: str) -> str:
     return spec if "=" in spec else f"tp.forward={spec}"
 
 
-def evaluate_language(config: LanguageEval, progress: Progress = lambda text: None) -> dict[str, Any]:
+def evaluate_language(
+    config: LanguageEval,
+    progress: Progress = lambda text: None,
+    before: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
     """Return losses in nats per token: of the model in one process, split without compression, and with each compressor.
 
-    Raises ModelError if the uncompressed split model does not agree with the single process within its dtype's tolerance,
-    ConfigError for a text that is too short. A compressor that refuses a tensor (NaN, or beyond its range) has a row with
-    ``error`` and no loss.
+    ``keep`` is told the result so far after every compressor, and ``before`` is such a result of the same evaluation: what has
+    a row there is not evaluated again. Raises ModelError if the uncompressed split model does not agree with the single process
+    within its dtype's tolerance, ConfigError for a text that is too short or a ``before`` of another evaluation. A compressor
+    that refuses a tensor (NaN, or beyond its range) has a row with ``error`` and no loss.
     """
     text = read_text(config.text)
     windows = token_windows(load_tokenizer(config.model), text, config.length, config.tokens // config.length)
     chosen = precision(config.dtype)
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    result: dict[str, Any] = {
+        "evaluation": "language",
+        "parameters": {**asdict(config), "model": Path(config.model).name, "text": Path(config.text).name},
+        "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "tokens": windows.numel(),
+    }
+    if before is not None:
+        _check_same(result, before)
 
     def load() -> nn.Module:
         model = load_model(config.model, "language", 0).to(chosen.weights).eval()
@@ -115,46 +128,68 @@ def evaluate_language(config: LanguageEval, progress: Progress = lambda text: No
             raise ConfigError(f"windows of {config.length} tokens; the model's context holds {most}")
         return model
 
+    def split(rule: str) -> nn.Module:
+        return emulate_model(load(), config.tp, rule, config.layers, config.modules).eval()
+
     with compute_threads(config.threads), torch.no_grad():
-        single = load()
-        first = windows[: config.batch]
-        expected = chosen.logits(single, {"input_ids": first})
-        alone = window_losses(single, windows, config.batch, chosen)
-        del single
-        progress(f"single process: {alone.mean():.4f} nats per token over {windows.numel()} tokens")
-        dense = emulate_model(load(), config.tp, "none", config.layers, config.modules).eval()
-        error = float((chosen.logits(dense, {"input_ids": first}) - expected).abs().max() / expected.abs().max())
-        if not error <= chosen.tolerance:
-            raise ModelError(
-                f"parity: the uncompressed split model differs from the single one by {error:.1e} in {config.dtype}; allowed: "
-                f"{chosen.tolerance:.0e}"
-            )
-        base, dense_bytes = _measured(dense, windows, config.batch, chosen)
-        del dense
-        rows = [_row("none", base, base, dense_bytes, dense_bytes, windows)]
-        progress(_line(rows[-1]))
+        if before is None:
+            result |= _baseline(load, split, windows, config, progress)
+        else:
+            result |= {name: before[name] for name in ("single_loss", "parity", "rows")}
+        result["versions"] = versions()
+        keep(result)
+        dense = result["rows"][0]
+        base = torch.tensor(dense["window_losses"], dtype=torch.float64)
         for spec in config.compress:
-            if spec == "none":
+            if spec in {row["spec"] for row in result["rows"]}:
                 continue
-            model = emulate_model(load(), config.tp, _rule(spec), config.layers, config.modules).eval()
             try:
-                losses, sent = _measured(model, windows, config.batch, chosen)
+                losses, sent = _measured(split(_rule(spec)), windows, config.batch, chosen)
             except NonFiniteInput as refused:
-                rows.append({"spec": spec, "error": str(refused)})
+                row: dict[str, Any] = {"spec": spec, "error": str(refused)}
             else:
-                rows.append(_row(spec, losses, base, sent, dense_bytes, windows))
-            progress(_line(rows[-1]))
-            del model
-    return {
-        "evaluation": "language",
-        "parameters": {**asdict(config), "model": Path(config.model).name, "text": Path(config.text).name},
-        "text_sha256": digest,
-        "tokens": windows.numel(),
-        "single_loss": float(alone.mean()),
-        "parity": error,
-        "rows": rows,
-        "versions": versions(),
-    }
+                row = _row(spec, losses, base, sent, dense["bytes_per_token"], windows)
+            result["rows"] = [*result["rows"], row]
+            progress(_line(row))
+            keep(result)
+    return result
+
+
+def _check_same(result: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless ``before`` is an evaluation of the same model on the same text in the same way."""
+    for name in ("evaluation", "text_sha256", "tokens"):
+        if before.get(name) != result[name]:
+            raise ConfigError(f"the file is of another evaluation: its {name} is {before.get(name)}, here {result[name]}")
+    for name, value in result["parameters"].items():
+        if name != "compress" and before["parameters"].get(name) != value:
+            found = before["parameters"].get(name)
+            raise ConfigError(f"the file is of another evaluation: its {name} is {found}, here {value}")
+
+
+def _baseline(
+    load: Callable[[], nn.Module],
+    split: Callable[[str], nn.Module],
+    windows: Tensor,
+    config: LanguageEval,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Evaluate the model in one process and split without compression, and compare both. See ``evaluate_language``."""
+    chosen, first = precision(config.dtype), {"input_ids": windows[: config.batch]}
+    model = load()
+    expected = chosen.logits(model, first)
+    alone = window_losses(model, windows, config.batch, chosen)
+    progress(f"single process: {alone.mean():.4f} nats per token over {windows.numel()} tokens")
+    model = split("none")
+    error = float((chosen.logits(model, first) - expected).abs().max() / expected.abs().max())
+    if not error <= chosen.tolerance:
+        raise ModelError(
+            f"parity: the uncompressed split model differs from the single one by {error:.1e} in {config.dtype}; allowed: "
+            f"{chosen.tolerance:.0e}"
+        )
+    losses, sent = _measured(model, windows, config.batch, chosen)
+    row = _row("none", losses, losses, sent, sent / windows.numel(), windows)
+    progress(_line(row))
+    return {"single_loss": float(alone.mean()), "parity": error, "rows": [row]}
 
 
 def window_losses(model: nn.Module, windows: Tensor, batch: int, chosen: Precision) -> Tensor:
@@ -177,6 +212,7 @@ def _measured(model: nn.Module, windows: Tensor, batch: int, chosen: Precision) 
 
 
 def _row(spec: str, losses: Tensor, base: Tensor, sent: float, dense: float, windows: Tensor) -> dict[str, Any]:
+    """Return what a compressor did. ``dense``: bytes that a rank sends for a token without it."""
     difference, half = mean_and_interval((losses - base).tolist())
     loss = float(losses.mean())
     return {
@@ -186,7 +222,8 @@ def _row(spec: str, losses: Tensor, base: Tensor, sent: float, dense: float, win
         "difference": difference,
         "interval": half,
         "bytes_per_token": sent / windows.numel(),
-        "bytes_share": sent / dense,
+        "bytes_share": sent / windows.numel() / dense,
+        "window_losses": losses.tolist(),
     }
 
 

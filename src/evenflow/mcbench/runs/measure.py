@@ -15,7 +15,7 @@ from evenflow.comm import Ledger
 from evenflow.comm.collectives.links import interface_bytes
 from evenflow.comm.collectives.stopwatch import Stopwatch
 
-COMMUNICATION = ("tp communication", "pp communication")
+COMMUNICATION = ("tp communication", "pp communication", "dp communication")
 
 
 def measure(

@@ -48,7 +48,7 @@ def precision(name: str) -> Precision:
 
 
 _PRECISIONS = {
-    "fp32": Precision("fp32", torch.float32, 1e-4),
+    "fp32": Precision("fp32", torch.float32, 1e-5),
     "bf16": Precision("bf16", torch.bfloat16, 0.1),
     "fp16": Precision("fp16", torch.float16, 0.02),
     "autocast": Precision("autocast", torch.float32, 0.1, is_autocast=True),

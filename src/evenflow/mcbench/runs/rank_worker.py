@@ -21,6 +21,7 @@ from evenflow.comm import Collective, Ledger
 from evenflow.comm.collectives.links import Link
 from evenflow.comm.collectives.stopwatch import Stopwatch
 from evenflow.mcbench.runs.build import MeshGroups, build_model, task_of
+from evenflow.mcbench.runs.data_parallel_trainee import DataParallelTrainee
 from evenflow.mcbench.runs.measure import measure
 from evenflow.mcbench.runs.pipeline_trainee import PipelineTrainee
 from evenflow.mcbench.runs.precision import precision
@@ -158,6 +159,8 @@ def make_trainee(config: RunConfig, task: Task, schedule: Schedule, groups: Mesh
     check_random_state(model, groups.tp)
     attach(model, config.rules(), GroupWiring(groups.tp, link, stopwatch), Ledger(), stopwatch)
     compression = compression_of(model)
+    if config.dp > 1:
+        return DataParallelTrainee(model, task, schedule, compression, stopwatch, config.dtype, groups.dp, link)
     if config.pp > 1:
         return PipelineTrainee(config, task, schedule, groups, model, compression, stopwatch)
     return ModelTrainee(model, task, schedule, compression, stopwatch, config.dtype)

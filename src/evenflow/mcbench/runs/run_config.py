@@ -34,6 +34,8 @@ class RunConfig:
     modules: str = ".*"
     tp: int = 1
     pp: int = 1
+    dp: int = 1
+    """Data-parallel ranks: each trains on its part of every batch, and gradients are averaged."""
     microbatches: int = 2
     """Micro-batches of a pipelined step."""
     schedule: str = "gpipe"
@@ -66,7 +68,7 @@ class RunConfig:
     pretrain_gradient: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "microbatches", "seeds", "threads"):
+        for name in ("tp", "pp", "dp", "microbatches", "seeds", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.schedule not in SCHEDULES:
@@ -86,12 +88,13 @@ class RunConfig:
         rules = self.rules()
         if self.pp > 1 and "pp.backward" in rules.by_site and self.microbatches < 1:
             raise ConfigError("pipelines need micro-batches")
-        ranks = {"tp": self.tp, "sp": self.tp, "pp": self.pp}
+        ranks = {"tp": self.tp, "sp": self.tp, "pp": self.pp, "dp": self.dp}
+        if self.dp > 1 and (self.emulate or self.tp * self.pp > 1):
+            raise ConfigError("data parallelism runs on real ranks alone: leave out --emulate, --tp and --pp")
         unused = [name for name in rules.by_site if ranks[name[:2]] == 1]
         if unused:
-            raise ConfigError(
-                f"rules for {', '.join(unused)}, but there is only one rank at that site (tp={self.tp}, pp={self.pp})"
-            )
+            counts = f"tp={self.tp}, pp={self.pp}, dp={self.dp}"
+            raise ConfigError(f"rules for {', '.join(unused)}, but there is only one rank at that site ({counts})")
 
         if rules.is_sequence_parallel and (self.emulate or self.pp > 1):
             raise ConfigError("sequence parallelism runs on real ranks without pipeline stages: leave out --emulate, and --pp")
@@ -99,7 +102,7 @@ class RunConfig:
     @property
     def world_size(self) -> int:
         """How many ranks the run has."""
-        return self.tp * self.pp
+        return self.tp * self.pp * self.dp
 
     def rules(self) -> CompressionRules:
         """Return the rules as values."""

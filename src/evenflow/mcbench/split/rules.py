@@ -1,8 +1,8 @@
 """What is compressed where: the rules of a run, read from text and checked before anything starts.
 
 ``none``, or rules separated by ``;``: ``site=compressor[/transport]``. Sites are tp, sp and pp, each with ``.forward`` or
-``.backward``; without a direction both are meant. Layers: ``all``, ``none``, ``first-half``, ``last-half``, or a 1-based range
-``13-24``.
+``.backward``; without a direction both are meant; ``dp`` is ``dp.gradients``. Layers: ``all``, ``none``, ``first-half``,
+``last-half``, or a 1-based range ``13-24``.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def parse_rules(text: str) -> dict[str, Rule]:
             raise ConfigError(f"rule {part!r}; allowed: site=compressor[/transport], sites {', '.join(WIRE_SITES)}")
         sites = [name for name in WIRE_SITES if site in (name, name.split(".")[0])]
         if not sites:
-            raise RegistryError(f"unknown site {site!r}; known: tp, sp, pp, {', '.join(WIRE_SITES)}")
+            raise RegistryError(f"unknown site {site!r}; known: tp, sp, pp, dp, {', '.join(WIRE_SITES)}")
         spec, slash, transport = value.rpartition("/")
         rule = Rule(spec.strip(), transport.strip()) if slash else Rule(value)
         rule.make()
         for name in sites:
             if name in rules:
                 raise ConfigError(f"two rules for {name}: {rules[name].spec} and {rule.spec}")
-            if not name.startswith("tp") and rule.transport is not None:
+            if not name.startswith(("tp", "dp")) and rule.transport is not None:
                 raise ConfigError(f"{part}: {name} has a transport of its own; allowed: {name}={rule.spec}")
             if name != "tp.forward" and rule.spec.startswith("caat"):
                 raise ConfigError(f"{part}: partial channels have no meaning at {name}")

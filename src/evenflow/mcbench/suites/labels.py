@@ -21,3 +21,9 @@ def label(result: Result) -> str:
     if count := len(result.get("diverged", ())):
         extra.append(f"diverged: {count} of {count + len(result['seeds'])} seeds")
     return p["compress"] + (f" ({', '.join(extra)})" if extra else "")
+
+
+def layout_of(result: Result) -> str:
+    """Return how the ranks of a result were laid out, in words."""
+    p = result["parameters"]
+    return f"DP = {p['dp']}" if p.get("dp", 1) > 1 else f"TP x PP = {p['tp']} x {p['pp']}"

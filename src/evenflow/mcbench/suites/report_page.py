@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evenflow.mcbench.suites.labels import label
-from evenflow.mcbench.suites.study_sections import add_prediction, add_study, judged_by
+from evenflow.mcbench.suites.labels import label, layout_of
+from evenflow.mcbench.suites.study_sections import add_evaluation, add_prediction, add_study, judged_by
 from evenflow.mcbench.suites.time_tables import add_times
 from evenflow.mcbench.tasks.scores import baseline_key, mean_and_interval
 from evenflow.report.page import Page
@@ -47,7 +47,7 @@ def accuracy_rows(results: Sequence[Result]) -> list[list[Any]]:
             sent = sum(site["counted"] for site in result["bytes_per_step"].values())
             whole = sum(site["counted"] for site in baseline["bytes_per_step"].values())
             share = sent / whole if whole else None
-        layout = f"{p['tp']} x {p['pp']}"
+        layout = layout_of(result)
         task = p["task"] + (f" after {p['pretrain']}" if p.get("pretrain") else "")
         seeds = len(result["seeds"])
         rows.append(
@@ -67,6 +67,7 @@ def results_page(
     failures: Sequence[Result],
     studies: Sequence[Result] = (),
     predictions: Sequence[Result] = (),
+    evaluations: Sequence[Result] = (),
 ) -> Page:
     """Return the page. What was predicted has sections of its own, beside the study that it was made for."""
     count = f"{len(results)} configurations measured, {len(failures)} failed"
@@ -79,6 +80,8 @@ def results_page(
     timed = [r for r in results if r["ms_per_iteration"]]
     if timed:
         add_times(page, timed)
+    for evaluation in evaluations:
+        add_evaluation(page, evaluation)
     for study in studies:
         add_study(page, study)
         for prediction in predictions:
@@ -108,7 +111,7 @@ def _accuracy(page: Page, results: Sequence[Result]) -> None:
         grouped.setdefault((row[0], row[1], row[3]), []).append(row)
     for (task, layout, metric), rows in grouped.items():
         better = "lower is better" if metric == "loss" else "higher is better"
-        page.section(f"{task}, TP x PP = {layout}", f"{metric}, {better}.")
+        page.section(f"{task}, {layout}", f"{metric}, {better}.")
         page.table(headers, [[row[2], *map(_rounded, row[4:])] for row in rows])
         differences = {row[2]: (row[5], row[6]) for row in rows if row[5] is not None}
         if differences:

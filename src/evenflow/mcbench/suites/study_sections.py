@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from evenflow.mcbench.predict.advice import ranges_in_words
 from evenflow.mcbench.predict.break_even import measured_ranges
+from evenflow.mcbench.runs.language_eval import table_of
 from evenflow.report.page import Page
-from evenflow.report.plots import line_plot
+from evenflow.report.plots import interval_plot, line_plot
 
 Result = Mapping[str, Any]
 
@@ -85,6 +86,22 @@ def add_prediction(page: Page, prediction: Result, study: Result) -> None:
             for spec in dict.fromkeys(spec for spec, _ in errors)
         ],
     )
+
+
+def add_evaluation(page: Page, evaluation: Result) -> None:
+    """Add what compressors did to the loss of a trained language model, and a plot of it."""
+    p = evaluation["parameters"]
+    page.section(
+        f"Loss of {p['model']}, TP {p['tp']}",
+        f"Evaluated only: {evaluation['tokens']:,} tokens of {p['text']} in windows of {p['length']}, {p['dtype']}; compressed "
+        f"sums in layers {p['layers']}. Difference: nats per token more than the dense model, paired window by window, with a "
+        "95 % interval.",
+    )
+    page.table(*table_of(evaluation))
+    rows = [row for row in evaluation["rows"] if "error" not in row and row["spec"] != "none"]
+    if rows:
+        differences = {row["spec"]: (row["difference"], row["interval"]) for row in rows}
+        page.figure(interval_plot(differences, x_label="nats per token more than dense"))
 
 
 def _range_rows(study: Result) -> list[list[Any]]:

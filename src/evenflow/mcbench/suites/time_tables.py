@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evenflow.mcbench.suites.labels import label
+from evenflow.mcbench.suites.labels import label, layout_of
 from evenflow.report.page import Page
 from evenflow.report.plots import bar_plot
 
@@ -21,6 +21,7 @@ PARTS = (
     ("decode", "decode"),
     ("tp communication", "TP comm."),
     ("pp communication", "PP comm."),
+    ("dp communication", "DP comm."),
 )
 """(part of the stopwatch, heading), in the order of the paper's tables 3 and 4."""
 
@@ -53,14 +54,12 @@ def add_times(page: Page, timed: Sequence[Result]) -> None:
     for result in timed:
         p, link = result["parameters"], result["link"]
         model = f" ({p['model']})" if p["model"] else ""
-        groups.setdefault((p["task"] + model, f"{p['tp']} x {p['pp']}", link["nominal"], link["kind"]), []).append(result)
+        groups.setdefault((p["task"] + model, layout_of(result), link["nominal"], link["kind"]), []).append(result)
     for (task, layout, nominal, kind), results in groups.items():
         reached = [r["achieved_gbit_s"] for r in results if r["achieved_gbit_s"]]
         rate = f"; {min(reached):.2g} to {max(reached):.2g} Gbit/s achieved" if reached else ""
         threads = results[0]["parameters"].get("threads", 1)
-        page.section(
-            f"{task}, TP x PP = {layout}, {nominal}", f"Link made by: {kind}{rate}; {threads} compute thread(s) a rank."
-        )
+        page.section(f"{task}, {layout}, {nominal}", f"Link made by: {kind}{rate}; {threads} compute thread(s) a rank.")
         page.table(*time_rows(results))
         bars = {label(r)[:28]: {"ms per iteration": r["ms_per_iteration"]["total"]} for r in results[:12]}
         page.figure(bar_plot(bars, y_label="ms per iteration"))

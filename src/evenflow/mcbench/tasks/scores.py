@@ -99,9 +99,16 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
     return float(data.mean()), half
 
 
-_SAME = ("task", "model", "tp", "pp", "hidden", "num_layers", "heads", "steps", "batch", "rate", "link", "emulate", "pretrain")
+_SAME = (
+    *("task", "model", "tp", "pp", "dp", "hidden", "num_layers", "heads"),
+    *("steps", "batch", "rate", "link", "emulate", "pretrain"),
+)
+
+
+_ABSENT = {"dp": 1}
+"""What results from before a field existed had."""
 
 
 def baseline_key(result: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what a result must have in common with a dense one to be compared with it."""
-    return tuple(result["parameters"].get(name) for name in _SAME)
+    return tuple(result["parameters"].get(name, _ABSENT.get(name)) for name in _SAME)
