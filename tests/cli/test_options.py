@@ -46,7 +46,6 @@ GIVEN = {
     "model": ("m", Path("m")),
     "tokenizer": ("t", Path("t")),
     "log_level": ("critical", "error"),
-    "adapter_load_timeout": ("7", 7),
 }
 """Options of the engine but switches: what is written, and what it means."""
 SWITCHES = {"enable_prefix_caching": False, "enforce_eager": True}
