@@ -33,7 +33,7 @@ class ClientPlan:
     concurrency: int
     """Requests it keeps in flight."""
     pause_s: float
-    """Mean pause between an answer and the next question."""
+    """Mean pause between an answer and the next question, in seconds."""
     starts_s: float
     adapters: tuple[str, ...]
     """Its requests are spread over these models."""
@@ -119,7 +119,8 @@ async def _lane(plan: ClientPlan, http: httpx.AsyncClient, account: ClientRecord
             await whole(http, path, body, plan.name, reply)
         else:
             await stream(http, path, body, plan.name, count, reply)
-        account.num_streamed += reply.completion_tokens - counted  # a token may come without text of its own
+        # A token whose text is not complete yet sends no event of its own, so that events may be fewer than tokens.
+        account.num_streamed += reply.completion_tokens - counted
         if plan.pause_s:
             await asyncio.sleep(rng.expovariate(1.0 / plan.pause_s))
 

@@ -82,7 +82,8 @@ def client_plans(adapters: list[str], greedy: int) -> list[ClientPlan]:
         )
     ]
     for name, voices, people, pause_s, others in quiet:
-        share = max(1, len(others) // len(voices))  # half of its requests to the trained voices
+        # As many entries for the trained voices as for the others, so that half of the requests go to them.
+        share = max(1, len(others) // len(voices))
         plans.append(
             ClientPlan(
                 name=name,
@@ -167,7 +168,10 @@ def _play(
     trained = adapter_paths()
     arguments = [str(model_path()), "--served-model-name", BASE_VOICE, "--policy", policy]
     arguments += ["--memory", options.memory, "--max-num-seqs", str(options.max_num_seqs)]
-    arguments += ["--adapter-cache", str(log.parent / "cache")]  # the random ones are not worth keeping
+    arguments += [
+        "--adapter-cache",
+        str(log.parent / "cache"),
+    ]  # The random adapters are converted into a folder that is deleted with the demo.
     arguments += ["--adapters", *(f"{name}={path}" for name, path in trained.items())]
 
     async def keep_samples(http: httpx.AsyncClient) -> None:

@@ -77,7 +77,7 @@ def fit_steps(points: Sequence[Measured], server: ServerSettings) -> tuple[StepT
         context_token_s=context_s,
         prefill_base_s=base_s + more_s,
         prefill_token_s=token_s,
-        adapter_bytes=0,  # not measured: the shapes have no adapters
+        adapter_bytes=0,  # Not measured, since the measured requests have no adapters.
         factor=1.0,
     )
     return profile, errors(columns @ np.array(factors), values)

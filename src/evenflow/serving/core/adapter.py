@@ -9,7 +9,7 @@ from evenflow.serving.core.request import AdapterDigest
 
 @dataclass(frozen=True, slots=True)
 class AdapterSignature:
-    """Ranks per layer and module; where its rows lie inside its pages depends on nothing else.
+    """LoRA ranks per layer and module: all that decides where the factor rows lie inside the adapter's pages.
 
     ``lora_ranks[layer][m]`` is the LoRA rank at ``MODULES[m]`` of that layer; 0: not adapted.
     """
@@ -24,11 +24,11 @@ class AdapterSignature:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """One adapter on the host: identity, shape and size. Its rows are kept by the catalog."""
+    """One adapter on the host: identity, shape and size. The catalog keeps its factor rows."""
 
     digest: AdapterDigest
     signature: AdapterSignature
     num_pages: int
     """Arena pages it occupies when resident."""
     size_bytes: int
-    """Bytes of its rows (num_pages x page_bytes is what they take in the arena)."""
+    """Bytes of its factor rows. In the arena they take whole pages: num_pages x page_bytes."""

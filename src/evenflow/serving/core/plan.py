@@ -27,7 +27,7 @@ class SampleSpec:
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
     salt: int
-    """Seeds a request that brings no seed; differs between requests."""
+    """Seed for a request that names none; different for every request."""
     mask: TokenMask | None = None
     """Which tokens are allowed; None: all."""
 
@@ -51,7 +51,7 @@ class PlannedSequence:
     prompt_logprobs: int | None = None
     """If not None: log-probabilities of the prompt tokens that follow this step's rows are wanted."""
     prompt_token_ids: Sequence[int] | None = None
-    """The whole prompt; there if prompt_logprobs is."""
+    """The whole prompt; None unless ``prompt_logprobs`` is given."""
 
     @property
     def num_tokens(self) -> int:
@@ -73,7 +73,7 @@ class AdapterLoad:
     """All pages of the adapter, in order."""
     first: int = 0
     stop: int = -1
-    """-1, when made: all pages."""
+    """One past the last page to copy. -1 stands for all pages and is replaced by their number when the load is made."""
     is_prefetch: bool = False
     """No sequence of this step needs it."""
 
@@ -131,6 +131,6 @@ class StepResult:
     tokens: Mapping[RequestId, SampledToken]
     prompt_logprobs: Mapping[RequestId, Sequence[TokenLogprobs]]
     duration_s: float = 0.0
-    """Time the step took on the executor; virtual in a simulation."""
+    """Seconds that the step took on the executor; of the virtual clock in a simulation."""
     failed_loads: Mapping[AdapterDigest, str] = field(default_factory=dict)
-    """Adapters whose rows could not be copied, and why. What was computed with them means nothing."""
+    """Adapters whose factor rows could not be copied, and why. Tokens that were computed with them must be thrown away."""

@@ -42,7 +42,7 @@ class FinishReason(enum.StrEnum):
 class Request:
     """A prompt on its way to its last token. Owned and mutated by the Scheduler alone.
 
-    ``client_id`` is who pays, ``adapter`` is which weights: two questions.
+    ``client_id`` says who pays, ``adapter`` says which weights are used; one does not follow from the other.
     """
 
     request_id: RequestId
@@ -64,7 +64,7 @@ class Request:
     state: RequestState = RequestState.WAITING
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
-    """Tokens whose K and V are in the arena now; 0 again after a preemption."""
+    """Tokens whose K and V are in the arena now. A preemption sets it back to 0."""
     num_cached_tokens: int = 0
     """Prompt tokens that were found in the prefix cache when the request first started."""
     num_preemptions: int = 0

@@ -13,7 +13,7 @@ SITES: dict[str, tuple[str, ...]] = {
     "gate_up": ("gate_proj", "up_proj"),
     "down": ("down_proj",),
 }
-"""Modules that read the same input share a site: their base weights are one matrix and their LoRA one call."""
+"""Sites of a layer: modules that read the same input. The base weights of a site are one matrix, its LoRA is one call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Shard:
 
     @property
     def shape(self) -> ModelShape:
-        """The rank's own decoder: as deep, as wide outside, its part of the heads and of the MLP."""
+        """The sizes of the rank's own decoder: all layers, the whole hidden size, its part of the heads and of the MLP."""
         n, whole = self.world_size, self.whole
         return replace(
             whole,
@@ -87,7 +87,8 @@ class Shard:
         outputs = self.outputs(module)
         if not self.is_exchanged(module) or _SITE_OF[module] in COLUMN_SITES:
             return outputs
-        # By balance, not by rounding up: a rank without a column would hold rows without a width.
+        # Divided as evenly as possible instead of rounding up: else the last rank might get no column, and so B rows of width
+        # 0.
         n = len(outputs)
         return range(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
 

@@ -22,7 +22,7 @@ KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 
 
 class TokenMask(Protocol):
-    """Which tokens may come next in one request's answer."""
+    """Says which tokens may come next in one request's answer."""
 
     def words(self) -> memoryview:
         """Return one bit per token id, lowest bit first, in 32-bit words of the machine's byte order: 1 is allowed.

@@ -120,13 +120,13 @@ class Engine:
             return refusal(message.request_id, error, param="model")
         except EvenFlowError as error:
             return refusal(message.request_id, error)
-        except Exception:  # one bad request never ends the loop
+        except Exception:  # No request, whatever is wrong with it, may end the loop for the others.
             log.exception("request %s of client %s could not be queued", message.request_id, message.client_id)
             return refusal(message.request_id, EvenFlowError("the request could not be queued; the server's log says why"))
         return None
 
     def abort(self, request_ids: Sequence[str]) -> None:
-        """The client is gone: stop these requests. Unknown ones have ended already."""
+        """Stop these requests, because their client is gone. Ids that are not known belong to requests that have ended."""
         self._constraints.abort(request_ids)
         for request_id in request_ids:
             request = self._scheduler.abort(RequestId(request_id), self._clock())
@@ -152,7 +152,7 @@ class Engine:
         outputs += self._tell_ended(ended)
         for output in gained:
             reply = self._replies.get(RequestId(output.request_id))
-            if reply is None:  # its adapter could not be loaded: what it was about to say means nothing
+            if reply is None:  # Its adapter could not be loaded, so that this token was computed with wrong weights.
                 continue
             if output.finish_reason is not None:
                 output.usage = reply.usage(step.ran_s, self._scheduler.service_of(reply.request))
@@ -285,7 +285,8 @@ class Engine:
         if digest is not None:
             self.catalog.retain(digest)
             if not self._residency.is_resident(digest):
-                self.catalog.rows(digest)  # so that the disk brings them while the request waits
+                # Opens the row file, so that the system reads it from the disk while the request waits.
+                self.catalog.rows(digest)
         self._replies[request.request_id] = reply
 
     def _read(self, plan: StepPlan, result: StepResult, gained: list[RequestOutput]) -> dict[RequestId, FinishReason]:

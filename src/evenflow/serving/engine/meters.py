@@ -17,7 +17,7 @@ from evenflow.serving.scheduler.scheduler import Scheduler
 from evenflow.serving.scheduler.tallies import Tally
 
 _MAX_ROWS = 512
-"""Clients, and adapters, that a snapshot tells of one by one: the busiest."""
+"""How many clients, and how many adapters, a snapshot lists one by one: the busiest of each."""
 _WINDOW_S = 10.0
 
 
@@ -150,7 +150,7 @@ def collect_stats(
 
 
 def _busiest(tallies: Mapping[str, Tally]) -> list[tuple[str, Tally]]:
-    """Those with work first, then those that have had most."""
+    """The clients or adapters to list: those with requests first, then those that have received most."""
     if len(tallies) <= _MAX_ROWS:
         return list(tallies.items())
 

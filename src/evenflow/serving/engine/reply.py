@@ -21,7 +21,10 @@ class Reply:
         self._prompt_scores: list[TokenLogprobs] = []
 
     def add_prompt_logprobs(self, start: int, scores: Sequence[TokenLogprobs]) -> None:
-        """Keep the scores of the prompt tokens behind rows ``start`` and following; each is kept once, also if recomputed."""
+        """Keep the scores of prompt tokens: ``scores[i]`` is that of the token at position ``start + i + 1``.
+
+        A token whose score is known already, because it is computed again after a preemption, is passed over.
+        """
         self._prompt_scores += scores[max(0, len(self._prompt_scores) - start) :]
 
     def push(self, token: SampledToken) -> RequestOutput:

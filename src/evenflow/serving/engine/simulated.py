@@ -28,7 +28,7 @@ class StepTime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LinearStepTime:
-    """Seconds = base + per_token x rows + per_context_token x tokens attended to: enough for tests and examples."""
+    """Seconds = base + per_token x token rows + per_context_token x tokens attended to. For tests and examples."""
 
     base_s: float = 0.02
     per_token_s: float = 0.0002

@@ -1,11 +1,11 @@
 """Decode attention over pages (numba): one query row against the K and V of its context.
 
-Memory wants several streams: of a block of 16 tokens, tokens j, j + 4, j + 8 and j + 12 are read together,
-all heads inside, so that K (and then V) is walked as four contiguous runs. Each block ends in one step of
-online softmax per head, over its 16 scores. Scores of a block are kept in the order they are computed
-(4 j + i for token j + 4 i), which softmax does not mind. A block asks for the next one's K and V as it goes: pages lie
-anywhere, and no hardware guesses where. The last, partial block touches its valid
-tokens only: what lies behind them may be NaN.
+A processor reads faster from several places at once than from one. Of a block of 16 tokens, tokens j, j + 4, j + 8 and
+j + 12 are therefore read together, all heads of each, so that K (and then V) is read as four contiguous runs. Each block
+ends in one step of online softmax per head, over its 16 scores. The scores of a block stay in the order in which they are
+computed (that of token j + 4 i has place 4 j + i), since softmax does not depend on their order. While a block is computed,
+the next block's K and V are asked for: pages lie anywhere, so the processor cannot guess what is read next. In the last
+block of a context, which may be partial, only valid tokens are read: the bytes behind them may be NaN.
 
 The result of a row depends on nothing but that row's q, K and V: not on threads, nor on other rows.
 Knows addresses and page numbers. See ``simd`` for ``element``. Legend: N query heads, K key/value heads,
@@ -62,7 +62,7 @@ def _scores_1_head(element, q, k, stride, scores, dim):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _scores_2_heads(element, q, k, stride, scores, dim):
-    """The same for two query heads that share K: each K is widened once. The second head's scores are 64 bytes on."""
+    """Scores of four tokens for two query heads that share K, so that each K is widened once: scores[0:4], scores[16:20]."""
     size = itemsize(element)
     r = q + 4 * dim
     a0 = zeros()
@@ -111,7 +111,7 @@ def _mix_1_head(element, out, v, stride, weights, dim):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _mix_2_heads(element, out, v, stride, weights, dim):
-    """The same for two query heads that share V; the second head's weights are 64 bytes on."""
+    """Add four tokens' V to the outputs of two query heads that share V: weights[0:4] and weights[16:20]."""
     size = itemsize(element)
     out1 = out + 4 * dim
     a0 = broadcast(load_one_f32(weights))
@@ -159,7 +159,7 @@ def _soften(scores, largest, total, out, dim):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _ask_ahead(start, width, stride):
-    """Ask for ``width`` bytes of each of four tokens."""
+    """Ask the memory for ``width`` bytes of each of four tokens that lie ``stride`` bytes apart."""
     for i in range(0, width, 64):
         prefetch(start + i)
         prefetch(start + stride + i)
@@ -169,7 +169,10 @@ def _ask_ahead(start, width, stride):
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _scores_of_four(element, q, k, token_stride, scores, first_head, last_head, group, dim, ahead):
-    """Scores of four tokens for key heads first_head to last_head. ``ahead``: bytes to the next block, or 0."""
+    """Scores of four tokens for key/value heads first_head up to last_head.
+
+    ``ahead``: bytes from here to the same tokens of the next block, whose K is asked for meanwhile; 0: there is none.
+    """
     size = itemsize(element)
     for head in range(first_head, last_head):
         n = head * group
@@ -186,7 +189,7 @@ def _scores_of_four(element, q, k, token_stride, scores, first_head, last_head, 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _mix_of_four(element, out, v, token_stride, weights, first_head, last_head, group, dim, ahead):
-    """Add four tokens' V to the outputs for value heads first_head to last_head. ``ahead``: as above."""
+    """Add four tokens' V to the outputs of key/value heads first_head up to last_head. ``ahead``: see ``_scores_of_four``."""
     size = itemsize(element)
     for head in range(first_head, last_head):
         n = head * group
@@ -330,9 +333,33 @@ def attend(
     """Attend from the given rows of q, each over its own pages and context; write the same rows of out.
 
     Semantics: out[t, n] = sum_s softmax_s(sm_scale q[t, n] . K[s, n // group]) V[s, n // group],  s < contexts[i], t = rows[i].
-    Addresses are integers, offsets and strides bytes; ``page_blocks`` is page_tokens / 16. int64 arrays: ``rows`` [tasks],
-    ``page_tables`` [tasks] (address of the row's int64 page numbers), ``contexts`` [tasks]. Thread i computes from task
-    cut_tasks[i], key/value head cut_heads[i] up to the next cut; all heads of a task that no cut divides.
+
+    Table of arguments (n tasks, one per row of q; addresses are integers):
+        element         type       what q, K, V and out are stored as: see ``simd.element_of``
+        num_threads     int        parts that the work is cut into
+        arena           address    page 0
+        page_bytes      int        bytes from one page to the next
+        page_blocks     int        blocks of 16 tokens in a page
+        k_offset        int        bytes from the start of a page to the layer's K
+        v_offset        int        bytes from the start of a page to the layer's V
+        q               address    of row 0 [T, N, D]
+        q_stride        int        bytes from one row of q to the next
+        out             address    of row 0 [T, N, D]
+        out_stride      int        bytes from one row of out to the next
+        rows            int64 [n]  row of q of each task
+        page_tables     int64 [n]  address of the task's page numbers (int64), in order of position
+        contexts        int64 [n]  tokens that the row sees: positions 0 up to, not including, this one
+        cut_tasks       int64 [num_threads + 1]  task where each thread begins
+        cut_heads       int64 [num_threads + 1]  key/value head of that task where the thread begins
+        sm_scale        float32    factor of the scores
+        num_kv_heads    int        K
+        group           int        query heads per key/value head
+        head_dim        int        D
+        scratch         address    room for ``scratch_floats`` floats per thread
+        scratch_stride  int        bytes from one thread's room to the next
+
+    Thread i computes from its own beginning up to that of thread i + 1. Of a task that lies between two cuts it computes
+    all key/value heads; a task that a cut divides is shared by two threads, head by head.
     """
     for thread in numba.prange(num_threads):
         space = scratch + scratch_stride * thread

@@ -55,8 +55,24 @@ def rotate_and_write(
 
     Semantics: q[t, h] = rotate(q[t, h], positions[t]);  arena[write_rows[t] + k_row, h] = rotate(k[t, h], positions[t]);
     arena[write_rows[t] + v_row, h] = v[t, h].  Rows with write_rows[t] < 0 are left alone.
-    ``qkv`` [T, C] with row stride ``qkv_stride``; ``arena`` as a matrix of rows of K * D elements; ``positions`` and
-    ``write_rows`` int64 [T]; ``cos``, ``sin`` fp32 [positions, D / 2]; ``k_row``, ``v_row``: the layer's offset in rows.
+
+    Table of arguments:
+        qkv         [T, C]      in the arena's dtype; q is changed in place
+        arena       [n, K * D]  all pages, as a matrix of rows of one token's K or V
+        positions   int64 [T]   position of each token
+        write_rows  int64 [T]   row of the arena for its K of layer 0; below 0: nothing is written
+        cos         fp32 [positions, D / 2]
+        sin         fp32 [positions, D / 2]
+        num_rows    int         T
+        k_row       int         rows from ``write_rows`` to the layer's K
+        v_row       int         rows from ``write_rows`` to the layer's V
+        qkv_stride  int         elements from one row of qkv to the next
+        HEADS       int         K
+        GROUP       int         G
+        DIM         int         D
+        GROUP_PAD   int         G rounded up to a power of 2
+        HALF_PAD    int         D / 2 rounded up to a power of 2
+        ROWS        int         rows that one program takes
     """
     half = DIM // 2
     head = tl.program_id(1)
@@ -183,9 +199,29 @@ def attend_tiles(
 
     Semantics: out[t, h] = sum_s softmax_s(q[t, h] . K[s, h // G] scale / log2(e)) V[s, h // G],  first <= s < end and
     s <= position of t.  A tile with a part leaves there the sum before its division, the largest score and the sum of
-    weights. ROWS counts (row, query head) pairs: a tile holds up to ROWS // G rows. ``scale``: factor of the scores times
-    log2(e). ``header`` int64 [HEADER_FIELDS]; ``tiles`` int32 [n, TILE_FIELDS]; ``pages`` int32: page lists, one after
-    another; strides and offsets in elements.
+    weights.
+
+    Table of arguments:
+        qkv          [T, C]                   q is rotated already
+        arena        flat                     all pages, in elements
+        out          [T, Q]                   receives the result of tiles without a part
+        header       int64 [HEADER_FIELDS]
+        tiles        int32 [n, TILE_FIELDS]
+        pages        int32                    page tables, one after another; a tile names its first entry
+        page_stride  int                      elements from one page to the next
+        k_offset     int                      elements from the start of a page to the layer's K
+        v_offset     int                      elements from the start of a page to the layer's V
+        qkv_stride   int                      elements from one row of qkv to the next
+        out_stride   int                      elements from one row of out to the next
+        scale        float                    factor of the scores, times log2(e)
+        HEADS        int                      K
+        GROUP        int                      G
+        DIM          int                      D
+        DIM_PAD      int                      D rounded up to a power of 2
+        PAGE_TOKENS  int                      tokens of a page
+        ROWS         int                      (row, query head) pairs of a tile: it holds up to ROWS // G rows
+        TOKENS       int                      tokens of the context that one round of the loop takes
+        DOT          dtype                    that products are computed in
     """
     m = tl.arange(0, ROWS)
     d = tl.arange(0, DIM_PAD)
@@ -254,7 +290,18 @@ def merge_parts(
     """Put the parts of a cut row together, in order of position. Grid: any number of programs.
 
     Semantics: out[t, h] = sum_p 2^(max_p - max) mixed_p[t, h] / sum_p 2^(max_p - max) total_p[t, h].
-    ``header`` int64 [HEADER_FIELDS]; ``merges`` int32 [n, MERGE_FIELDS]; the parts as ``attend_tiles`` leaves them.
+
+    Table of arguments (the parts lie where ``header`` says, as ``attend_tiles`` leaves them):
+        out         [T, Q]                   receives the result of rows that were cut
+        header      int64 [HEADER_FIELDS]
+        merges      int32 [n, MERGE_FIELDS]
+        out_stride  int                      elements from one row of out to the next
+        HEADS       int                      K
+        GROUP       int                      G
+        DIM         int                      D
+        GROUP_PAD   int                      G rounded up to a power of 2
+        DIM_PAD     int                      D rounded up to a power of 2
+        ROWS        int                      as of ``attend_tiles``
     """
     g = tl.arange(0, GROUP_PAD)
     d = tl.arange(0, DIM_PAD)

@@ -1,13 +1,16 @@
-"""Shrink and expand of a few tokens that share one adapter, whose rows lie anywhere in the arena (numba).
+"""Shrink and expand of a few tokens that share one adapter, whose factor rows lie anywhere in the arena (numba).
 
-Shrink: s = x A^T by dot products along whole lines. Expand: y += s B. Memory wants several streams: rows r, r + R/4,
-r + R/2 and r + 3R/4 of a run of R are read together, four long contiguous runs. Four tokens share each row they read: in
-shrink a block of 4 rows x 4 tokens stays in registers. In expand the first four tokens take four rows at a time, as they
-come from memory; for the next, which find them in the second-level cache, 4 tokens x 64 columns stay in registers, so that
-y is read and written once. Tokens that are left over take four rows at a time.
+Shrink: s = x A^T by dot products along whole lines. Expand: y += s B. A processor reads faster from several places at once:
+factor rows r, r + R/4, r + R/2 and r + 3R/4 of a run of R are read together, as four contiguous runs. Four tokens share each
+factor row: in shrink a block of 4 factor rows x 4 tokens stays in registers. In expand the first four tokens take four factor
+rows at a time, as they come from memory; for later tokens, which find them in the second-level cache, 4 tokens x 64 columns
+stay in registers, so that y is read and written once. Tokens that are left over take four factor rows at a time.
 
-What a token gets does not depend on who shares its block: its products are added in one order, however many there are.
-Knows addresses and row lines; not what an adapter is. See ``simd`` for ``element``, ``simd_lines`` for lines.
+A token's result does not depend on which tokens share its block: its products are always added in the same order.
+Arguments of ``shrink`` and ``expand`` (addresses are integers, s is fp32; x_apart, y_stride and s_apart: bytes from one
+token to the next): element (see ``simd``); arena: address of page 0; lines: address of the adapter's lines (int64); first,
+count: number of the first factor row, and how many; x, y, s: addresses; tokens: 1 to MAX_TOKENS; row_bytes: bytes of a
+factor row, whole lines; rows, entry: token i is rows[entry + i] of y; width: columns of y; out: scratch of ``expand``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The two halves of ``lora_cpu.add_lora_rows``, apart: what lies between is exchanged by tensor-parallel ranks (numba).
 
-A message is flat fp32, one part per rank: each batch row has its own place in it, and each module of the site a field
-there. Fields may be longer than the rows of A that this rank holds; what it does not hold stays as the caller left it.
-Knows addresses, row lines and fields; not what an adapter or a rank is. See ``simd`` for ``element``.
+A message is flat fp32, one part per rank: each token row has its own place in it, and each module of the site a field
+there. A field may be longer than the rows of A that this rank holds; the floats for the others stay as the caller left
+them. This file knows addresses, lines of factor rows and fields; not adapters, and not ranks.
 """
 
 from __future__ import annotations
@@ -38,11 +38,17 @@ def shrink_lora_rows(
     scratch,
     scratch_stride,
 ):
-    """Each listed row's rank-space vectors of one site, as far as this rank holds A.
+    """Write into the message what the A rows held here make of each listed token row, for one site.
 
     Semantics: message[offsets[layer, t] + field(m) + r] = sum_i A_m[r, i] x[t, i] for r < a_rows[slot, layer, m], t = rows[n].
-    Arguments as of ``add_lora_rows``, and: ``a_rows`` int32 [slots, layers, modules of a layer]; ``fields`` int32
-    [slots, layers, modules of the site]: floats of each field; ``offsets`` int64 [layers, T + 1]; ``message``: an address.
+
+    Table of arguments (letters and what is not said here: see ``add_lora_rows``):
+        element, num_threads, arena, x, x_stride, inputs, layer, modules, lines_of_slot, table, rows, slots, cuts,
+        max_outputs, max_site_rank, scratch, scratch_stride: as there
+        a_rows   int32 [S, L, M]      A rows that this rank holds
+        fields   int32 [S, L, m]      floats of each module's field in a part
+        offsets  int64 [L, T + 1]     first float of each token row in a part
+        message  address              of the part, fp32
     """
     row_bytes = (itemsize(element) * inputs + 63) // 64 * 64
     y_bytes, s_apart = scratch_parts(max_outputs, max_site_rank)
@@ -103,10 +109,17 @@ def expand_lora_rows(
     scratch,
     scratch_stride,
 ):
-    """Add to each listed row what its adapter's B makes of the exchanged parts.
+    """Add to each listed token row what its adapter's B makes of the exchanged parts, for one site.
 
-    Semantics: y[t, columns[m] + o] += sum_r s[t, m, r] B_m[r, o], where s[t, m] is field m of row t in part 0, then in part 1,
-    and so on. ``parts``: address of the first part; ``part_bytes``: from one to the next. Else as ``shrink_lora_rows``.
+    Semantics: y[t, columns[m] + o] += sum_r s[t, m, r] B_m[r, o], where s[t, m] is field m of token row t in part 0, followed
+    by that in part 1, and so on.
+
+    Table of arguments (what is not said here: see ``add_lora_rows`` and ``shrink_lora_rows``):
+        element, num_threads, arena, y, y_stride, layer, modules, columns, widths, lines_of_slot, table, fields, offsets,
+        rows, slots, cuts, max_outputs, max_site_rank, scratch, scratch_stride: as there
+        parts       address  of the first part, fp32
+        part_bytes  int      bytes from one part to the next
+        num_parts   int      parts
     """
     y_bytes, s_apart = scratch_parts(max_outputs, max_site_rank)
     size = itemsize(element)

@@ -9,10 +9,11 @@ Shrink cuts the input width into fixed ranges, so that a few segments fill the m
 in fp32 and expand adds them in order: no atomics, and a row's result depends on its x, its y and its adapter alone.
 What is between shrink and expand stays fp32: where products are in bf16 it is cut into two bf16 terms, 16 bits.
 
-A segment names its table of row lines by address, because each adapter has one of its own size. A line of -1 is a row
-that this layer does not have. Programs walk over the work with a stride, its amount is read on the device: a launch of
-fixed size serves any number of segments and ranks, which is what CUDA graphs need. ``DOT``: see ``attention_triton``.
-Legend: T rows, I input width, O output width of the site, R rank of the site (its modules' ranks together).
+A segment names its table of factor rows' lines by address, because each adapter has one of its own size. A line of -1
+stands for a factor row that this layer does not have. Programs walk over the work with a stride, and its amount is read on
+the device: a launch of fixed size serves any number of segments and LoRA ranks, which is what CUDA graphs need. ``DOT``:
+see ``attention_triton``.
+Legend: T token rows, I input width, O output width of the site, R LoRA ranks of the site's modules together.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import triton
 import triton.language as tl
 
 SEGMENT_FIELDS = 8
-"""int64 per segment: first place in ``rows``, rows, address of the lines, address of s, then where the ranks of the
-site's first, second and third module begin, and R. A module without ranks begins where the next one does.
+"""int64 per segment: first place in ``rows``, number of token rows, address of the lines, address of s, then where the factor
+rows of the site's first, second and third module begin, and R. A module that the adapter lacks begins where the next does.
 
 The lines are int64 [layers, 2, R]: for each layer the A rows of all modules, then their B rows. s is fp32
 [SPLITS, rows, R].
@@ -50,8 +51,23 @@ def shrink(
     """s of every segment, by ranges of the input width. Grid: any number of programs.
 
     Semantics: s[p, i, r] = sum_c A[r, c] x[rows[first + i], c],  p SPLIT <= c < min((p + 1) SPLIT, WIDTH).
-    ``x`` [T, I] with row stride ``x_stride``; ``amounts`` int64: segments, and blocks of RANKS ranks in the widest of them;
-    ``segments`` int64 [n, SEGMENT_FIELDS]; ``rows`` int64 [n]: rows of x. UNIT: elements in a line.
+
+    Table of arguments:
+        x         [T, I]
+        arena     flat                        all pages, in elements
+        amounts   int64 [2]                   number of segments; blocks of RANKS factor rows in the widest segment
+        segments  int64 [n, SEGMENT_FIELDS]
+        rows      int64                       token rows of all segments, one segment after another
+        layer     int                         the layer
+        x_stride  int                         elements from one row of x to the next
+        WIDTH     int                         I
+        UNIT      int                         elements of a line of 64 bytes
+        SPLIT     int                         columns of one range of the input width
+        SPLITS    int                         ranges
+        ROWS      int                         token rows of a segment, at most
+        RANKS     int                         factor rows that one program takes
+        COLUMNS   int                         columns that one round of the loop takes
+        DOT       dtype                       that products are computed in
     """
     m = tl.arange(0, ROWS)
     r = tl.arange(0, RANKS)
@@ -105,7 +121,16 @@ def expand(
 
     Semantics: y[rows[first + i], o_m + o] += sum_r B_m[r, o] sum_p s[p, i, r], for the ranks r of module m, o < WIDTH_m and
     o_m the widths of the modules before it.  Columns of modules that the adapter does not have are not touched.
-    ``y`` [T, O] with row stride ``y_stride``; widths of absent modules are 0; the others as in ``shrink``.
+
+    Table of arguments (what is not said here: see ``shrink``):
+        arena, amounts, segments, rows, layer, UNIT, SPLITS, ROWS, DOT: as there
+        y         [T, O]  changed in place
+        y_stride  int     elements from one row of y to the next
+        WIDTH_0   int     output width of the site's first module
+        WIDTH_1   int     of its second module; 0: it has none
+        WIDTH_2   int     of its third module; 0: it has none
+        RANKS     int     factor rows that one round of the loop takes
+        COLUMNS   int     output columns that one program computes
     """
     BLOCKS_0: tl.constexpr = (WIDTH_0 + COLUMNS - 1) // COLUMNS
     BLOCKS_1: tl.constexpr = (WIDTH_1 + COLUMNS - 1) // COLUMNS

@@ -1,7 +1,7 @@
 """The small functions between a decoder's matrix products, one pass each (numba): norms and the gated activation.
 
-In torch each of them is three to eight operations, and between matrix products that empty every cache an
-operation costs several times what it costs in a loop of its own. Results do not depend on the number of
+In torch each of them is three to eight operations. Matrix products leave nothing of theirs in the caches, so that between
+two products an operation costs several times what it costs when it is measured alone. Results do not depend on the number of
 threads. Knows addresses and strides. See ``simd`` for ``element``. Legend: T rows, W width, N heads, D head_dim.
 """
 
@@ -74,7 +74,7 @@ def _gate_row(element, gate, up, out, width):
     one, zero = broadcast(_ONE), zeros()
     for i in range(0, whole, 16):
         g = load(element, gate + size * i)
-        # exp takes what is not positive: sigmoid(g) = exp(min(g, 0)) / (1 + exp(-|g|)).
+        # ``exp`` is defined for numbers up to 0 only, hence this form: sigmoid(g) = exp(min(g, 0)) / (1 + exp(-|g|)).
         sigmoid = div(exp(minimum(g, zero)), add(one, exp(minimum(g, sub(zero, g)))))
         store(element, out + size * i, mul(mul(g, sigmoid), load(element, up + size * i)))
     for i in range(whole, width):
@@ -103,7 +103,17 @@ def add_and_norm(element, num_threads, num_rows, x, y, out, weight, eps, width):
     """Add to the residual stream and normalise what is there.
 
     Semantics: x[t] += y[t] (unless the address ``y`` is 0);  out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight.
-    x, y and out are [T, W] without gaps, ``eps`` a float32. ``num_threads`` 1 starts no parallel region.
+
+    Table of arguments (addresses are integers; x, y and out are [T, W] without gaps):
+        element      type     what all of them are stored as: see ``simd.element_of``
+        num_threads  int      parts that the rows are cut into; 1 starts no parallel region
+        num_rows     int      T
+        x            address  the residual stream; changed in place
+        y            address  what is added to it; 0: nothing
+        out          address  receives the norm
+        weight       address  [W]
+        eps          float32  added to the mean of squares
+        width        int      W
     """
     if num_threads == 1:
         _add_and_norm_rows(element, 0, num_rows, x, y, out, weight, eps, width)
@@ -135,7 +145,20 @@ def norm_heads(element, num_threads, num_rows, qkv, width, num_heads, num_kv_hea
     """Normalise every query head and every key head of a fused qkv, in place.
 
     Semantics: qkv[t, n] = qkv[t, n] / sqrt(mean(qkv[t, n]^2) + eps) * weight, for the first N_q + N_kv heads of
-    each row [W]; the weight is q_weight [D] or k_weight [D].
+    each row [W]; the weight is q_weight or k_weight.
+
+    Table of arguments (addresses are integers):
+        element       type     what all of them are stored as: see ``simd.element_of``
+        num_threads   int      parts that the rows are cut into; 1 starts no parallel region
+        num_rows      int      T
+        qkv           address  [T, W] without gaps; changed in place
+        width         int      W, elements of a row: query, key and value heads
+        num_heads     int      N_q, query heads
+        num_kv_heads  int      N_kv, key/value heads
+        head_dim      int      D
+        q_weight      address  [D]
+        k_weight      address  [D]
+        eps           float32  added to the mean of squares
     """
     if num_threads == 1:
         _norm_heads_rows(element, 0, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps)

@@ -49,8 +49,24 @@ def rotate_and_write(
     """Rotate q and k of each row in place, then copy k and v into the row's place in the arena.
 
     Semantics: qk[t, h] = rotate(qk[t, h], angles[positions[t]]);  K[page_of_row[t], slot_of_row[t]] = k[t];  V likewise.
-    Addresses are integers, offsets and strides are bytes; ``cos`` and ``sin`` are fp32 [positions, head_dim / 2];
-    ``head_dim`` is a multiple of 16; the arrays are int64 [T].
+
+    Table of arguments (T token rows; addresses are integers):
+        element       type       what qkv and the arena hold: see ``simd.element_of``
+        num_threads   int        parts that the rows are cut into
+        arena         address    page 0
+        page_bytes    int        bytes from one page to the next
+        k_offset      int        bytes from the start of a page to the layer's K
+        v_offset      int        bytes from the start of a page to the layer's V
+        qkv           address    of row 0 [T, (num_heads + 2 num_kv_heads) head_dim]; q and k are changed in place
+        qkv_stride    int        bytes from one row to the next
+        positions     int64 [T]  position of each token
+        page_of_row   int64 [T]  page that receives its k and v
+        slot_of_row   int64 [T]  its place in that page, in tokens
+        cos           address    fp32 [positions, head_dim / 2]
+        sin           address    fp32 [positions, head_dim / 2]
+        num_heads     int        query heads
+        num_kv_heads  int        key/value heads
+        head_dim      int        elements of a head, a multiple of 16
     """
     size = itemsize(element)
     half = head_dim // 2

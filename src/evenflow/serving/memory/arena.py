@@ -35,11 +35,13 @@ class Arena:
         return len(self._free_list(kind))
 
     def num_pages_for(self, kind: OwnerKind) -> int:
-        """Pages that owners of this kind could hold together if nobody else held any."""
+        """Pages that all owners of this kind together could hold if owners of other kinds held none."""
         return self.num_pages
 
     def reusable(self, num_pages: int, freed_by: OwnerKind, wanted_by: OwnerKind) -> int:
-        """Of ``num_pages`` pages that owners of one kind give back, how many those of another kind could take: all."""
+        """How many of ``num_pages`` pages that owners of one kind give back can go to owners of another kind: here, all of
+        them.
+        """
         return num_pages
 
     def could_hold(self, **num_pages: int) -> bool:
@@ -106,7 +108,7 @@ class Arena:
         return (owner for owner in self._pages if owner.kind == kind)
 
     def check_integrity(self) -> None:
-        """Assert that every page is free or owned, once."""
+        """Assert that every page is either free or owned by exactly one owner."""
         owned = [page for pages in self._pages.values() for page in pages]
         assert sorted(owned + self._all_free()) == list(range(self.num_pages)), "a page is lost, doubled or foreign"
         assert all(self._pages.values()), "an owner without pages was kept"
@@ -115,7 +117,7 @@ class Arena:
             assert held == count, f"{kind} pages: counted {count}, held {held}"
 
     def _free_list(self, kind: OwnerKind) -> list[int]:
-        """Where an owner of this kind takes pages from and gives them back to."""
+        """The list of free pages that owners of this kind take from and give back to."""
         return self._free
 
     def _all_free(self) -> list[int]:

@@ -30,7 +30,7 @@ class EvictionOrder(Protocol):
         ...
 
     def remove(self, digest: AdapterDigest) -> None:
-        """The adapter is idle no more: used again, pinned or gone."""
+        """The adapter is no longer idle: it is used again, or pinned, or gone."""
         ...
 
     def first(self) -> AdapterDigest | None:
@@ -38,11 +38,11 @@ class EvictionOrder(Protocol):
         ...
 
     def ranked(self) -> Iterator[AdapterDigest]:
-        """All of them, the one to evict next first. Not to be added to or removed from meanwhile."""
+        """All idle adapters, the one to evict next first. The order must not be changed while this is iterated."""
         ...
 
     def forget(self, digest: AdapterDigest) -> None:
-        """The adapter is known no more, and not idle: keep nothing about it."""
+        """The adapter has been unloaded and is not idle: forget everything about it."""
         ...
 
 
@@ -53,7 +53,7 @@ class LeastRecentlyUsed:
         self._idle: OrderedDict[AdapterDigest, None] = OrderedDict()
 
     def used(self, record: AdapterRecord) -> None:
-        """Nothing to note: it comes back as the last in line."""
+        """Nothing is noted: when the adapter is idle again, it is the last to be evicted."""
 
     def add(self, record: AdapterRecord) -> None:
         """Last in line."""

@@ -1,6 +1,6 @@
 """One economy for what may be taken back: idle adapters and idle pages of the prefix cache.
 
-Each holder knows which of its own goes first; of these, the one that has been idle longest goes
+Each holder knows which of its idle things it would give up first; of these, the one that has been idle longest is evicted
 (S-LoRA's unified paging, section 5, with cached prefixes as a third owner of pages).
 """
 
@@ -60,7 +60,8 @@ class IdlePages:
     def reclaim(self, num_pages: int, wanted_by: OwnerKind, *, is_spared: Callable[[IdleHolder], bool] | None = None) -> bool:
         """Evict until owners of a kind can be given ``num_pages`` pages. False, and nothing happens, if that cannot be.
 
-        ``is_spared``: whose next victim must stay; asked before each eviction. Who spares makes sure that the rest is enough.
+        ``is_spared`` says of a holder that its next victim must stay; it is asked before each eviction. Whoever passes it has
+        made sure that the others' pages are enough.
         """
         arena = self._arena
         if arena.num_free_for(wanted_by) >= num_pages:

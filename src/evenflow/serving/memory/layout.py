@@ -74,7 +74,7 @@ class ArenaLayout:
 
     @property
     def page_bytes(self) -> int:
-        """Size of a page: a multiple of LINE_BYTES and of ``token_bytes``, never padded."""
+        """Bytes of a page: a multiple of LINE_BYTES and of ``token_bytes``, so that a page has no padding of its own."""
         return self.page_tokens * self.token_bytes
 
     @property
@@ -145,9 +145,9 @@ class AdapterPlacement:
     signature: AdapterSignature
     num_pages: int
     row_pages: np.ndarray
-    """int64 [R]: page ordinal of the row."""
+    """int64 [R]: which of the adapter's pages holds the row, counted from 0."""
     row_lines: np.ndarray
-    """int64 [R]: line of the row inside its page."""
+    """int64 [R]: line (byte offset / 64) of the row inside its page."""
     lora_ranks: np.ndarray
     """int32 [L, M]: LoRA rank, which is the number of B rows; 0 where the module is not adapted."""
     a_rows: np.ndarray
@@ -181,7 +181,7 @@ class AdapterPlacement:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the rows themselves, pad included, page tails not."""
+        """Bytes of the factor rows, each filled up to whole lines; without what is left over at the ends of pages."""
         layout = self.layout
         counts: dict[Part, np.ndarray] = {"A": self.a_rows, "B": self.lora_ranks}
         return sum(

@@ -25,7 +25,7 @@ class PageTable:
         self.owner = PageOwner("request", request_id)
         self._page_tokens = page_tokens
         self.pages: list[int] = []
-        """Only ever appended to until ``release``, which starts a new list: a plan may hold it."""
+        """A plan may hold this very list: it is only appended to, and ``release`` starts a new one."""
         self.capacity = 0
         """Tokens that fit the pages held now."""
 
@@ -45,7 +45,7 @@ class PageTable:
         return True
 
     def borrow(self, pages: Sequence[int]) -> None:
-        """Begin with pages that belong to somebody else. The table is empty."""
+        """Begin an empty table with pages that the prefix cache owns."""
         assert not self.pages, f"{self.owner} has pages already"
         self.pages.extend(pages)
         self.capacity = len(self.pages) * self._page_tokens
@@ -56,7 +56,7 @@ class PageTable:
         return self.pages if count == len(self.pages) else self.pages[:count]
 
     def release(self) -> int:
-        """Give back all pages that are its request's own. Returns how many there were."""
+        """Give back all pages that the request itself owns, not the borrowed ones. Returns how many there were."""
         self.pages = []
         self.capacity = 0
         return self._arena.free(self.owner)

@@ -22,7 +22,7 @@ _Edge = tuple[int, ...]
 
 
 class CacheKey(NamedTuple):
-    """What must be equal, beside the tokens, for K and V to be equal; ``salt`` separates those who do not want to share."""
+    """What must be equal, beside the token ids, before K and V may be shared. Clients with different ``salt`` share nothing."""
 
     adapter: AdapterDigest | None
     salt: str = ""
@@ -42,7 +42,7 @@ class CachedPage:
         self.num_users = 0
         self.idle_since = 0
         self.is_forgotten = False
-        """Unreachable: it is freed when its last user releases it."""
+        """True once no prefix leads to it any more; it is freed when its last user releases it."""
 
     @property
     def parent(self) -> CachedPage | None:
@@ -68,7 +68,7 @@ class PrefixCache:
         self._idle: OrderedDict[CachedPage, None] = OrderedDict()
         self._num_published = 0
         self.version = 0
-        """Changes whenever a ``match`` may have another answer."""
+        """A number that changes whenever ``match`` could find more or fewer pages than before."""
         self.num_evictions = 0
         idle_pages.add_holder(self)
 
@@ -103,7 +103,9 @@ class PrefixCache:
             node.num_users += 1
 
     def release(self, chain: Sequence[CachedPage]) -> None:
-        """One user fewer. Pages without users stay, idle, until their room is wanted: the last of the chain goes first."""
+        """Each page of the chain has one user fewer. Pages without users stay, idle, until their memory is wanted; then the
+        last page of the chain goes first.
+        """
         for node in reversed(chain):
             assert node.num_users > 0, f"{node.owner} was released more often than acquired"
             node.num_users -= 1
@@ -176,7 +178,7 @@ class PrefixCache:
         return None if node is None else node.idle_since
 
     def evict_first(self) -> None:
-        """Free the page that has been idle longest: no cached page follows it."""
+        """Free the page that has been idle longest. No cached page follows it in the tree."""
         node, _ = self._idle.popitem(last=False)
         assert not node.children, "a page was evicted before those after it"
         node.unlink()

@@ -39,11 +39,13 @@ class Residency:
         self._arena = arena
         self.kind: OwnerKind = "adapter"
         self.idle_pages = idle_pages or IdlePages(arena)
-        """Everything that may be taken back, adapters and others."""
+        """Books of all idle pages, of adapters and of other holders."""
         self.idle_pages.add_holder(self)
         self._lookup = lookup
         self.num_slots = arena.num_pages if num_slots is None else num_slots
-        """Adapters that can be resident at once; every adapter has a page at least, so the default never binds."""
+        """Adapters that can be resident at once. By default as many as there are pages, which is no limit, since each adapter
+        takes at least one.
+        """
         self._order = order or LeastRecentlyUsed()
         self._residents: dict[AdapterDigest, Resident] = {}
         self._free_slots: list[int] = []
@@ -59,12 +61,12 @@ class Residency:
         self.loaded_bytes = 0
         self._prefetched: dict[AdapterDigest, None] = {}
         self._failed: set[AdapterDigest] = set()
-        """Whose last load failed: not tried again until a request starts with it."""
+        """Adapters whose last load failed: they are not prefetched again until a request has started with them."""
         self.num_prefetched_pages = 0
-        """Pages of adapters that were prefetched and not used since."""
+        """Pages held by adapters that were prefetched and have not been used since."""
         self.num_prefetches = 0
         self.num_wasted_prefetches = 0
-        """Evicted before anybody used them."""
+        """Prefetched adapters that were evicted before any request used them."""
         self._loads_by_digest: dict[AdapterDigest, int] = {}
 
     @property
@@ -78,7 +80,7 @@ class Residency:
         return self._lookup(digest) if resident is None else resident.record
 
     def is_resident(self, digest: str) -> bool:
-        """True if the adapter has its place in the arena, loaded or about to be."""
+        """True if the adapter has pages in the arena, whether it has been loaded or is about to be."""
         return digest in self._residents
 
     def is_loaded(self, digest: AdapterDigest) -> bool:
@@ -170,7 +172,9 @@ class Residency:
         return max(resident.num_taken, resident.num_wanted) - before
 
     def drop_prefetches(self, is_wanted: Callable[[AdapterDigest], bool]) -> None:
-        """Of what was prefetched for requests that wait no more: what is complete stays as an idle adapter, the rest goes."""
+        """For prefetched adapters that no waiting request wants any more: complete ones become ordinary idle adapters, and what
+        was loaded in part is dropped.
+        """
         for digest in [digest for digest in self._prefetched if not is_wanted(digest)]:
             resident = self._residents[digest]
             if resident.num_taken == len(resident.pages):
@@ -179,7 +183,9 @@ class Residency:
                 self._evict(resident)
 
     def release(self, digest: AdapterDigest) -> None:
-        """One user less. The adapter stays until its pages are wanted, or leaves if it was forgotten."""
+        """The adapter has one user fewer. Without users it stays until its pages are wanted; if it was forgotten, it leaves
+        now.
+        """
         resident = self._residents[digest]
         assert resident.num_users > 0, f"adapter {digest} was released more often than acquired"
         resident.num_users -= 1
@@ -237,7 +243,9 @@ class Residency:
         return True
 
     def discard(self, digest: AdapterDigest) -> None:
-        """Its rows could not be copied: take it out, pinned or not. Nobody uses it, and nothing happens if it is gone."""
+        """The adapter's factor rows could not be copied: take it out, even if it is pinned. No request uses it. Nothing happens
+        if it is not there any more.
+        """
         resident = self._residents.get(digest)
         self.num_failed_loads += 1
         self._failed.add(digest)
@@ -247,7 +255,7 @@ class Residency:
             self._evict(resident)
 
     def first_idle_since(self) -> int | None:
-        """When the adapter that is to be evicted next became idle."""
+        """The tick at which the adapter that would be evicted next became idle."""
         digest = self._order.first()
         return None if digest is None else self._residents[digest].idle_since
 
@@ -259,7 +267,7 @@ class Residency:
         self.num_evictions += 1
 
     def take_loads(self) -> tuple[AdapterLoad, ...]:
-        """The loads planned since the last call. The caller sees to it that they happen."""
+        """The loads planned since the last call. The caller must carry them out."""
         if not self._pending:
             return ()
         loads = []
@@ -302,7 +310,7 @@ class Residency:
             assert counted == {digest: list(users).count(digest) for digest in set(users)}, "users are miscounted"
 
     def _place(self, record: AdapterRecord) -> Resident | None:
-        """Find a slot and pages, evicting idle adapters, and plan the load. It enters idle."""
+        """Find a slot and pages, evicting idle adapters, and plan the load. The adapter is idle until somebody acquires it."""
         if not self.can_acquire(record):
             return None
         if self._num_slots_used - len(self._free_slots) >= self.num_slots:
@@ -324,7 +332,7 @@ class Residency:
         return resident
 
     def _evict(self, resident: Resident) -> None:
-        """Take an idle adapter out. A load that nobody has taken yet never happens."""
+        """Take an idle adapter out. If its load has been planned but not yet handed over by ``take_loads``, it is cancelled."""
         digest = resident.record.digest
         self._leave_order(resident)
         self._arena.free(resident.owner)
@@ -336,13 +344,13 @@ class Residency:
             self._settle(resident)
 
     def _want(self, resident: Resident, num_pages: int) -> None:
-        """Its first ``num_pages`` pages are to be there with the next loads."""
+        """Note that the next loads must bring the adapter's pages up to the first ``num_pages``."""
         if num_pages > max(resident.num_taken, resident.num_wanted):
             resident.num_wanted = num_pages
             self._pending[resident.record.digest] = None
 
     def _settle(self, resident: Resident) -> None:
-        """It is no prefetch any more: it was used, or it is like any idle adapter."""
+        """Count the adapter as a prefetch no longer: it has been used, or it is an ordinary idle adapter now."""
         if resident.is_prefetched:
             resident.is_prefetched = False
             del self._prefetched[resident.record.digest]
@@ -355,7 +363,8 @@ class Residency:
         arena = self._arena
         if self._num_slots_used - len(self._free_slots) >= self.num_slots:
             return False
-        # Only where adapters and KV draw on the same pages does a prefetch take any from KV.
+        # A prefetch takes pages away from the KV cache only if both draw on the same free pages, which a partitioned arena
+        # forbids.
         reserve = num_reserved if arena.reusable(record.num_pages, "adapter", "request") else 0
         needed = record.num_pages + reserve
         free, idle = arena.num_free_for("adapter"), self.idle_pages
@@ -369,7 +378,7 @@ class Residency:
         return idle.reclaim(needed, "adapter", is_spared=lambda holder: holder is self and self._is_first(is_wanted))
 
     def _is_first(self, is_wanted: Callable[[AdapterDigest], bool]) -> bool:
-        """True if the adapter whose turn to go it is, is wanted."""
+        """True if a waiting request wants the adapter that would be evicted next."""
         digest = self._order.first()
         return digest is not None and is_wanted(digest)
 

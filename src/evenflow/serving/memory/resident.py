@@ -19,15 +19,15 @@ class Resident:
     is_pinned: bool = False
     idle_since: int = 0
     is_forgotten: bool = False
-    """Leave as soon as nobody uses it."""
+    """True: the adapter was unloaded, and leaves the arena as soon as no request uses it."""
     is_prefetched: bool = False
-    """Placed for a request that waits, and not used since."""
+    """True: loaded for a request that waits, and not used since."""
     num_taken: int = 0
-    """Of its pages, the first so many have been handed over as loads."""
+    """How many of its pages, counted from the first, ``take_loads`` has handed over."""
     num_wanted: int = 0
-    """So many are to be handed over by the next loads."""
+    """How many of its pages, counted from the first, will have been handed over after the next ``take_loads``."""
     bytes_due: int = 0
-    """What loading it has cost, until the request that caused it is charged."""
+    """Bytes that were loaded for it and that no request has been charged for yet."""
     owner: PageOwner = field(init=False)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The decoder of Llama, Mistral, Qwen2 and Qwen3: one class, the differences are flags of ModelConfig.
+"""The decoder of Llama, Mistral, Qwen2 and Qwen3. One class serves all; flags of ModelConfig say where they differ.
 
 It knows batches of rows; not requests, pages or adapters: attention and LoRA are the injected
 backends' business. Legend: T rows, L rows whose logits are wanted, H hidden, V vocabulary.
@@ -39,7 +39,9 @@ class DecoderLayer:
     def run(
         self, hidden_TH: torch.Tensor, delta_TH: torch.Tensor | None, attention: AttentionBackend, lora: LoRABackend | None
     ) -> torch.Tensor:
-        """Advance the residual stream ``hidden_TH``, in place, by one layer but for its last addition.
+        """Advance the residual stream ``hidden_TH``, in place, by one layer, all but the layer's last addition.
+
+        The output of the MLP is not added yet, because the next norm adds and normalises in one pass over memory.
 
         ``delta_TH``: what the layer before left to be added. Returns what this layer leaves: [T, H].
         """

@@ -1,4 +1,4 @@
-"""From a model folder to a decoder: the one entry that workers use."""
+"""Makes a decoder from a model folder; everything that needs a model starts here."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def load_config(path: str | Path) -> ModelConfig:
 
 
 def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
-    """The same, from the parsed files."""
+    """What ``load_config`` returns, from ``config.json`` and ``generation_config.json`` as parsed."""
     generation = generation or {}
     family = family_of(config)
     for name, neutral in _NEUTRAL.items():

@@ -103,7 +103,7 @@ def read_rope(config: Mapping[str, Any], max_position_embeddings: int, head_dim:
         return default if value is None else _positive(value, f"{field}.{name}")
 
     theta = given.get("rope_theta", config.get("rope_theta"))
-    # A field of its own beside the rope object wins, as in transformers.
+    # Where a value stands both inside the rope object and beside it, the one beside it counts, as in transformers.
     original = config.get("original_max_position_embeddings")
     if original is None:
         original = number("original_max_position_embeddings", max_position_embeddings)

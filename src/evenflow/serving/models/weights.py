@@ -20,7 +20,7 @@ from evenflow.serving.models.checkpoint import Checkpoint
 from evenflow.serving.models.model_config import ModelConfig
 
 _ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""Old Llama checkpoints carry this buffer; it follows from the config."""
+"""A buffer that old Llama checkpoints hold; it is not needed, since it follows from the config."""
 
 
 @dataclass(slots=True)
@@ -112,11 +112,11 @@ class _Source:
         self._checkpoint, self._dtype, self._device = checkpoint, dtype, device
 
     def tensor(self, name: str) -> torch.Tensor:
-        # A copy even where nothing changes: the file's mapping is closed after loading.
+        # Always a copy, even with dtype and device unchanged, since the mapped file is closed after loading.
         return self._checkpoint.tensor(name).to(device=self._device, dtype=self._dtype, copy=True)
 
     def stacked(self, names: list[str], rows: list[range]) -> torch.Tensor:
-        """These rows of each, one after another."""
+        """The given rows of each of the named matrices, one matrix after another."""
         shape = self._checkpoint.shapes[names[0]][1:]
         total = torch.empty((sum(map(len, rows)), *shape), dtype=self._dtype, device=self._device)
         start = 0
@@ -134,7 +134,7 @@ class _Source:
 def _layers(source: _Source, config: ModelConfig, shard: Shard) -> Iterator[LayerWeights]:
     qkv_rows = [shard.outputs(f"{which}_proj") for which in "qkv"]
     gate_up_rows = [shard.outputs(f"{which}_proj") for which in ("gate", "up")]
-    holds_biases = shard.rank == 0  # a bias behind a sum over ranks is added once
+    holds_biases = shard.rank == 0  # o and down are summed over ranks, so that only one rank may add the bias.
     for layer in range(config.shape.num_layers):
         prefix = f"model.layers.{layer}."
         qkv = [prefix + f"self_attn.{which}_proj" for which in "qkv"]

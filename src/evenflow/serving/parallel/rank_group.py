@@ -20,7 +20,8 @@ from evenflow.comm.transport import Transport, get_transport
 log = logging.getLogger("evenflow.engine")
 
 _HEADROOM = 2.0**-8
-"""A rotation may gather what a whole row holds in one value; a sparse message may be scaled up."""
+"""How far below the largest sendable value a row must stay: a rotation may gather a whole row in one value, and the values of
+a sparse message may be scaled up."""
 
 
 class RankGroup:
@@ -37,7 +38,7 @@ class RankGroup:
         self.ledger = Ledger()
         self._exchanges: dict[str, Exchange] = {}
         self._told: set[str] = set()
-        """Sites whose rows were too large for the wire, once at least."""
+        """Sites where a token row was too large to be encoded, at least once."""
         self._compressor, self._transport = serving_compressor(compress, width)
         self._largest = _largest_sent(self._compressor, self.world_size)
 
@@ -49,7 +50,7 @@ class RankGroup:
         if exchange is None:
             exchange = Exchange(site, self._compressor, self._collective, transport=self._transport, ledger=self.ledger)
             self._exchanges[site] = exchange
-        # A row that cannot be encoded must not end the step for the others. It stays what it is on this rank, whose part
+        # A token row that cannot be encoded must not end the step for the others. It keeps its value on this rank, whose part
         # of the logits then shows it to everybody.
         is_lost_T = ~(y_TO.abs().amax(dim=1) <= self._largest)
         if not bool(is_lost_T.any()):
@@ -90,7 +91,8 @@ class RankGroup:
 def _largest_sent(compressor: Compressor | None, world_size: int) -> float:
     """The largest value of a rank's part that can be sent, summed over the ranks and sent again, wherever it stands."""
     if compressor is not None and compressor.encode(torch.ones(1, 1)).dtype == torch.float16:
-        return torch.finfo(torch.float16).max  # added up as it is: a sum beyond that is infinity, and nobody encodes it
+        # Sums are sent as they are added: one that is too large becomes infinity, which nobody encodes again.
+        return torch.finfo(torch.float16).max
     return torch.finfo(torch.float32).max * _HEADROOM / world_size
 
 
@@ -103,7 +105,7 @@ def serving_compressor(text: str, width: int) -> tuple[Compressor | None, Transp
     compressor.prepare(width)
     trial = torch.ones(2, width)
     compressor.decode(compressor.encode(trial), trial.shape, trial.dtype)
-    # caat leaves some channels to each rank, so that ranks would go on with different tensors.
+    # caat sends only some channels; each rank keeps its own values in the others, so that the ranks' tensors would differ.
     if compressor.parameters() or compressor.state_dict() or compressor.rounds > 1 or spec.startswith("caat"):
         raise ConfigError(
             f"compress is {text!r}; allowed: compressors that need no training, remember nothing and give all ranks the same, "

@@ -26,9 +26,9 @@ class Wire:
     """What sending costs, in bytes that the rank could have read from memory meanwhile."""
 
     byte: float
-    """One byte on the wire: memory bandwidth over link bandwidth."""
+    """Cost of one byte on the wire: memory bandwidth divided by link bandwidth."""
     message: float
-    """A message of no length: memory bandwidth times latency."""
+    """Cost of an empty message: memory bandwidth times the latency of the link."""
 
 
 WIRES = {"cpu": Wire(byte=3.0, message=1.1e6), "cuda": Wire(byte=8.0, message=3e7)}
@@ -54,13 +54,13 @@ def exchanged_sites(
 
 
 def repeated_bytes(site: str, shape: ModelShape, world_size: int, itemsize: int, num_rows: int) -> float:
-    """What a rank reads more in one layer because the site's weights are repeated."""
+    """Bytes that a rank reads in one layer on top because the site's factor rows are repeated."""
     share = (world_size - 1) / world_size
     return num_rows * len(SITES[site]) * REFERENCE_RANK * shape.hidden_size * itemsize * share
 
 
 def divided_bytes(site: str, world_size: int, num_rows: int, wire: Wire) -> float:
-    """What the site's exchange costs in one layer."""
+    """Cost of the site's exchange in one layer, in bytes of memory reading."""
     sent = num_rows * len(SITES[site]) * REFERENCE_RANK * 4 * (world_size - 1) / world_size
     return wire.message + wire.byte * sent * (1 if site in COLUMN_SITES else 2)
 

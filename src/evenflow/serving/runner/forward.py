@@ -60,7 +60,7 @@ class EagerForward:
 
 
 class Recorder(Protocol):
-    """Turns launches into something that can be repeated."""
+    """Records the launches of a computation so that they can be repeated."""
 
     def record(self, compute: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         """(repeat ``compute``'s launches with the same addresses, where its result lies after each)."""
@@ -116,14 +116,14 @@ class GraphedForward:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Record every size, the largest first: the others then fit in its memory."""
+        """Record every size, the largest first, so that the memory of its recording is enough for the others too."""
         started_s = time.perf_counter()
         nothing = StepPlan(0, ())
         for size in reversed(self._sizes):
             for has_adapters in (True, False):
                 staging = self._new_staging()
                 self._eager.model.bind(self._eager.attention, self._eager.lora if has_adapters else None)
-                for _ in range(2):  # kernels compile, and the buffers find their size
+                for _ in range(2):  # Not recorded: kernels compile now, and buffers grow to the size that they keep.
                     self._compute(self._plan(nothing, size, has_adapters, staging))
                 batch = self._plan(nothing, size, has_adapters, staging)
                 replay, logits_LV = self._recorder.record(lambda batch=batch: self._compute(batch))  # type: ignore[misc]

@@ -36,9 +36,9 @@ class Membership:
     device: torch.device
     dtype: torch.dtype
     shard: Shard | None = None
-    """None: this process holds the whole model."""
+    """This rank's part of the model; None: the whole model."""
     ledger: Ledger | None = None
-    """Bytes that this rank has sent; None: there is nobody to send to."""
+    """Books of the bytes that this rank has sent; None in a world of one."""
 
     def smallest(self, number: int) -> int:
         """The smallest ``number`` that any rank has passed; every rank must call this."""
@@ -90,7 +90,7 @@ def join(config: EngineConfig, model: ModelConfig, rank: int, folder: Path) -> M
     names = backend_names(config, device, dtype, Shard(model.shape, rank, world_size).shape)
     sharding = config.lora_sharding
     if sharding == "auto" and not hasattr(LORA_BACKENDS.load(names.lora), "shrink"):
-        sharding = "replicated"  # a backend that cannot be split
+        sharding = "replicated"  # This backend cannot compute A and B apart, so that nothing can be exchanged between them.
     sites = exchanged_sites(sharding, model.shape, world_size, dtype.itemsize, config.max_num_seqs, WIRES[device.type])
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)

@@ -24,7 +24,8 @@ from evenflow.serving.core.structured import TokenMask
 NOT_FINITE = "the model's logits are not finite (NaN or infinity); the adapter or the model is broken"
 
 _CANDIDATES = 1024
-"""Nearly always the nucleus is among so many; where it is not, the row is sorted whole."""
+"""How many of the likeliest tokens are looked at first. The nucleus of top_p is nearly always among them; where it is not, the
+whole row is sorted."""
 _SLICE_ELEMENTS = 1 << 24
 """Log-probabilities of long prompts are computed in slices of so many fp32 values (64 MiB)."""
 _MASK = (1 << 64) - 1
@@ -45,7 +46,7 @@ class Sampler:
 
         A row with NaN or infinite logits gets ``error``; the others are not affected.
         """
-        # One pass instead of an element-wise test: a sum is finite only if every term is.
+        # A sum is finite only if every term is: this takes one pass, a test of every element would take several.
         finite_L = torch.isfinite(logits_LV.sum(-1, dtype=torch.float32))
         values_LV = logits_LV
         refused: dict[int, str] = {}
@@ -62,7 +63,7 @@ class Sampler:
         if drawn:
             rows_RV = values_LV[drawn] if len(drawn) < len(specs) else values_LV
             ids_L[drawn] = _draw(rows_RV.float(), [specs[i] for i in drawn])
-        # Together, because each trip from the device to the host waits for everything before it.
+        # In one transfer, because each transfer from the device to the host waits for everything that was launched before it.
         ids, finite = torch.stack((ids_L, finite_L.to(torch.int64))).tolist()
         scored = [i for i, spec in enumerate(specs) if spec.sampling.logprobs is not None and finite[i]]
         logprobs: dict[int, TokenLogprobs] = {}

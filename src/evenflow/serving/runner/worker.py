@@ -65,7 +65,7 @@ class Worker:
             num_pages = min(layout.num_pages_for_tokens(num_tokens), self._storage.num_pages)
             tokens = [0] * min(num_tokens, num_pages * layout.page_tokens)
             spec = SampleSpec(GREEDY, tokens, [], 0)
-            # Every sequence may scribble over the same pages: nothing of it is kept.
+            # All sequences write to the same pages. That does no harm, since nothing of what is computed here is kept.
             sequences = tuple(
                 PlannedSequence(RequestId(f"warm-{i}"), tokens, 0, range(num_pages), -1, spec) for i in range(num_sequences)
             )

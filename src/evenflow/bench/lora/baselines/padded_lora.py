@@ -72,7 +72,7 @@ class PaddedLoRA:
         """Bring the stacks in line with the batch's adapters; sort the rows by adapter."""
         slot_of_token_row = np.repeat(batch.adapter_slots, np.diff(batch.row_starts))
         if self._token_rows_of_step is not None and np.array_equal(slot_of_token_row, self._token_rows_of_step):
-            return  # as most decode steps
+            return  # The last plan still holds: most steps that only decode have the same sequences as the step before.
         self._token_rows_of_step = slot_of_token_row
         slots = [int(slot) for slot in np.unique(slot_of_token_row) if slot >= 0]
         self._bring_in(slots)
@@ -109,7 +109,7 @@ class PaddedLoRA:
         short_NC = self._short
         x_NCI = x_TI[short_NC.clamp(min=0)]
         a_NRMI = stacks.a_LNRMI[layer, :num, :lora_rank]
-        # In this order, four times as fast as A x^T on a CPU.
+        # x A^T in this order takes a quarter of the time of A x^T on a CPU.
         s_NCRM = torch.bmm(x_NCI, a_NRMI.flatten(1, 2).transpose(1, 2)).unflatten(2, (lora_rank, -1))
         for m, module in enumerate(SITES[site]):
             places, token_rows = self._target(layer, MODULES.index(module))

@@ -42,7 +42,7 @@ class PartitionedArena(Arena):
         return num_adapter_pages <= self.num_adapter_pages and sum(num_pages.values()) <= self.num_pages_for("request")
 
     def check_integrity(self) -> None:
-        """As for an arena, and nobody is on the wrong side."""
+        """Assert what an arena asserts, and that no owner has a page on the other kind's side."""
         super().check_integrity()
         first = self.num_pages - self.num_adapter_pages
         for owner, pages in self._pages.items():

@@ -22,9 +22,8 @@ class AttentionBackend(Protocol):
         ...
 
     def plan(self, batch: Batch) -> None:
-        """Prepare what is the same for all layers: page addresses, rope rows, work division.
-
-        What the device shall read goes through ``batch.staging``, which is uploaded before ``run``.
+        """Prepare what is the same for all layers of a step: addresses of pages, rows of the rope tables, how threads share the
+        work.  What the device shall read goes through ``batch.staging``, which is uploaded before ``run``.
         """
         ...
 

@@ -18,21 +18,22 @@ from evenflow.serving.kernels.simd import element_of
 from evenflow.serving.memory.layout import BLOCK_TOKENS, K, V
 
 MAX_ROWS_BY_ROW = 256
-"""Chunks of up to this many rows go row by row: measured, 0.3 to 1.0 of the time of gather + torch in bf16 (fp32 up to 1.3)."""
+"""Chunks of up to this many token rows are computed by the row kernel, row by row. That was measured to take 0.3 to 1.0 of the
+time of a gather and torch's attention in bf16, and up to 1.3 of it in fp32."""
 
 MAX_ROWS_BY_ROW_WITH_AMX = 8
-"""The same for bf16 where torch's products run on matrix units: those win from 16 rows on."""
+"""The limit for bf16 on a processor with matrix units, where torch's attention is faster from 16 token rows on."""
 
 
 def max_rows_by_row(dtype: torch.dtype) -> int:
-    """Which of the two fits this machine's processor."""
+    """The limit that fits this machine's processor and ``dtype``."""
     has_amx = torch.cpu.get_capabilities().get("amx_bf16", False) if hasattr(torch.cpu, "get_capabilities") else False
     return MAX_ROWS_BY_ROW_WITH_AMX if has_amx and dtype == torch.bfloat16 else MAX_ROWS_BY_ROW
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """A sequence with many rows in this step."""
+    """A sequence with too many token rows in this step for the row kernel."""
 
     rows: slice
     start: int
@@ -69,12 +70,12 @@ class CPUAttention:
         self._sm_scale = np.float32(sm_scale)
         self._element = element_of(storage.layout.itemsize)
         self._num_threads = num_threads or min(torch.get_num_threads(), numba.get_num_threads())
-        # A cache line more for each thread, so that threads never write to the same one.
+        # 16 floats are a cache line: with one to spare, two threads never write to the same cache line.
         self._scratch = np.empty((self._num_threads, scratch_floats(shape.num_heads, shape.head_dim) + 16), np.float32)
         self._chunks: list[_Chunk] = []
 
     def warm_up(self) -> None:
-        """Compile (or load) both kernels, by running them on no rows."""
+        """Compile both kernels, or load what was compiled before, by running them on no token rows."""
         none = np.zeros(0, np.int64)
         shape = self._storage.layout.shape
         self._positions, self._page_of_row, self._slot_of_row = none, none, none
@@ -84,13 +85,16 @@ class CPUAttention:
         self._attend(0, qkv_TC, torch.empty((0, shape.q_width), dtype=self._storage.dtype))
 
     def plan(self, batch: Batch) -> None:
-        """Sort sequences into rows and chunks; cut the rows so that threads read equally many bytes."""
+        """Decide which sequences the row kernel computes and which are chunks for torch.
+
+        The row kernel's work is cut so that all threads read the same number of bytes of K and V.
+        """
         layout = self._storage.layout
         assert batch.pages.max() < self._storage.num_pages
         self._positions = batch.positions_T.numpy()
         assert self._positions.max() < len(self._cos_PE), "positions beyond the rope table"
         self._page_of_row, self._slot_of_row = batch.page_of_row, batch.page_slot_of_row
-        self._pages = np.ascontiguousarray(batch.pages)  # kept: the kernel reads it through its address
+        self._pages = np.ascontiguousarray(batch.pages)  # Kept as an attribute because the kernel reads it by its address.
         num_rows = np.diff(batch.row_starts)
         sequence_of_row = np.repeat(np.arange(len(num_rows)), num_rows)
         rows = np.flatnonzero(num_rows[sequence_of_row] <= self._row_limit)

@@ -1,4 +1,4 @@
-"""Paged attention through plain torch operations, sequence by sequence: right everywhere, fast nowhere."""
+"""Paged attention through plain torch operations, sequence by sequence: on any device, but slowly. Others are tested by it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TorchAttention:
         layout = self._storage.layout
         shape, kv_rows = layout.shape, self._storage.kv_rows
         q, k, v = qkv_TC.split([shape.q_width, shape.kv_width, shape.kv_width], dim=1)
-        if self._angles is None:  # in the step's first layer: the positions were not on the device before
+        if self._angles is None:  # Looked up in the first layer of a step, because the positions are uploaded after ``plan``.
             self._angles = self._cos_PE[self._positions_T], self._sin_PE[self._positions_T]
         q_TND = rotate(q.unflatten(1, (shape.num_heads, shape.head_dim)), *self._angles)
         k_TKD = rotate(k.unflatten(1, (shape.num_kv_heads, shape.head_dim)), *self._angles)

@@ -27,7 +27,8 @@ from evenflow.serving.kernels.attention_triton import (
 from evenflow.serving.memory.layout import K, V
 
 _PROGRAMS_PER_PROCESSOR = 4
-"""Programs of a launch of fixed size: as many as fit at once, with their blocks of K and V in shared memory."""
+"""Programs per multiprocessor of a launch whose size must not depend on the batch: as many as fit at once with their blocks of
+K and V in shared memory."""
 
 _MOST_PARTS = 64
 """Contexts are cut into no more parts than this."""
@@ -51,7 +52,7 @@ def choose_blocks(device: TritonDevice, itemsize: int, group: int) -> tuple[Atte
     if device.is_interpreted:
         return AttentionBlocks(least, 128, 256, 1, 1), AttentionBlocks(max(256, least), 128, 2048, 1, 1)
     if itemsize == 4:
-        # Products of fp32 run on the ordinary units and keep their operands in registers.
+        # fp32 products run on the ordinary units, with their operands in registers, so that smaller blocks are needed.
         return AttentionBlocks(least, 32, 256, 4, 2), AttentionBlocks(max(32, least), 32, 2048, 4, 2)
     return AttentionBlocks(least, 64, 256, 4, 3), AttentionBlocks(max(128, least), 64, 2048, 8, 2)
 
@@ -105,7 +106,7 @@ class TritonAttention:
         self._launches: list[_Launch] = []
 
     def _fit(self, blocks: AttentionBlocks) -> AttentionBlocks:
-        """The same with cuts so far apart that the longest context has _MOST_PARTS parts."""
+        """These tiles, with cuts of the context so far apart that the longest one has _MOST_PARTS parts."""
         split = max(blocks.split_tokens, next_power_of_2(-(-self._num_positions // _MOST_PARTS)))
         return AttentionBlocks(blocks.rows, blocks.tokens, split, blocks.num_warps, blocks.num_stages)
 
@@ -113,7 +114,7 @@ class TritonAttention:
         """Nothing: Triton compiles at the first launch, and the worker's own warm-up launches every kernel."""
 
     def plan(self, batch: Batch) -> None:
-        """Write down the step's tiles. Few rows: one tile's worth."""
+        """List the step's tiles. A sequence has few rows if they fit in one tile."""
         layout = self._storage.layout
         assert batch.pages.max() < self._storage.num_pages
         self._rotation.plan(batch)
@@ -126,7 +127,7 @@ class TritonAttention:
             if chosen.any():
                 rows = (batch.row_starts[:-1][chosen], counts[chosen], starts[chosen], first_pages[chosen])
                 self._launches.append(self._prepare(blocks, rows, batch))
-        # Last, so that a fixed step uploads no more of the room for pages than it uses.
+        # Added last: only then does a fixed batch upload no more of the room kept for page numbers than it uses.
         longest = -(-self._num_positions // layout.page_tokens)
         self._pages = batch.staging.add(listed, batch.num_rows * longest if batch.is_fixed else None)
         self._is_fixed = batch.is_fixed

@@ -1,7 +1,7 @@
 """From a StepPlan to the tensors and arrays that every backend and the model read.
 
 Legend: T rows (tokens) of the step, S sequences, L rows whose logits are wanted.
-Built once per step; valid for all layers. Knows pages and slots, not clients or requests' lives.
+Built once per step; valid for all layers. Knows pages and slots; not clients, nor how requests begin and end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from evenflow.serving.backends.devices.staging import DirectStaging, Staging, ma
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, StepPlan
 
 NO_PAGE = -1
-"""Page of a row that only fills up a fixed size: nothing is written for it."""
+"""Page of a token row that only fills a batch up to a fixed size: its K and V are not written."""
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Batch:
     row_starts: np.ndarray
     """int64 [S + 1], host."""
     context_lens: np.ndarray
-    """int64 [S], host: tokens in the arena after this step (start + rows)."""
+    """int64 [S], host: tokens of the sequence that are in the arena after this step."""
     pages: np.ndarray
     """int64 [S, widest], host: page table, padded with 0 (padding is never read)."""
     page_of_row: np.ndarray

@@ -37,7 +37,7 @@ class PageLoader(Protocol):
         ...
 
     def prefetch(self, rows: HostRows, first: int, pages: Sequence[int]) -> None:
-        """The same, at any time up to the next ``finish``."""
+        """Copy pages as ``load`` does, but at any time until the next ``finish`` returns."""
         ...
 
     def finish(self) -> list[str | None]:
@@ -120,7 +120,7 @@ class StagedPageLoader:
     def _copy(self, rows: HostRows, first: int, pages: Sequence[int]) -> str | None:
         if self._stream is None:
             return self._copy_on(rows, first, pages)
-        # The pages may have been read or written by kernels launched before.
+        # Kernels that were launched earlier may still read or write these pages: wait for them.
         self._stream.wait_stream(torch.cuda.current_stream(self._storage.device))
         with torch.cuda.stream(self._stream):
             return self._copy_on(rows, first, pages)
@@ -130,7 +130,8 @@ class StagedPageLoader:
         for start in range(0, len(pages), len(self._staging)):
             part = pages[start : start + len(self._staging)]
             if self._stream is not None:
-                self._stream.synchronize()  # the staging buffer is about to be overwritten
+                # The next read overwrites the staging buffer, so that the copy from it must be over.
+                self._stream.synchronize()
             staged = self._staging[: len(part)]
             fault = read_or_zero(rows, first + start, [staged.numpy()]) or fault
             self._storage.write_pages(part, staged)
@@ -144,7 +145,7 @@ def read_or_zero(rows: HostRows, first: int, views: Sequence[np.ndarray]) -> str
         return None
     except AdapterDamaged as error:
         fault = str(error)
-    except Exception as error:  # whatever it is, it must not end the engine, nor leave others' bytes in the pages
+    except Exception as error:  # Whatever it is, it must neither end the engine nor leave bytes of others in the pages.
         fault = f"the rows could not be copied: {error}"
     for view in views:
         view.fill(0)
@@ -152,7 +153,7 @@ def read_or_zero(rows: HostRows, first: int, views: Sequence[np.ndarray]) -> str
 
 
 def page_loader(storage: Storage) -> PageLoader:
-    """The loader for where the arena is."""
+    """The loader that suits the arena's device."""
     return CpuPageLoader(storage) if storage.device.type == "cpu" else StagedPageLoader(storage)
 
 

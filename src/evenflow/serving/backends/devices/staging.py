@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 _ALIGNMENT = 128
-"""Bytes: every array starts at a multiple, so that kernels may read it in whole vectors."""
+"""Every array starts at a multiple of so many bytes, so that kernels may read it in whole vectors."""
 
 
 class Staging(Protocol):
@@ -78,7 +78,8 @@ class CopiedStaging:
     def begin(self) -> None:
         """See Staging."""
         if self._uploaded is not None:
-            # Over long ago as a rule, since a step ends with its sampled ids on the host: a step that samples none has not.
+            # Usually the last upload is long over, because a step ends when its sampled ids reach the host. But a step that
+            # samples nothing does not wait for that.
             self._uploaded.synchronize()
             self._uploaded = None
         if len(self._buffers) > 1:
@@ -109,7 +110,8 @@ class CopiedStaging:
             self._uploaded.record()
 
     def _allocate(self, size: int) -> _Buffer:
-        with torch.inference_mode(False):  # so that it can be written in and outside that mode
+        # Made outside inference mode, so that it can be written both inside and outside of it.
+        with torch.inference_mode(False):
             host = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
             return _Buffer(host, torch.empty(size, dtype=torch.uint8, device=self._device))
 

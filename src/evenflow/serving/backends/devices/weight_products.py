@@ -17,7 +17,7 @@ Matmul = Callable[[torch.Tensor], torch.Tensor]
 """x_TI -> x_TI W_OI^T + bias_O, a new contiguous [T, O]."""
 
 _EXACT_ROWS, _ROW_STEP = 16, 8
-"""Decode steps of so many rows are computed as they are; beyond, rows come in steps: at most 7 are wasted."""
+"""Products with up to so many rows are computed with exactly these; larger ones are filled up to a multiple of 8 rows."""
 
 
 def prepare_matmul(weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> Matmul:

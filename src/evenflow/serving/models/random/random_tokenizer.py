@@ -1,4 +1,4 @@
-"""A small byte-level tokenizer with a chat template, beside the random models of ``tiny``.
+"""A small byte-level tokenizer with a chat template, beside the random models of ``random_model``.
 
 Every text can be encoded: 256 bytes, two special tokens, and as many merges of common English pairs
 as the vocabulary has room for. Id 0 ends a text, id 1 begins one.
