@@ -68,9 +68,9 @@ docs: $(STAMP)  ## the manual on 127.0.0.1:8001, built again when a page changes
 reference: $(STAMP)  ## write the generated pages of the manual from the code
 	@PYTHONPATH=tools $(BIN)/python -m reference
 
-picture: $(STAMP)  ## run the demo and make the README's picture and table of it
+picture: $(STAMP)  ## run the demo and show it in the README (HARDWARE=name of this machine)
 	@$(BIN)/evenflow demo --report demo-report.html | tee benchmarks/results/demo--$(or $(HARDWARE),epyc-2-cores).txt
-	@PYTHONPATH=tools $(BIN)/python -m reference.picture demo-report.html
+	@PYTHONPATH=tools $(BIN)/python -m reference.picture demo-report.html benchmarks/results/demo--$(or $(HARDWARE),epyc-2-cores).txt
 
 lock: $(STAMP)  ## write requirements.lock: every package that is installed, with the hashes of its files
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[release]'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evenflow.report.plots import figure_svg, line_plot
-from reference.picture import INK, pictures
+from reference.picture import BEGIN, END, INK, pictures, with_demo
 
 
 def test_both_themes_are_whole_files_with_their_own_ink():
@@ -23,3 +23,31 @@ def test_both_themes_are_whole_files_with_their_own_ink():
 def test_a_page_without_a_plot_is_refused():
     with pytest.raises(ValueError, match="evenflow demo --report"):
         pictures("<html></html>")
+
+
+PRINTED = """\
+greedy floods ...
+
+        fcfs            fair
+client  reqs  share   reqs  share
+─────────────────────────────────
+greedy   603  96.7%    481  75.9%
+anna      20   0.6%    196   5.9%
+
+Quiet clients wait less.
+"""
+
+
+def test_the_readme_shows_the_table_that_was_printed():
+    shown = with_demo(f"before {BEGIN}\nold\n{END} after", PRINTED)
+    assert shown.startswith("before ")
+    assert shown.endswith(" after")
+    assert "old" not in shown
+    table = shown.split("```text\n")[1].split("\n```")[0]
+    assert table == "\n".join(PRINTED.splitlines()[2:7])
+    assert with_demo(shown, PRINTED) == shown
+
+
+def test_an_output_without_a_table_is_refused():
+    with pytest.raises(ValueError, match="evenflow demo"):
+        with_demo(f"{BEGIN}{END}", "nothing")

@@ -30,6 +30,7 @@ CALLED_BY_OTHERS = {
     "__call__": "the protocol of a function",
     "FairSyncScheduler": "vLLM loads it by its name",
     "ClientStatLogger": "vLLM loads it by its name",
+    "for_template": "the chat endpoint will hand offered tools to the template by it",
     "log_engine_initialized": "vLLM calls it",
 }
 """Names that look unused, and who uses them."""

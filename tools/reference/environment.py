@@ -15,7 +15,7 @@ READ = {
     "XDG_CACHE_HOME": "Where compiled kernels, converted adapters and models of the benchmark are cached. Without it: "
     "`~/.cache`, below `HOME`.",
     "HOME": "See `XDG_CACHE_HOME`.",
-    "VLLM_API_KEY": "A key for `evenflow serve`, where `--api-key` gives none.",
+    "VLLM_API_KEY": "A key of the operator's own, as `--api-key` takes it, which the list of processes does not show.",
     "NUMBA_CACHE_DIR": "Where compiled kernels are kept; `--cache-dir` goes before it.",
     "TORCHELASTIC_RUN_ID": "Set by torchrun: `evenflow mcbench run` then is one of its ranks.",
     "TOKENIZERS_PARALLELISM": "Set to false for ranks of the benchmark, so that their tokenisers start no threads.",
