@@ -23,6 +23,9 @@ from evenflow.serving.server.api.schema import MAX_INT64
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.error_answers import error_of
 
+MOST_PROMPT_SCORES = 1 << 18
+"""Log-probabilities of one prompt's tokens: enough for 12,000 tokens with the 20 likeliest each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -92,6 +95,7 @@ class RunningCall:
                 self.prompts = await call.read_prompts()
                 for prompt in self.prompts:
                     state.reader.check_fits(len(prompt.token_ids), call.asked_max_tokens, call.prompt_param)
+                    _check_scores(len(prompt.token_ids), call)
                 ticket.charge_prompt(sum(len(prompt.token_ids) for prompt in self.prompts))
                 num_submitted = call.num_completions
                 merged = _merge([state.engine.submit(submit) for submit in self._submits()])
@@ -225,6 +229,19 @@ async def _merge(iterators: Sequence[AsyncIterator[RequestOutput]]) -> AsyncGene
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _check_scores(num_prompt_tokens: int, call: Call) -> None:
+    """Raise InvalidRequest for more log-probabilities of prompts than one answer may hold."""
+    if call.sampling.prompt_logprobs is None:
+        return
+    num_scores = num_prompt_tokens * (call.sampling.prompt_logprobs + 1) * call.n
+    if num_scores > MOST_PROMPT_SCORES:
+        raise InvalidRequest(
+            f"log-probabilities of {num_prompt_tokens} prompt tokens, {call.sampling.prompt_logprobs + 1} each and "
+            f"{call.n} times, are {num_scores}; allowed: {MOST_PROMPT_SCORES}",
+            "prompt_logprobs",
+        )
 
 
 def _without_token(output: RequestOutput) -> RequestOutput:

@@ -27,7 +27,7 @@ MOST_MESSAGES = 16_384
 """In one conversation."""
 MOST_PARTS = 4096
 """Of one message's content."""
-LONGEST_STOP = 1024
+LONGEST_STOP = 256
 """Characters of one stop string."""
 MOST_STOP_TOKENS = 1024
 MOST_BIASES = 1024
