@@ -28,6 +28,8 @@ from evenflow.serving.client.messages import (
     Submit,
     Usage,
 )
+from evenflow.serving.server.http.bounded_connection import bounded_protocol
+from evenflow.serving.server.run import connection_limits
 
 VOCAB_SIZE = 258
 BOS, EOS = 256, 257
@@ -310,7 +312,10 @@ class LiveServer:
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=30)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        protocol = bounded_protocol(connection_limits(self.state.config), self.state.connections)
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, http=protocol, ws="none", log_config=None, timeout_graceful_shutdown=1)
+        )
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
