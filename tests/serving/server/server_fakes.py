@@ -26,6 +26,7 @@ from evenflow.serving.client.messages import (
     Ready,
     RequestOutput,
     Submit,
+    SubmitAll,
     Usage,
 )
 from evenflow.serving.server.http.bounded_connection import bounded_protocol
@@ -146,6 +147,9 @@ class FakeEngine:
             self.running.discard(submit.request_id)
             if not has_ended:
                 self.aborted.append(submit.request_id)
+
+    def submit_all(self, group: SubmitAll) -> list[AsyncIterator[RequestOutput]]:
+        return [self.submit(submit) for submit in group.submits()]
 
     def answer(self, submit: Submit) -> str:
         sampling = submit.sampling
