@@ -38,7 +38,7 @@ LONGEST_USER = 1024
 LONGEST_NAME = 512
 """Characters of a message's ``name``, and of an adapter's."""
 LONGEST_PATH = 4096
-MOST_DETOKENIZED = 1 << 20
+MOST_DETOKENIZED = 1 << 17
 """Token ids in one body of /detokenize."""
 ROLES = ("system", "developer", "user", "assistant")
 
