@@ -35,7 +35,7 @@ HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/j
 
 @contextlib.contextmanager
 def serving(engine: FakeEngine | None = None, **config: object) -> Iterator[LiveServer]:
-    app = create_app(engine or FakeEngine(), FakeTokenizer(), FakeTemplate(), ServerConfig(**{**LIMITS, **config}))  # type: ignore[arg-type]
+    app = create_app(engine or FakeEngine(), FakeTokenizer(), FakeTemplate(), ServerConfig(**{**LIMITS, **config}))
     with LiveServer(app) as server:
         yield server
         assert server.http.post("/v1/completions", json=TEXT).status_code == 200, "everybody else is still answered"

@@ -279,7 +279,7 @@ def test_what_a_drain_cuts_off_is_503(caplog):
             waiting = [asyncio.create_task(client.post("/v1/completions", json={**TEXT, "stream": s})) for s in (False, True)]
             while len(engine.submitted) < 2:
                 await asyncio.sleep(0)
-            await drain(state, Server())  # type: ignore[arg-type]
+            await drain(state, Server())
             answers = [await task for task in waiting]
             assert [answer.status_code for answer in answers] == [503, 503]
             assert all(error_of(answer)["code"] == "server_is_overloaded" for answer in answers)
