@@ -77,11 +77,11 @@ class Layer:
     def rss_mib(self) -> float:
         return psutil.Process(self._process.pid).memory_info().rss / (1 << 20)
 
-    def flood_mib(self, chunk: bytes) -> dict[str, float]:
-        """Growth of memory, and what was taken, while ``chunk`` is sent over and over inside one request's headers."""
+    def flood_mib(self, start: bytes, chunk: bytes) -> dict[str, float]:
+        """Growth of memory, and what was taken, while ``chunk`` is sent over and over behind ``start``."""
         before, sent = self.rss_mib(), 0
         with self.connect() as line, contextlib.suppress(OSError):
-            line.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx: ")
+            line.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n" + start)
             end_s = time.monotonic() + FLOOD_S
             while time.monotonic() < end_s:
                 line.sendall(chunk)
@@ -121,6 +121,15 @@ class Layer:
         self._process.join()
 
 
+def fresh_flood_mib(name: str, start: bytes, chunk: bytes) -> dict[str, float]:
+    """``Layer.flood_mib`` of a layer that has answered nothing else."""
+    layer = Layer(name)
+    try:
+        return layer.flood_mib(start, chunk)
+    finally:
+        layer.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
@@ -135,8 +144,8 @@ def main() -> None:
                 times[name].append(layer.plain_s())
         for name, layer in layers.items():
             results[name] = {
-                "endless lines": layer.flood_mib(b"y\r\n" + b"a: b\r\n" * 4000),
-                "one endless value": layer.flood_mib(b"v" * 16384),
+                "endless lines": fresh_flood_mib(name, b"", b"a: b\r\n" * 4000),
+                "one endless value": fresh_flood_mib(name, b"x: ", b"v" * 16384),
                 f"silent connections open after {PATIENCE_S:g} s, of {CONNECTIONS}": layer.still_open(b""),
                 f"slow bodies open after {PATIENCE_S:g} s, of {CONNECTIONS}": layer.still_open(
                     b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nx"

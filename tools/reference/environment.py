@@ -16,6 +16,7 @@ READ = {
     "`~/.cache`, below `HOME`.",
     "HOME": "See `XDG_CACHE_HOME`.",
     "NUMBA_CACHE_DIR": "Where compiled kernels are kept; `--cache-dir` goes before it.",
+    "VLLM_API_KEY": "A key that every request then needs; `--api-key` goes before it.",
     "TORCHELASTIC_RUN_ID": "Set by torchrun: `evenflow mcbench run` then is one of its ranks.",
     "TOKENIZERS_PARALLELISM": "Set to false for ranks of the benchmark, so that their tokenisers start no threads.",
     "GLOO_SOCKET_IFNAME": "The network interface of gloo's ranks. Without it: the loopback interface.",
