@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -129,3 +131,31 @@ def test_places_that_cannot_be_read_or_written(tmp_path):
         cli("new", "alice", "--clients", str(tmp_path / "nowhere" / "clients.toml"))
     with pytest.raises(ConfigError, match="No such file"):
         cli("list", "--clients", str(tmp_path / "nowhere.toml"))
+
+
+def test_twelve_at_once_lose_no_key(tmp_path):
+    path = tmp_path / "clients.toml"
+    path.write_text("# kept\n")
+    path.chmod(0o640)
+    with ThreadPoolExecutor(12) as pool:
+        made = list(pool.map(lambda i: keys.new_client_key(path, f"c{i % 4}"), range(12)))
+    directory = read_directory(path)
+    assert {hash_key(key) for key in made} == set(directory.client_by_hash)
+    assert "# kept" in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_of_another_owner_is_left_as_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "clients.toml"
+    keys.new_client_key(path, "alice")
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(ConfigError, match="belongs to user"):
+        keys.new_client_key(path, "bob")
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["clients.toml"], "no draft is left"

@@ -7,8 +7,11 @@ are. What would not load again is not written.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 from evenflow.base.errors import ConfigError
@@ -53,6 +56,11 @@ def run(args: argparse.Namespace) -> int:
 
 def new_client_key(path: Path, name: str, weight: float | None = None) -> str:
     """Make a key for ``name``, store its hash in ``path`` (made if missing) and return the key."""
+    with _locked(path):
+        return _add_key(path, name, weight)
+
+
+def _add_key(path: Path, name: str, weight: float | None) -> str:
     import tomlkit
 
     from evenflow.access.keys import hash_key, new_key
@@ -89,6 +97,11 @@ def list_keys(path: Path) -> list[str]:
 
 def revoke_keys(path: Path, name: str, key: str | None = None) -> int:
     """Take away the keys of ``name`` whose hash starts with ``key``, or all; how many. Raises ConfigError if there is none."""
+    with _locked(path):
+        return _take_keys(path, name, key)
+
+
+def _take_keys(path: Path, name: str, key: str | None) -> int:
     document = _read(path, must_exist=True)
     section = document.get("admin") if name == ADMIN else document.get("clients", {}).get(name)
     hashes = list(section.get("api_keys", [])) if section is not None else []
@@ -120,8 +133,23 @@ def _read(path: Path, *, must_exist: bool = False):  # type: ignore[no-untyped-d
         raise ConfigError(f"{path}: {error}") from None
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Generator[None, None, None]:
+    """One at a time, however many are run at once: each sees what the one before has written."""
+    target = path.resolve()
+    try:
+        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)  # the file itself is replaced under the lock
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _write(path: Path, document: object) -> None:
-    """Replace the file in one move, readable by its owner alone if it is new, if it would load again."""
+    """Replace the file in one move, its owner and mode kept, readable by its owner alone if it is new, if it would load."""
     import tomlkit
 
     from evenflow.access.identity import read_directory
@@ -137,7 +165,10 @@ def _write(path: Path, document: object) -> None:
             file.write(tomlkit.dumps(document))  # type: ignore[arg-type]
         read_directory(draft)
         if target.exists():
-            draft.chmod(target.stat().st_mode & 0o777)
+            before = target.stat()
+            draft.chmod(before.st_mode & 0o777)
+            if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                _give_to(draft, path, before.st_uid, before.st_gid)
         os.replace(draft, target)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from None
@@ -145,3 +176,11 @@ def _write(path: Path, document: object) -> None:
         raise ConfigError(str(error).replace(str(draft), str(path))) from None
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _give_to(draft: Path, path: Path, uid: int, gid: int) -> None:
+    """Raises ConfigError if this user may not: a file that changes hands would be unreadable for the server."""
+    try:
+        os.chown(draft, uid, gid)
+    except PermissionError:
+        raise ConfigError(f"{path} belongs to user {uid} and group {gid}; only they, or root, may change it") from None

@@ -236,3 +236,20 @@ def test_min_tokens_bans_the_ends_until_they_are_reached():
     assert greedy(1) == [4]
     assert greedy(2, stop_token_ids=(4,)) == [0]
     assert greedy(0, ignore_eos=True) == [0]
+
+
+def test_what_is_kept_between_steps_changes_no_choice():
+    """Requests come, go, are preempted and return; each token is the one that a sampler without a past chooses."""
+    draw = torch.Generator().manual_seed(3)
+    kept = Sampler()
+    fields = {"repetition_penalty": 1.7, "presence_penalty": 0.9, "frequency_penalty": 0.7, "logit_bias": ((3, 4.0), (99, 1.0))}
+    requests = [([1, 2, 3 + i], [], SamplingParams(temperature=0.0, **fields)) for i in range(6)]
+    for step in range(40):
+        running = [request for i, request in enumerate(requests) if (step // 5 + i) % 3]
+        specs = [SampleSpec(sampling, prompt, output, salt=0) for prompt, output, sampling in running]
+        logits = torch.randn(len(running), 24, generator=draw)
+        fresh = [SampleSpec(sampling, list(prompt), list(output), salt=0) for prompt, output, sampling in running]
+        chosen = [token.token_id for token in kept(logits, specs)]
+        assert chosen == [token.token_id for token in Sampler()(logits, fresh)]
+        for (_, output, _), token in zip(running, chosen, strict=True):
+            output.append(token)

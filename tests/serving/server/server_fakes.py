@@ -26,8 +26,11 @@ from evenflow.serving.client.messages import (
     Ready,
     RequestOutput,
     Submit,
+    SubmitAll,
     Usage,
 )
+from evenflow.serving.server.http.bounded_connection import bounded_protocol
+from evenflow.serving.server.run import connection_limits
 
 VOCAB_SIZE = 258
 BOS, EOS = 256, 257
@@ -149,6 +152,9 @@ class FakeEngine:
             self.running.discard(submit.request_id)
             if not has_ended:
                 self.aborted.append(submit.request_id)
+
+    def submit_all(self, group: SubmitAll) -> list[AsyncIterator[RequestOutput]]:
+        return [self.submit(submit) for submit in group.submits()]
 
     def answer(self, submit: Submit) -> str:
         sampling = submit.sampling
@@ -315,7 +321,10 @@ class LiveServer:
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=30)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        protocol = bounded_protocol(connection_limits(self.state.config), self.state.connections)
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, http=protocol, ws="none", log_config=None, timeout_graceful_shutdown=1)
+        )
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:

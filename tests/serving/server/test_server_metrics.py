@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, busy_stats, in_process, make_adapter
 
+from evenflow.base.errors import ServerFull
 from evenflow.serving.client.messages import AdapterStats, ClientStats, EngineStats, RequestOutput, WireStats
 from evenflow.serving.engine.meters import Meters
 from evenflow.serving.server.app import create_app
 from evenflow.serving.server.metrics.metrics_page import Metrics
+from evenflow.serving.server.metrics.reference import reference_rows
 from evenflow.serving.server.metrics.topk import OTHER, TopK
 from evenflow.serving.server.server_config import ServerConfig
 
@@ -240,3 +242,30 @@ def test_steps_are_counted_by_their_tokens():
     assert (below[1], below[8], below[16], below[8192], below[16384], below[float("inf")]) == (1, 3, 4, 4, 5, 6)
     [(_, total)] = series["vllm:iteration_tokens_total_sum"]
     assert total == 1 + 2 + 8 + 9 + 16384 + 16385
+
+
+def test_the_reference_lists_what_the_page_shows_and_nothing_else():
+    async def main() -> None:
+        engine = FakeEngine()
+        engine.stats_now = busy_stats()
+        engine.stats_now.wire = {"lora.qkv": WireStats(3, 1200.0, 1200.0)}
+        metrics = Metrics(engine, "base", "1.2.3", 10, lambda: 12.5)
+        metrics.first_token("alice", "a", 0.1)
+        metrics.rejected("alice", ServerFull("full"))
+        rows = {row.name: row for row in reference_rows()}
+        assert len(rows) == len(reference_rows()), "a name is declared twice"
+        shown = {}
+        for family in text_string_to_metric_families(metrics.render().decode()):
+            if family.name.endswith("_created"):
+                continue
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = set().union(*(sample.labels for sample in family.samples)) - {"le"} if family.samples else None
+            shown[name] = (family.type, labels, family.documentation)
+        assert shown.keys() == rows.keys()
+        for name, (kind, labels, text) in shown.items():
+            row = rows[name]
+            assert (row.kind, row.help) == (kind, text), name
+            assert labels is None or labels == set(row.labels), name
+            assert text.endswith((".", ";", "1.")) or not name.startswith("evenflow"), f"{name} is not told in a sentence"
+
+    asyncio.run(main())

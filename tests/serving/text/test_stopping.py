@@ -115,3 +115,9 @@ def test_nothing_ends_before_min_tokens(tokenizer):
 def test_token_ids_alone_end_too():
     assert run(None, [7, 8, 0]) == ("", FinishReason.STOP, None, 3)
     assert run(None, [7, 8, 0], max_tokens=2) == ("", FinishReason.LENGTH, None, 2)
+
+
+@given(st.text(alphabet="ab", max_size=40), st.text(alphabet="ab", min_size=1, max_size=12))
+def test_what_may_begin_a_stop_string_is_its_longest_beginning_at_the_end(text, stop):
+    expected = max((n for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
+    assert StopChecker._overlap(text, stop) == expected

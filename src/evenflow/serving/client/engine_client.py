@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 
 import zmq
 import zmq.asyncio
@@ -16,6 +17,7 @@ import zmq.asyncio
 from evenflow.base.children import error_from_name
 from evenflow.base.errors import EngineDead, EvenFlowError
 from evenflow.serving.client.codec import encoder, from_engine_decoder
+from evenflow.serving.client.completion_stream import CompletionStream
 from evenflow.serving.client.messages import (
     Abort,
     AdapterInfo,
@@ -31,6 +33,7 @@ from evenflow.serving.client.messages import (
     SetWeights,
     Shutdown,
     Submit,
+    SubmitAll,
     ToEngine,
     UnloadAdapter,
 )
@@ -102,29 +105,42 @@ class EngineClient:
         await asyncio.wait([self._reader])
         return None if self._is_closing else self._death
 
-    async def submit(self, submit: Submit) -> AsyncIterator[RequestOutput]:
+    def submit(self, submit: Submit) -> AsyncIterator[RequestOutput]:
         """Run one request; yields until an output has ``finish_reason`` or ``error_type``.
 
         Closing or cancelling the iterator before that aborts the request in the engine.
         """
+        return self._streams(submit, [submit.request_id])[0]
+
+    def submit_all(self, group: SubmitAll) -> list[AsyncIterator[RequestOutput]]:
+        """Run several completions of one prompt; one iterator each, as ``submit`` gives. Sent when the first is read."""
+        return list(self._streams(group, [submit.request_id for submit in group.submits()]))
+
+    def _streams(self, message: Submit | SubmitAll, request_ids: Sequence[str]) -> list[CompletionStream]:
         self._check_alive()
-        queue: asyncio.Queue[RequestOutput | EvenFlowError] = asyncio.Queue()
-        assert submit.request_id not in self._queues, f"request {submit.request_id} is running already"
-        self._queues[submit.request_id] = queue
-        has_ended = False
-        try:
-            await self._send(submit)
-            while not has_ended:
-                output = await queue.get()
-                if isinstance(output, EvenFlowError):
-                    has_ended = True
-                    raise output
-                has_ended = output.finish_reason is not None or output.error_type is not None
-                yield output
-        finally:
-            self._queues.pop(submit.request_id, None)
-            if not has_ended and self.is_alive:
-                self._send_now(encoder.encode(Abort([submit.request_id])))
+        sending: asyncio.Task[None] | None = None
+
+        async def start() -> None:
+            nonlocal sending
+            if sending is None:
+                sending = asyncio.create_task(self._send(message))
+            await asyncio.shield(sending)
+
+        def forget(request_id: str, is_running: bool) -> None:
+            self._queues.pop(request_id, None)
+            if is_running and sending is not None:
+                sending.add_done_callback(lambda _: self._abort(request_id))  # not before it was sent
+
+        streams = []
+        for request_id in request_ids:
+            assert request_id not in self._queues, f"request {request_id} is running already"
+            streams.append(CompletionStream(start, partial(forget, request_id)))
+            self._queues[request_id] = streams[-1].queue
+        return streams
+
+    def _abort(self, request_id: str) -> None:
+        if self.is_alive and not self._is_closing:
+            self._send_now(encoder.encode(Abort([request_id])))
 
     async def load_adapter(
         self, name: str, path: str, replace: bool = False, *, must_read: bool = False, boundary: str = ""

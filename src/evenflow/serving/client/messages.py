@@ -5,6 +5,8 @@ One message per step each way, never one per token. Nothing here imports torch o
 
 from __future__ import annotations
 
+import copy
+
 import msgspec
 
 from evenflow.serving.core.sampling import SamplingParams
@@ -24,6 +26,23 @@ class Submit(msgspec.Struct, tag=True, array_like=True):
     """Only requests with the same salt share cached prefixes."""
     slo_ttft_s: float | None = None
     """The request's own objective for its time to first token; None: the engine's default."""
+
+
+class SubmitAll(msgspec.Struct, tag=True, array_like=True):
+    """Start several completions of one prompt: what they share crosses the border once."""
+
+    first: Submit
+    others: list[tuple[str, int | None]]
+    """Request id and seed of each further one."""
+
+    def submits(self) -> list[Submit]:
+        """One by one; they share the prompt and everything else of the first."""
+        return [self.first, *(self._other(request_id, seed) for request_id, seed in self.others)]
+
+    def _other(self, request_id: str, seed: int | None) -> Submit:
+        sampling = copy.copy(self.first.sampling)  # its values were checked with the first
+        object.__setattr__(sampling, "seed", seed)
+        return msgspec.structs.replace(self.first, request_id=request_id, sampling=sampling)
 
 
 class Abort(msgspec.Struct, tag=True, array_like=True):
@@ -307,5 +326,5 @@ class Failed(msgspec.Struct, tag=True, array_like=True):
     error: str
 
 
-ToEngine = Submit | Abort | LoadAdapter | UnloadAdapter | PinAdapter | ListAdapters | SetWeights | Shutdown
+ToEngine = Submit | SubmitAll | Abort | LoadAdapter | UnloadAdapter | PinAdapter | ListAdapters | SetWeights | Shutdown
 FromEngine = Outputs | Answer | Ready | Failed

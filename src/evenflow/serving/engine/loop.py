@@ -32,6 +32,7 @@ from evenflow.serving.client.messages import (
     SetWeights,
     Shutdown,
     Submit,
+    SubmitAll,
     UnloadAdapter,
 )
 from evenflow.serving.config.engine_config import EngineConfig
@@ -116,6 +117,9 @@ class EngineLoop:
                 break
             if isinstance(message, Submit):
                 self._submit(message, outputs)
+            elif isinstance(message, SubmitAll):
+                for submit in message.submits():
+                    self._submit(submit, outputs)
             elif isinstance(message, Abort):
                 self._parked = [parked for parked in self._parked if parked.request_id not in message.request_ids]
                 self._engine.abort(message.request_ids)

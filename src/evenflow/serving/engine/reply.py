@@ -18,14 +18,15 @@ class Reply:
         self.finish_reason: FinishReason | None = None
         self._tokenizer = tokenizer
         self._text = OutputText(tokenizer, request.prompt_token_ids, request.sampling, eos_token_ids, request.max_output_tokens)
-        self._prompt_scores: list[TokenLogprobs] = []
+        self._prompt_scores: list[Logprobs] = []
+        """As they are told: made chunk by chunk, so that the first token of a long prompt does not wait for all."""
 
     def add_prompt_logprobs(self, start: int, scores: Sequence[TokenLogprobs]) -> None:
         """Keep the scores of prompt tokens: ``scores[i]`` is that of the token at position ``start + i + 1``.
 
         A token whose score is known already, because it is computed again after a preemption, is passed over.
         """
-        self._prompt_scores += scores[max(0, len(self._prompt_scores) - start) :]
+        self._prompt_scores += map(self._told, scores[max(0, len(self._prompt_scores) - start) :])
 
     def push(self, token: SampledToken) -> RequestOutput:
         """Take the next token; sets ``finish_reason`` if it is the last."""
@@ -35,7 +36,7 @@ class Reply:
         if token.logprobs is not None:
             output.logprobs.append(self._told(token.logprobs))
         if self.request.sampling.prompt_logprobs is not None and self._text.num_tokens == 1:
-            output.prompt_logprobs = [None, *map(self._told, self._prompt_scores)]
+            output.prompt_logprobs = [None, *self._prompt_scores]
         if delta.finish_reason is not None:
             output.finish_reason, output.stop_reason = delta.finish_reason.value, delta.stop_reason
         return output

@@ -20,6 +20,7 @@ import torch
 from evenflow.base.errors import ConstraintFailed
 from evenflow.serving.core.plan import SampledToken, SampleSpec, TokenLogprobs
 from evenflow.serving.core.structured import TokenMask
+from evenflow.serving.runner.token_history import TokenHistories
 
 NOT_FINITE = "the model's logits are not finite (NaN or infinity); the adapter or the model is broken"
 
@@ -32,13 +33,14 @@ _MASK = (1 << 64) - 1
 
 
 class Sampler:
-    """Chooses tokens. Stateless: a row's choice depends on its logits and its spec alone.
+    """Chooses tokens. A row's choice depends on its logits and its spec alone; what is kept between steps saves time only.
 
     ``eos_token_ids``: end-of-sequence tokens of the model, banned until a request's min_tokens are reached.
     """
 
     def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
+        self._histories = TokenHistories()
 
     @torch.inference_mode()
     def __call__(self, logits_LV: torch.Tensor, specs: Sequence[SampleSpec]) -> list[SampledToken]:
@@ -53,8 +55,8 @@ class Sampler:
         adjusted = [i for i, spec in enumerate(specs) if self._is_adjusted(spec)]
         if adjusted:
             values_LV = logits_LV.to(torch.float32, copy=True)
+            self._adjust(values_LV, adjusted, specs)
             for i in adjusted:
-                self._adjust(values_LV[i], specs[i])
                 mask = specs[i].mask
                 if mask is not None and (why := _apply_mask(values_LV[i], mask)) is not None:
                     refused[i] = why
@@ -88,25 +90,33 @@ class Sampler:
             or len(spec.output_token_ids) < sampling.min_tokens
         )
 
-    def _adjust(self, row_V: torch.Tensor, spec: SampleSpec) -> None:
-        """Bias, ban and penalise one row (fp32) in place. Ids beyond the vocabulary are ignored."""
-        sampling, vocab_size = spec.sampling, row_V.shape[0]
-        for token_id, bias in sampling.logit_bias:
-            if 0 <= token_id < vocab_size:
-                row_V[token_id] += bias
-        if len(spec.output_token_ids) < sampling.min_tokens:
-            ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids)}
-            banned = [token_id for token_id in ends if 0 <= token_id < vocab_size]
-            row_V[banned] = float("-inf")
-        if sampling.repetition_penalty != 1.0:
-            seen = torch.tensor(list({*spec.prompt_token_ids, *spec.output_token_ids}), dtype=torch.int64, device=row_V.device)
-            logits = row_V[seen]
-            penalty = sampling.repetition_penalty
-            row_V[seen] = torch.where(logits > 0, logits / penalty, logits * penalty)
-        if spec.output_token_ids and (sampling.presence_penalty or sampling.frequency_penalty):
-            output = torch.tensor(list(spec.output_token_ids), dtype=torch.int64, device=row_V.device)
-            ids, counts = output.unique(return_counts=True)
-            row_V[ids] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+    def _adjust(self, values_LV: torch.Tensor, rows: Sequence[int], specs: Sequence[SampleSpec]) -> None:
+        """Bias, ban and penalise ``rows`` of fp32 ``values_LV`` in place. Ids beyond the vocabulary are ignored."""
+        vocab_size = values_LV.shape[1]
+        biases = [(i, token, bias) for i in rows for token, bias in specs[i].sampling.logit_bias if 0 <= token < vocab_size]
+        if biases:
+            in_rows, tokens, values = zip(*biases, strict=True)
+            _put(values_LV, in_rows, tokens, torch.tensor(values, dtype=torch.float32, device=values_LV.device), add=True)
+        banned = [(i, token) for i in rows for token in self._banned(specs[i]) if 0 <= token < vocab_size]
+        if banned:
+            in_rows, tokens = zip(*banned, strict=True)
+            _put(values_LV, in_rows, tokens, torch.tensor(float("-inf"), device=values_LV.device), add=False)
+        penalised = [i for i in rows if specs[i].sampling.has_penalties]
+        histories = self._histories.of([specs[i] for i in penalised], vocab_size, values_LV.device)
+        for i, history in zip(penalised, histories, strict=True):
+            history.penalise(values_LV[i], specs[i].sampling)
+
+    def _banned(self, spec: SampleSpec) -> set[int]:
+        """Tokens that would end the output before its least length."""
+        sampling = spec.sampling
+        if len(spec.output_token_ids) >= sampling.min_tokens:
+            return set()
+        return {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids)}
+
+
+def _put(values_LV: torch.Tensor, rows: Sequence[int], tokens: Sequence[int], values: torch.Tensor, *, add: bool) -> None:
+    places = torch.tensor((rows, tokens), dtype=torch.int64, device=values_LV.device)
+    values_LV.index_put_((places[0], places[1]), values, accumulate=add)
 
 
 def _apply_mask(row_V: torch.Tensor, mask: TokenMask) -> str | None:

@@ -142,6 +142,8 @@ class Scheduler:
             if has_token and len(sequence.token_ids) > 1:
                 self._book.publish(entry)
             if error is not None:
+                if error_type == "EvenFlowError" and request.adapter is not None:
+                    error_type = "AdapterError"  # what its adapter computed is no distribution: its own fault
                 self._ended.append(EndedRequest(request, error, error_type))
                 self._book.end(request, FinishReason.ERROR, now_s)
         for request_id, reason in finished.items():

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from evenflow.base.errors import EvenFlowError
-from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit
+from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, SubmitAll
 
 
 class Engine(Protocol):
@@ -53,6 +53,10 @@ class Engine(Protocol):
 
         Closing or cancelling the iterator before that aborts the request.
         """
+        ...
+
+    def submit_all(self, group: SubmitAll) -> list[AsyncIterator[RequestOutput]]:
+        """Run several completions of one prompt; one iterator each, as ``submit`` gives."""
         ...
 
     async def load_adapter(

@@ -70,7 +70,7 @@ async def serve(
     server = _Server(
         uvicorn.Config(
             app,
-            http=bounded_protocol(_connection_limits(config), state.connections),
+            http=bounded_protocol(connection_limits(config), state.connections),
             ws="none",
             log_config=None,
             access_log=False,
@@ -159,7 +159,8 @@ async def drain(state: ServerState, server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-def _connection_limits(config: ServerConfig) -> ConnectionLimits:
+def connection_limits(config: ServerConfig) -> ConnectionLimits:
+    """What a connection may take; the limit on open files is raised for as many as there may be."""
     return ConnectionLimits(
         max_header_bytes=config.max_header_bytes,
         max_headers=config.max_headers,

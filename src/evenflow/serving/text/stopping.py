@@ -64,9 +64,11 @@ class StopChecker:
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
         """Length of the longest end of ``text`` that is a beginning of ``stop``, but not the whole of it."""
-        for length in range(min(len(text), len(stop) - 1), 0, -1):
-            if text.endswith(stop[:length]):
-                return length
+        place = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+        while place >= 0:  # only where its first character stands can a beginning of it start
+            if stop.startswith(text[place:]):
+                return len(text) - place
+            place = text.find(stop[0], place + 1)
         return 0
 
 

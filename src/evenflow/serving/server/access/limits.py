@@ -22,7 +22,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from evenflow.access.identity import Client
-from evenflow.base.errors import ClientOverLimit, ServerFull
+from evenflow.base.errors import ClientOverLimit, InvalidRequest, Rejected, ServerFull
 from evenflow.serving.client.messages import EngineStats
 
 WINDOW_S = 60.0
@@ -56,6 +56,17 @@ class SlidingWindow:
             self._entries[-1][1:] = [now_s, self._entries[-1][2] + amount]
         else:
             self._entries.append([now_s, now_s, amount])
+
+    def take_back(self, now_s: float, amount: int) -> None:
+        """Count ``amount`` no longer: the newest of what is still in the window."""
+        self._expire(now_s)
+        while amount and self._entries:
+            taken = min(self._entries[-1][2], amount)
+            self._entries[-1][2] -= taken
+            self._sum -= taken
+            amount -= int(taken)
+            if not self._entries[-1][2]:
+                self._entries.pop()
 
     def wait_s(self, now_s: float, amount: int) -> float:
         """Seconds until ``amount`` fits; 0: now, infinite: never."""
@@ -109,7 +120,7 @@ class Limits:
         """Completions that have been let in and have not had a first token."""
 
     def admit(self, client: Client, num_completions: int) -> Ticket:
-        """Let one HTTP request in. Raises ClientOverLimit or ServerFull; counts as a request only if let in."""
+        """Let one HTTP request in. Raises ClientOverLimit or ServerFull; counts as a request only if let in and not refused."""
         account = self._account(client)
         now_s = self._clock()
         if account.requests is not None:
@@ -207,6 +218,16 @@ class Limits:
                 raise self._too_many_tokens(client, wait_s)
         window.add(now_s, tokens)
 
+    def _refund(self, client: Client, tokens: int) -> None:
+        """A request was refused after all: it does not count, and neither do its tokens."""
+        account = self._accounts.get(client.name)
+        if account is None:
+            return
+        now_s = self._clock()
+        for window, amount in ((account.requests, 1), (account.tokens, tokens)):
+            if window is not None:
+                window.take_back(now_s, amount)
+
     def _release(self, client: Client, num_completions: int) -> None:
         account = self._accounts[client.name]
         account.num_waiting -= num_completions
@@ -233,10 +254,13 @@ class Ticket:
         self._limits = limits
         self._client = client
         self._num_waiting = num_completions
+        self._num_completions = num_completions
+        self._num_prompt_tokens = 0
 
     def charge_prompt(self, tokens: int) -> None:
         """Count the prompt's tokens. Raises ClientOverLimit if they do not fit into the client's minute."""
         self._limits._charge(self._client, tokens, is_checked=True)
+        self._num_prompt_tokens += tokens
 
     def charge_output(self, tokens: int) -> None:
         """Count output tokens as they come. Never refuses: what has begun may end."""
@@ -252,6 +276,8 @@ class Ticket:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, (InvalidRequest, Rejected)) and self._num_waiting == self._num_completions:
+            self._limits._refund(self._client, self._num_prompt_tokens)
         if self._num_waiting:
             self._limits._release(self._client, self._num_waiting)
             self._num_waiting = 0

@@ -1,4 +1,4 @@
-"""The one function behind every inference endpoint: from a request to an answer or a stream, in the shape of a View."""
+"""What every inference endpoint does: from a request to an answer or a stream, in the shape of a View."""
 
 from __future__ import annotations
 

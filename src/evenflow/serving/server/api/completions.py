@@ -41,9 +41,11 @@ class CompletionView:
 
     def call(self, state: ServerState, body: CompletionRequest, caller: Caller) -> Call:
         """The call that ``body`` asks for. Raises InvalidRequest."""
+        state.reader.check_size(body.prompt, state.config.max_choices)
+        prompts = split_prompt(body.prompt)
 
         async def read_prompts() -> list[Prompt]:
-            return await state.reader.from_completion(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+            return await state.reader.from_completion(prompts, add_special_tokens=body.add_special_tokens is not False)
 
         max_tokens = body.max_tokens if body.max_tokens is not None else DEFAULT_MAX_TOKENS
         if max_tokens == 0 and not body.echo:
@@ -64,7 +66,7 @@ class CompletionView:
             ),
             asked_max_tokens=max_tokens,
             n=body.n or 1,
-            num_prompts=len(split_prompt(body.prompt)),
+            num_prompts=len(prompts),
             prompt_param="prompt",
             read_prompts=read_prompts,
             arrival_s=caller.arrival_s,

@@ -10,11 +10,11 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from evenflow.access.identity import Client
 from evenflow.base.errors import AdapterNotFound, InvalidRequest, Rejected, ServerFull
-from evenflow.serving.client.messages import RequestOutput, Submit, Usage
+from evenflow.serving.client.messages import RequestOutput, Submit, SubmitAll, Usage
 from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.server.access.limits import Ticket
 from evenflow.serving.server.api.answer_form import PLAIN, AnswerForm
@@ -23,6 +23,9 @@ from evenflow.serving.server.api.responses import PromptTokensDetails, Timings, 
 from evenflow.serving.server.api.schema import MAX_INT64
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.error_answers import error_of
+
+MOST_PROMPT_SCORES = 1 << 18
+"""Log-probabilities of one prompt's tokens: enough for 12,000 tokens with the 20 likeliest each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +98,10 @@ class RunningCall:
                 self.prompts = await call.read_prompts()
                 for prompt in self.prompts:
                     state.reader.check_fits(len(prompt.token_ids), call.asked_max_tokens, call.prompt_param)
+                    _check_scores(len(prompt.token_ids), call)
                 ticket.charge_prompt(sum(len(prompt.token_ids) for prompt in self.prompts))
                 num_submitted = call.num_completions
-                merged = _merge([state.engine.submit(submit) for submit in self._submits()])
+                merged = _merge(self._start())
                 try:
                     async for index, output in merged:
                         self._account(index, output, ticket)
@@ -141,26 +145,29 @@ class RunningCall:
             Timings(*(max((getattr(u, name) for u in usages), default=0.0) for name in ("queue_s", "prefill_s", "decode_s"))),
         )
 
-    def _submits(self) -> list[Submit]:
-        call = self.call
-        submits = []
-        for index in range(call.num_completions):
-            sampling = call.sampling
-            if sampling.seed is not None and index % call.n:
-                sampling = replace(sampling, seed=(sampling.seed + index % call.n) & MAX_INT64)
-            submits.append(
-                Submit(
-                    request_id=f"{call.response_id}-{index}",
-                    client_id=call.client.name,
-                    prompt_token_ids=self.prompts[index // call.n].token_ids,
-                    sampling=sampling,
-                    adapter=call.adapter,
-                    arrival_s=call.arrival_s,
-                    cache_salt=self._state.cache_namespace(call.client, call.cache_salt),
-                    slo_ttft_s=call.slo_ttft_s,
-                )
+    def _start(self) -> list[AsyncIterator[RequestOutput]]:
+        """Outputs of every completion, in their order; those of one prompt are submitted together."""
+        call, engine = self.call, self._state.engine
+        streams: list[AsyncIterator[RequestOutput]] = []
+        for prompt in self.prompts:
+            first, *others = (f"{call.response_id}-{len(streams) + i}" for i in range(call.n))
+            submit = Submit(
+                request_id=first,
+                client_id=call.client.name,
+                prompt_token_ids=prompt.token_ids,
+                sampling=call.sampling,
+                adapter=call.adapter,
+                arrival_s=call.arrival_s,
+                cache_salt=self._state.cache_namespace(call.client, call.cache_salt),
+                slo_ttft_s=call.slo_ttft_s,
             )
-        return submits
+            seed = call.sampling.seed
+            if others:
+                seeds = [None if seed is None else (seed + i) & MAX_INT64 for i in range(1, call.n)]
+                streams += engine.submit_all(SubmitAll(submit, list(zip(others, seeds, strict=True))))
+            else:
+                streams.append(engine.submit(submit))
+        return streams
 
     def _account(self, index: int, output: RequestOutput, ticket: Ticket) -> None:
         if output.error_type is not None:
@@ -228,6 +235,21 @@ async def _merge(iterators: Sequence[AsyncIterator[RequestOutput]]) -> AsyncGene
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for iterator in iterators:  # a task that was cancelled before it began has closed nothing
+            await _close(iterator)
+
+
+def _check_scores(num_prompt_tokens: int, call: Call) -> None:
+    """Raise InvalidRequest for more log-probabilities of prompts than one answer may hold."""
+    if call.sampling.prompt_logprobs is None:
+        return
+    num_scores = num_prompt_tokens * (call.sampling.prompt_logprobs + 1) * call.n
+    if num_scores > MOST_PROMPT_SCORES:
+        raise InvalidRequest(
+            f"log-probabilities of {num_prompt_tokens} prompt tokens, {call.sampling.prompt_logprobs + 1} each and "
+            f"{call.n} times, are {num_scores}; allowed: {MOST_PROMPT_SCORES}",
+            "prompt_logprobs",
+        )
 
 
 def _without_token(output: RequestOutput) -> RequestOutput:

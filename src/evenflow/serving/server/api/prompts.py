@@ -60,10 +60,19 @@ class PromptReader:
         check_token_ids(token_ids, self._vocab_size, param)
         return Prompt(token_ids)
 
-    async def from_completion(self, prompt: str | list[str | int | list[int]], *, add_special_tokens: bool) -> list[Prompt]:
-        """All prompts of a completion body, in order."""
+    def check_size(self, prompt: str | list[str | int | list[int]], max_prompts: int) -> None:
+        """Refuse what is far too long or too much by its length alone, before anybody looks into it."""
+        if isinstance(prompt, str) or len(prompt) <= max_prompts:
+            return
+        if isinstance(prompt[0], int):
+            self.check_fits(len(prompt), None, "prompt")
+        else:
+            raise InvalidRequest(f"prompt holds {len(prompt)} prompts; allowed in one request: {max_prompts}", "prompt")
+
+    async def from_completion(self, entries: Sequence[str | list[int]], *, add_special_tokens: bool) -> list[Prompt]:
+        """All prompts of a completion body, in order, once ``split_prompt`` has divided it."""
         prompts = []
-        for entry in split_prompt(prompt):
+        for entry in entries:
             if isinstance(entry, str):
                 prompts.append(await self.from_text(entry, "prompt", add_special_tokens=add_special_tokens))
             else:

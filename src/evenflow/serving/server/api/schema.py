@@ -29,7 +29,7 @@ MOST_MESSAGES = 16_384
 """In one conversation."""
 MOST_PARTS = 4096
 """Of one message's content."""
-LONGEST_STOP = 1024
+LONGEST_STOP = 256
 """Characters of one stop string."""
 MOST_STOP_TOKENS = 1024
 MOST_BIASES = 1024
@@ -40,7 +40,7 @@ LONGEST_USER = 1024
 LONGEST_NAME = 512
 """Characters of a message's ``name``, and of an adapter's."""
 LONGEST_PATH = 4096
-MOST_DETOKENIZED = 1 << 20
+MOST_DETOKENIZED = 1 << 17
 """Token ids in one body of /detokenize."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

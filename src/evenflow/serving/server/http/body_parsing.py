@@ -23,9 +23,9 @@ from evenflow.serving.server.http.leniency import repaired
 T = TypeVar("T", bound=msgspec.Struct)
 
 UNKNOWN_FIELDS = ("refuse", "ignore")
-MOST_VALUES = 1 << 20
+MOST_VALUES = 1 << 18
 """Values in one body: entries of all its lists and fields of all its objects."""
-MOST_FIELDS = 1 << 17
+MOST_FIELDS = 1 << 16
 """Of these, fields of objects, which cost more."""
 UNCOUNTED_BYTES = 1 << 17
 """A body up to here is decoded as it is: it cannot hold enough to keep others waiting."""
