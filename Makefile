@@ -10,7 +10,7 @@ OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidi
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
     nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo serve test test-all test-vllm soak gpu check docs reference picture lock sbom wheel format clean help
+.PHONY: setup demo serve test test-all test-vllm test-clients soak gpu check docs reference picture lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -43,6 +43,10 @@ test-all: $(STAMP)  ## the default suite and the slow tests, with coverage and i
 
 soak: $(STAMP)  ## hostile folders, killed and stopped processes, two servers on one cache: all slow tests of tests/hostile
 	@$(PYTEST) -m "slow or not slow" tests/hostile
+
+test-clients: $(STAMP)  ## openai, anthropic, litellm, langchain, ... against a running server, in an environment of their own (2 minutes, 330 MB)
+	@$(PYTHON) tests/clients/environment.py
+	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-clients/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/clients/test_clients.py
 
 test-vllm:  ## fairness inside vLLM, in an environment of its own that is built on first use (CPU build, 8 minutes, 4.1 GB)
 	@$(PYTHON) tests/vllm/environment.py
