@@ -5,7 +5,7 @@
     ENV/bin/python benchmarks/recipes/vllm_fairness.py cost    --json benchmarks/results/vllm_cost--MACHINE.json
 
 ENV is the environment that ``make test-vllm`` builds. ``latency``: one ``vllm serve``, whose order is switched from round
-to round, A B C A B C (switching_scheduler.py); one client sends 64 requests (64 + 32 tokens) to 16 slots, a second later
+to round, A B C A B C (tests/vllm/switching_scheduler.py); one client sends 64 requests (64 + 32 tokens) to 16 slots, a second later
 another sends three short ones, one after the other. ``shares``: three clients of weights 1, 2 and 4 that always have
 requests waiting. ``cost``: vLLM's scheduler alone, outputs made up, 1,000 requests waiting.
 """
@@ -63,7 +63,7 @@ class Server:
         command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "base", "--max-num-seqs", str(SLOTS)]
         command += ["--max-model-len", "1024", "--disable-uvicorn-access-log", "--scheduler-cls", scheduler]
         command += ["--middleware", "evenflow.integrations.vllm.ClientIdentity"]
-        given = {**os.environ, **QUIET, "PYTHONPATH": str(Path(__file__).parent), **variables}
+        given = {**os.environ, **QUIET, "PYTHONPATH": str(ROOT / "tests" / "vllm"), **variables}
         self.log = (folder / f"server-{port}.log").open("w")
         self.process = subprocess.Popen(command, env=given, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is not left behind
