@@ -141,7 +141,7 @@ def test_litellm() -> None:
 def test_langchain_openai() -> None:
     from langchain_openai import ChatOpenAI
 
-    model = ChatOpenAI(base_url=BASE + "/v1", api_key="x", model="base", max_tokens=120, temperature=0)  # type: ignore
+    model = ChatOpenAI(base_url=BASE + "/v1", api_key="x", model="base", max_tokens=120, temperature=0)
     assert ANSWER in model.invoke(QUESTION).content
     check_arguments(model.with_structured_output(order_class(), method="json_schema").invoke(QUESTION).model_dump())
     bound = model.bind_tools([{"type": "function", "function": TOOL}], tool_choice="required")
