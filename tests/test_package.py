@@ -77,3 +77,12 @@ def test_the_wheel_holds_what_runs_and_no_training(tmp_path):
     assert "evenflow/demo/assets/base/model.safetensors" in names
     assert not [name for name in names if re.search(r"embedded_model|tidewick|/train/|^tools|^tests|^benchmarks", name)]
     assert all(name.startswith(("evenflow/", "evenflow-")) for name in names)
+
+
+def test_every_folder_of_tests_is_run_by_default_or_has_an_environment_of_its_own():
+    import tomllib
+
+    root = Path(__file__).parents[1]
+    paths = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["testpaths"]
+    there = {f"tests/{path.name}" for path in (root / "tests").iterdir() if path.is_dir() and any(path.rglob("test_*.py"))}
+    assert there - set(paths) == {"tests/clients", "tests/vllm"}

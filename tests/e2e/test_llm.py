@@ -62,11 +62,11 @@ def test_n_completions_differ_and_a_seed_repeats_them(llm):
 
 
 def test_adapters_come_and_go(llm, tiny_adapters):
-    assert llm.load_adapter("new", tiny_adapters["r3"])[0].rank == 3
+    assert llm.load_adapter("new", tiny_adapters["r3"])[0].lora_rank == 3
     with pytest.raises(AdapterExists, match="new"):
         llm.load_adapter("new", tiny_adapters["r8"])
     llm.load_adapter("new", tiny_adapters["r64"], replace=True)
-    assert {info.name: info.rank for info in llm.list_adapters()} == {"r1": 1, "r8": 8, "new": 64}
+    assert {info.name: info.lora_rank for info in llm.list_adapters()} == {"r1": 1, "r8": 8, "new": 64}
     llm.unload_adapter("new")
     with pytest.raises(AdapterNotFound, match="new"):
         llm.generate("hello", GREEDY, adapters="new")

@@ -63,7 +63,19 @@ def shares(server: Served, service: float) -> dict[str, float]:
 def test_who_gets_what(policy, tiny_model, tmp_path):
     clients = tmp_path / "clients.toml"
     write_clients(clients, ("gold-0",), 1.0)
-    options = ["--kernels", "torch", "--dtype", "float32", "--memory", "4MiB", "--threads", "1", "--max-num-seqs", "4"]
+    options = [
+        "--open",
+        "--kernels",
+        "torch",
+        "--dtype",
+        "float32",
+        "--memory",
+        "4MiB",
+        "--threads",
+        "1",
+        "--max-num-seqs",
+        "4",
+    ]
     server = Served(str(tiny_model), "--clients", str(clients), "--policy", policy, *options)
     threads = flood(server)
     try:

@@ -31,6 +31,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from evenflow.access.client_headers import CLIENT_HEADERS
 from evenflow.access.keys import hash_key, is_hash
 from evenflow.base.errors import ConfigError, InvalidKey, InvalidRequest, NotAllowed
 from evenflow.fairness.books.weights import HEAVIEST, LIGHTEST
@@ -39,8 +40,6 @@ ANONYMOUS = "anonymous"
 ADMIN = "admin"
 API_KEY_CLIENT = "api-key"
 """The client of the keys that are given on the command line."""
-CLIENT_HEADERS = ("x-evenflow-client", "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
-"""Headers that name the client of an open server or behind a gateway, unless others are chosen; the first one wins."""
 LONGEST_NAME = 256
 
 Weight = Annotated[float, Meta(ge=LIGHTEST, le=HEAVIEST)]

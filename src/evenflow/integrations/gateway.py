@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evenflow.access.identity import CLIENT_HEADERS
+from evenflow.access.client_headers import CLIENT_HEADERS
 from evenflow.base.errors import ConfigError, InvalidKey, InvalidRequest, Rejected
 from evenflow.fairness.books.live_shares import LiveShares
 from evenflow.integrations.clients import WatchedClients

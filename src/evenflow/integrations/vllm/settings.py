@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evenflow.access.identity import CLIENT_HEADERS
+from evenflow.access.client_headers import CLIENT_HEADERS
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.fairness.registry import DEFAULT_POLICY, check_policy
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from evenflow.access.identity import CLIENT_HEADERS
+from evenflow.access.client_headers import CLIENT_HEADERS
 from evenflow.base.errors import ConfigError, InvalidRequest
 from evenflow.serving.config.kinds import Choice, Count, Names, Number, PathTo, Size, Switch, Table, Text
 from evenflow.serving.config.option import option, read_options
 from evenflow.serving.core.sampling import SamplingParams
-from evenflow.serving.server.http.body_parsing import UNKNOWN_FIELDS
+from evenflow.serving.server.http.known_fields import UNKNOWN_FIELDS
 from evenflow.serving.text.reasoning import REASONING_PARSERS
 from evenflow.serving.text.tools.families import TOOL_PARSERS
 

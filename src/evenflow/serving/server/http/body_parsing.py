@@ -22,7 +22,6 @@ from evenflow.serving.server.http.leniency import repaired
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-UNKNOWN_FIELDS = ("refuse", "ignore")
 MOST_VALUES = 1 << 18
 """Values in one body: entries of all its lists and fields of all its objects."""
 MOST_FIELDS = 1 << 16
@@ -37,7 +36,7 @@ _keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class BodyParser(Generic[T]):
-    """Reads and decodes bodies of one type. ``unknown_fields``: one of UNKNOWN_FIELDS."""
+    """Reads and decodes bodies of one type. ``unknown_fields``: one of known_fields.UNKNOWN_FIELDS."""
 
     def __init__(self, kind: type[T], *, unknown_fields: str = "refuse") -> None:
         self.kind = kind
@@ -137,4 +136,4 @@ def _invalid(message: str) -> InvalidRequest:
     return InvalidRequest(f"{path}: {what[0].lower()}{what[1:]}", path)
 
 
-__all__ = ["MOST_FIELDS", "MOST_VALUES", "UNKNOWN_FIELDS", "BodyParser", "ignored_fields_header"]
+__all__ = ["MOST_FIELDS", "MOST_VALUES", "BodyParser", "ignored_fields_header"]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+UNKNOWN_FIELDS = ("refuse", "ignore")
+"""What a server may do with fields that nobody here knows."""
+
 HARMLESS = frozenset(
     {
         # OpenAI's, for its own books and caches
