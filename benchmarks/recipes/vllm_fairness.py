@@ -4,10 +4,10 @@
     ENV/bin/python benchmarks/recipes/vllm_fairness.py shares  --json benchmarks/results/vllm_shares--MACHINE.json
     ENV/bin/python benchmarks/recipes/vllm_fairness.py cost    --json benchmarks/results/vllm_cost--MACHINE.json
 
-ENV is the environment that ``make test-vllm`` builds. ``latency``: one ``vllm serve``, whose order is switched from round
-to round, A B C A B C (tests/vllm/switching_scheduler.py); one client sends 64 requests (64 + 32 tokens) to 16 slots, a second later
-another sends three short ones, one after the other. ``shares``: three clients of weights 1, 2 and 4 that always have
-requests waiting. ``cost``: vLLM's scheduler alone, outputs made up, 1,000 requests waiting.
+ENV is the environment that ``make test-vllm`` builds. ``latency``: one ``vllm serve``, whose order is switched from
+round to round, A B C A B C (tests/vllm/switching_scheduler.py); one client sends 64 requests (64 + 32 tokens) to 16
+slots, a second later another sends three short ones, one after the other. ``shares``: three clients of weights 1, 2
+and 4 that always have requests waiting. ``cost``: vLLM's scheduler alone, outputs made up, 1,000 requests waiting.
 """
 
 from __future__ import annotations
