@@ -26,9 +26,6 @@ from typing import Any
 import httpx
 import numpy as np
 
-from evenflow.bench.harness import write_result
-from evenflow.serving.models.random.random_model import LLAMA_135M, make_model
-
 PLAIN: dict[str, Any] = {
     "prompt": [7] * 64,
     "n": 12,
@@ -41,10 +38,10 @@ NEIGHBOUR = {"prompt": list(range(10, 26)), "max_tokens": 4, "ignore_eos": True,
 BIAS = {str(i): 0.01 for i in range(1024)}
 STOPS = ["x" * 255 + chr(97 + i) for i in range(16)]
 PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.1}
-LONG = [7 + i % 400 for i in range(1200)]
+LONG = [7 + i % 400 for i in range(400)]
 OPTIONS: dict[str, dict[str, Any]] = {
     "logit_bias": {"logit_bias": BIAS},
-    "penalties": {**PENALTIES, "prompt": LONG, "max_tokens": 800},
+    "penalties": {**PENALTIES, "prompt": LONG, "max_tokens": 1500},
     "stop": {"stop": STOPS},
     "stop_token_ids": {"stop_token_ids": list(range(1000, 2024)), "min_tokens": 1400},
     "logprobs": {"logprobs": 20},
@@ -83,25 +80,33 @@ BODIES: dict[str, tuple[str, bytes]] = {
 }
 """Path and body, sent twice a second beside PLAIN: the cost of each is shown, not that of a flood."""
 VOCAB_SIZE = 32_000
+SETTLE_S = 1.0
+"""After the first token of every choice: prompts are computed, and what is measured is the cost of a step."""
 HEADERS = {"content-type": "application/json", "x-evenflow-client": "greedy"}
 
 
-def ask_on(url: str, body: dict[str, Any], stop: Event) -> None:
-    """Keep one request with ``body`` running until told to stop."""
+def ask_on(url: str, body: dict[str, Any], has_begun: Event, stop: Event) -> None:
+    """Keep one request with ``body`` running until told to stop; it has begun when every choice has said something."""
     with httpx.Client(base_url=url, timeout=120) as client:
         while not stop.is_set():
             with client.stream("POST", "/v1/completions", json=body, headers=HEADERS) as answer:
                 assert answer.status_code == 200, answer.read()
-                for _ in answer.iter_bytes():
+                choices: set[int] = set()
+                for line in answer.iter_lines():
+                    if len(choices) < body["n"] and line.startswith("data: {"):
+                        choices.add(json.loads(line[6:])["choices"][0]["index"])
+                        if len(choices) == body["n"]:
+                            has_begun.set()
                     if stop.is_set():
                         return
 
 
-def send_on(url: str, path: str, body: bytes, stop: Event) -> None:
+def send_on(url: str, path: str, body: bytes, has_begun: Event, stop: Event) -> None:
     """Send ``body`` twice a second until told to stop."""
     with httpx.Client(base_url=url, timeout=120) as client:
         while not stop.is_set():
             client.post(path, content=body, headers=HEADERS)
+            has_begun.set()
             stop.wait(0.5)
 
 
@@ -117,10 +122,16 @@ class Bench:
     def latencies_s(self, *callers: tuple[Any, ...]) -> list[float]:
         """The neighbour's, while every caller (a function and its arguments) runs in a process of its own."""
         stop = self._spawn.Event()
-        processes = [self._spawn.Process(target=call, args=(self._url, *arguments, stop)) for call, *arguments in callers]
+        begun = [self._spawn.Event() for _ in callers]
+        processes = [
+            self._spawn.Process(target=call, args=(self._url, *arguments, has_begun, stop))
+            for (call, *arguments), has_begun in zip(callers, begun, strict=True)
+        ]
         for process in processes:
             process.start()
-        time.sleep(3.0)
+        for has_begun in begun:
+            assert has_begun.wait(60), "a caller has not begun"
+        time.sleep(SETTLE_S)
         found: list[float] = []
         end_s = time.monotonic() + self._seconds
         while time.monotonic() < end_s:
@@ -165,7 +176,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="names of cases")
     args = parser.parse_args()
-    import torch
+    import torch  # here, so that the callers' processes start without it
+
+    from evenflow.bench.harness import write_result
+    from evenflow.serving.models.random.random_model import LLAMA_135M, make_model
 
     results: dict[str, Any] = {"unit": "seconds of the neighbour's requests"}
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
