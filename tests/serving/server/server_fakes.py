@@ -340,7 +340,7 @@ class LiveServer:
 
     def __enter__(self) -> LiveServer:
         self._thread.start()
-        self.wait_for(lambda: self.state.is_open)
+        self.wait_for(lambda: self.state.is_open and self._server.started)
         return self
 
     def __exit__(self, *_: object) -> None:
