@@ -16,7 +16,7 @@ END = "<!-- demo: end -->"
 SHOWN = """\
 <picture>
   <source media="(prefers-color-scheme: dark)" srcset="docs/images/demo-dark.svg">
-  <img alt="Cumulative service of four clients under both policies" src="docs/images/demo-light.svg">
+  <img alt="Cumulative service of four clients, two policies" src="docs/images/demo-light.svg">
 </picture>
 
 ```text
