@@ -243,7 +243,10 @@ def test_what_is_kept_between_steps_changes_no_choice():
     draw = torch.Generator().manual_seed(3)
     kept = Sampler()
     fields = {"repetition_penalty": 1.7, "presence_penalty": 0.9, "frequency_penalty": 0.7, "logit_bias": ((3, 4.0), (99, 1.0))}
-    requests = [([1, 2, 3 + i], [], SamplingParams(temperature=0.0, **fields)) for i in range(6)]
+    fields |= {"min_tokens": 20, "stop_token_ids": (5, 6, 99)}
+    first = SamplingParams(temperature=0.0, max_tokens=None, **fields)
+    other = SamplingParams(temperature=0.0, max_tokens=None, **{**fields, "logit_bias": ((7, 3.0),), "stop_token_ids": (1,)})
+    requests = [([1, 2, 3 + i], [], first if i % 2 else other) for i in range(6)]
     for step in range(40):
         running = [request for i, request in enumerate(requests) if (step // 5 + i) % 3]
         specs = [SampleSpec(sampling, prompt, output, salt=0) for prompt, output, sampling in running]

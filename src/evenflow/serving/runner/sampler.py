@@ -13,6 +13,7 @@ requests' lives and ends none. Legend: L rows, R rows drawn at random, V vocabul
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import torch
 from evenflow.base.errors import ConstraintFailed
 from evenflow.serving.core.plan import SampledToken, SampleSpec, TokenLogprobs
 from evenflow.serving.core.structured import TokenMask
+from evenflow.serving.runner.kept_tensors import KeptTensors
 from evenflow.serving.runner.token_history import TokenHistories
 
 NOT_FINITE = "the model's logits are not finite (NaN or infinity); the adapter or the model is broken"
@@ -41,6 +43,8 @@ class Sampler:
     def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
         self._histories = TokenHistories()
+        self._biases = KeptTensors()
+        self._stops = KeptTensors()
 
     @torch.inference_mode()
     def __call__(self, logits_LV: torch.Tensor, specs: Sequence[SampleSpec]) -> list[SampledToken]:
@@ -92,31 +96,39 @@ class Sampler:
 
     def _adjust(self, values_LV: torch.Tensor, rows: Sequence[int], specs: Sequence[SampleSpec]) -> None:
         """Bias, ban and penalise ``rows`` of fp32 ``values_LV`` in place. Ids beyond the vocabulary are ignored."""
-        vocab_size = values_LV.shape[1]
-        biases = [(i, token, bias) for i in rows for token, bias in specs[i].sampling.logit_bias if 0 <= token < vocab_size]
-        if biases:
-            in_rows, tokens, values = zip(*biases, strict=True)
-            _put(values_LV, in_rows, tokens, torch.tensor(values, dtype=torch.float32, device=values_LV.device), add=True)
-        banned = [(i, token) for i in rows for token in self._banned(specs[i]) if 0 <= token < vocab_size]
-        if banned:
-            in_rows, tokens = zip(*banned, strict=True)
-            _put(values_LV, in_rows, tokens, torch.tensor(float("-inf"), device=values_LV.device), add=False)
+        vocab_size, device = values_LV.shape[1], values_LV.device
+        self._biases.next_step()
+        self._stops.next_step()
+        for i in rows:
+            sampling = specs[i].sampling
+            if sampling.logit_bias:
+                ids, biases = self._biases.of(sampling.logit_bias, partial(_biases, sampling.logit_bias, vocab_size, device))
+                values_LV[i].index_add_(0, ids, biases)
+            if len(specs[i].output_token_ids) < sampling.min_tokens:
+                if sampling.stop_token_ids:
+                    (stops,) = self._stops.of(
+                        sampling.stop_token_ids, partial(_ids, sampling.stop_token_ids, vocab_size, device)
+                    )
+                    values_LV[i].index_fill_(0, stops, float("-inf"))
+                if not sampling.ignore_eos:
+                    values_LV[i].index_fill_(0, *_ids(self._eos_token_ids, vocab_size, device), float("-inf"))
         penalised = [i for i in rows if specs[i].sampling.has_penalties]
         histories = self._histories.of([specs[i] for i in penalised], vocab_size, values_LV.device)
         for i, history in zip(penalised, histories, strict=True):
             history.penalise(values_LV[i], specs[i].sampling)
 
-    def _banned(self, spec: SampleSpec) -> set[int]:
-        """Tokens that would end the output before its least length."""
-        sampling = spec.sampling
-        if len(spec.output_token_ids) >= sampling.min_tokens:
-            return set()
-        return {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos_token_ids)}
+
+def _biases(pairs: Sequence[tuple[int, float]], vocab_size: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Ids (int64) and what is added to their logits (fp32)."""
+    known = [(token_id, bias) for token_id, bias in pairs if 0 <= token_id < vocab_size]
+    ids, biases = [token_id for token_id, _ in known], [bias for _, bias in known]
+    return torch.tensor(ids, dtype=torch.int64, device=device), torch.tensor(biases, dtype=torch.float32, device=device)
 
 
-def _put(values_LV: torch.Tensor, rows: Sequence[int], tokens: Sequence[int], values: torch.Tensor, *, add: bool) -> None:
-    places = torch.tensor((rows, tokens), dtype=torch.int64, device=values_LV.device)
-    values_LV.index_put_((places[0], places[1]), values, accumulate=add)
+def _ids(token_ids: Sequence[int], vocab_size: int, device: torch.device) -> tuple[torch.Tensor]:
+    """Those that the vocabulary has (int64)."""
+    known = [token_id for token_id in token_ids if 0 <= token_id < vocab_size]
+    return (torch.tensor(known, dtype=torch.int64, device=device),)
 
 
 def _apply_mask(row_V: torch.Tensor, mask: TokenMask) -> str | None:
