@@ -1,9 +1,10 @@
-"""Adapters from a hub's cache, an operator's resolver and other storage: found, copied, bounded, and never by those who may not."""
+"""Adapters from a hub's cache, an operator's resolver and other storage: found, copied, bounded; not for those who may not."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import sys
 import types
 from types import SimpleNamespace
@@ -99,11 +100,9 @@ def test_digests_sizes_and_missing_things_are_refused(tmp_path, storage):
 
 
 def test_what_was_used_longest_ago_makes_room(tmp_path, storage):
-    cache = DownloadCache(tmp_path / "copies", 400, 10.0)
+    cache = DownloadCache(tmp_path / "copies", 250, 10.0)
     folders = [fetch(cache, put(name, name.encode() * 100)) for name in ("a", "b")]
     for folder, used_s in zip(folders, (200, 100)):
-        import os
-
         os.utime(folder, (used_s, used_s))
     fetch(cache, put("c", b"c" * 100))
     assert [folder.exists() for folder in folders] == [True, False]
