@@ -70,8 +70,8 @@ def client_plans(adapters: list[str], greedy: int, stage: Stage) -> list[ClientP
     voices_of = [tuple(trained[i::3]) or (BASE_VOICE,) for i in range(3)]
     quiet = [
         ("anna", voices_of[0], 2, 0.10, own[1]),
-        ("ben", voices_of[1], 3, 0.15, own[2]),
-        ("cleo", voices_of[2], 4, 0.20, own[3]),
+        ("ben", voices_of[2], 3, 0.15, own[2]),
+        ("cleo", voices_of[1], 4, 0.20, own[3]),
     ]
     plans = [
         ClientPlan(
