@@ -19,10 +19,10 @@ FOLDER = Path(os.environ.get("EVENFLOW_REAL_MODEL", Path.home() / ".cache" / "ev
 ADAPTERS = ("glossary", "extract", "sailor")
 QUESTION = "What does textwrap.dedent do?"
 NUM_TOKENS = 12
-FP32 = 5e-3
-"""Largest difference of a logit: 30 layers, and logits up to 30 (measured: see the test's output)."""
+FP32 = 1e-3
+"""Largest difference of a logit: 30 layers, and logits up to 41 (measured: 1.0e-4)."""
 BF16 = 1.5
-"""The same for bf16 against fp32."""
+"""The same for bf16 against fp32 (measured: 0.74; the base model alone 0.69)."""
 
 pytestmark = [
     pytest.mark.slow,
