@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evenflow.base.errors import ModelError
+from evenflow.serving.quant.grouped_matrix import GroupedMatrix
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -52,6 +53,10 @@ class Checkpoint:
         index = slice(rows.start, rows.stop)
         value: torch.Tensor = piece[index] if columns is None else piece[index, columns.start : columns.stop]
         return self._checked(name, value)
+
+    def grouped(self, name: str) -> GroupedMatrix | None:
+        """None: what is stored here is stored in floating point."""
+        return None
 
     def close(self) -> None:
         """Let go of the files."""
