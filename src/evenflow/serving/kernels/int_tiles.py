@@ -99,7 +99,7 @@ def _multiply_words(builder: Any, a: Any, b: Any, features: str) -> Any:
         return _called(builder, "llvm.x86.avx512.pmaddw.d.512", _LANES_I32, a, b)
     half = ir.VectorType(_I32, 8)
     parts = [_called(builder, "llvm.x86.avx2.pmadd.wd", half, x, y) for x, y in zip(_halves(builder, a), _halves(builder, b))]
-    return _shuffle(builder, *parts, list(range(16)))
+    return _shuffle(builder, parts[0], parts[1], list(range(16)))
 
 
 def _dot(builder: Any, sums: Any, codes: Any, quad: Any, dot: Dot, features: str) -> Any:
@@ -148,13 +148,21 @@ Format = tuple[np.generic, np.generic, np.generic, np.generic]
 """A format as the types of four values, so that numba compiles a kernel for each: see ``format_argument``."""
 
 
+_WAYS: dict[Dot | None, np.generic] = {
+    None: np.int64(0),
+    "vnni": np.uint32(0),
+    "words": np.int16(0),
+    "plain": np.int32(0),
+}
+
+
 def format_argument(bits: int, scale_bytes: int, has_minima: bool, dot: Dot | None = None) -> Format:
     """The ``form`` argument of the kernels. ``dot``: how bytes are multiplied; None: the best that the processor has."""
     return (
         np.uint8(0) if bits == 8 else np.int8(0),
         np.uint16(0) if scale_bytes == 2 else np.float32(0),
         np.bool_(0) if has_minima else np.uint8(0),
-        {None: np.int64(0), "vnni": np.uint32(0), "words": np.int16(0), "plain": np.int32(0)}[dot],
+        _WAYS[dot],
     )
 
 

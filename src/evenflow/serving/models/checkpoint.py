@@ -38,6 +38,9 @@ class Checkpoint:
             self.close()
             raise
 
+    is_quantised = False
+    description = "safetensors"
+
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, as stored, on the CPU. Valid as long as the checkpoint is open."""
         return self._checked(name, self._file_of[name].get_tensor(name))

@@ -6,6 +6,7 @@ Legend: H hidden, V vocabulary; matrices are [output, input].
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from evenflow.base.errors import ModelError
+from evenflow.base.errors import ConfigError, ModelError
 from evenflow.serving.backends.devices.weight_products import Weight
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.matrices import Matrices
@@ -22,6 +23,8 @@ from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.stored.stored_weights import StoredWeights, open_weights
 from evenflow.serving.quant.matrix_cache import MatrixCache
 from evenflow.serving.quant.schemes import Quantization
+
+log = logging.getLogger("evenflow.engine")
 
 _ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """A buffer that old Llama checkpoints hold; it is not needed, since it follows from the config."""
@@ -101,6 +104,12 @@ def load_weights(
     shard = shard or Shard(config.shape, 0, 1)
     with open_weights(path) as stored:
         _check(stored.shapes, config, Path(path))
+        if quantization is not None and stored.is_quantised:
+            raise ConfigError(
+                f"quantization is {quantization.name!r}, and the weights are quantised already "
+                f"({stored.description}): leave it out"
+            )
+        log.info("weights: %s%s", stored.description, "" if quantization is None else f", quantised to {quantization.name}")
         matrices = Matrices(stored, dtype, device, quantization, cache)
         source = _Source(stored, dtype, device, matrices)
         vocabulary = shard.vocabulary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,8 @@ from typing import Protocol, Self
 import torch
 
 from evenflow.serving.models.checkpoint import Checkpoint
+from evenflow.serving.models.stored.gguf_folder import POINTER
+from evenflow.serving.models.stored.gguf_weights import GGUFWeights
 from evenflow.serving.quant.grouped_matrix import GroupedMatrix
 
 
@@ -19,6 +22,16 @@ class StoredWeights(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor, as the model would have it unquantised."""
+        ...
+
+    @property
+    def is_quantised(self) -> bool:
+        """True if matrices are stored in few bits."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """How the matrices are stored, and what of it is not kept exactly: for the log."""
         ...
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -44,12 +57,17 @@ class StoredWeights(Protocol):
 
 def open_weights(path: str | Path) -> StoredWeights:
     """The weights of a folder. Raises ModelError for files that cannot be read."""
-    return Checkpoint(path)
+    folder = Path(path)
+    if (folder / POINTER).is_file():
+        return GGUFWeights(folder)
+    return Checkpoint(folder)
 
 
 def weight_files(path: str | Path) -> list[Path]:
     """The files that decide what the weights of a folder are."""
     folder = Path(path)
+    if (folder / POINTER).is_file():
+        return [Path(json.loads((folder / POINTER).read_text(encoding="utf-8"))["gguf"])]
     return [file for pattern in ("*.safetensors", "*.json") for file in folder.glob(pattern)]
 
 
