@@ -42,7 +42,7 @@ class EngineConfig:
         "computes in it.",
     )
     quantization: str = option(
-        Choice(QUANTIZATION_NAMES),
+        Choice(QUANTIZATION_NAMES, {"None": "none"}),
         "none",
         "Bits of the weights: int8 and int4 quantise a model when it is loaded, on the CPU; adapters stay exact.",
         reason="Half and a third of the memory, and a batch of few tokens is as much faster. What was made is kept beside the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gguf
@@ -61,8 +62,6 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     tokenizer = Tokenizer.from_folder(folder)
-    import json
-
     model = json.loads(tokenizer.json_text())["model"]
     tokens = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
     tokens += [f"<unused{i}>" for i in range(len(tokens), shape.vocab_size)]
@@ -98,7 +97,7 @@ def dequantised(path: Path, folder: Path) -> dict[str, torch.Tensor]:
     found = {}
     for name, shape in {n: t.shape for n, t in load_file(folder / "model.safetensors").items()}.items():
         tensor = stored[gguf_name(name)]
-        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+        value = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
         if config.architecture == "LlamaForCausalLM" and name.split(".")[-2] in ("q_proj", "k_proj"):
             num_heads = config.shape.num_heads if "q_proj" in name else config.shape.num_kv_heads
             rows = len(value)
