@@ -45,6 +45,11 @@ class Checkpoint:
         """One tensor, as stored, on the CPU. Valid as long as the checkpoint is open."""
         return self._checked(name, self._file_of[name].get_tensor(name))
 
+    def raw(self, name: str) -> torch.Tensor:
+        """One tensor of any type, as stored. Raises KeyError for one that there is not."""
+        value: torch.Tensor = self._file_of[name].get_tensor(name)
+        return value
+
     def _checked(self, name: str, value: torch.Tensor) -> torch.Tensor:
         if not value.is_floating_point():
             raise ModelError(f"{self._folder}: {name} is {value.dtype}; supported: float32, float16, bfloat16")

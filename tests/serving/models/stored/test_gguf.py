@@ -59,7 +59,7 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("type_of", [mixed, lambda name: "F16"], ids=["mixed", "F16"])
 def test_weights_are_those_of_the_file(tmp_path, architecture, type_of):
-    changes = {"llama": {}, "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}}
+    changes: dict[str, dict] = {"llama": {}, "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}}
     changes["qwen3"] = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
     make_model(tmp_path / "hf", **SIZES, **changes[architecture], tie_word_embeddings=architecture != "qwen2")
     write_gguf(tmp_path / "hf", tmp_path / "tiny.gguf", type_of, architecture=architecture)

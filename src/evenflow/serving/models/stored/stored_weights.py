@@ -13,6 +13,8 @@ import torch
 from evenflow.serving.models.checkpoint import Checkpoint
 from evenflow.serving.models.stored.gguf_folder import POINTER
 from evenflow.serving.models.stored.gguf_weights import GGUFWeights
+from evenflow.serving.models.stored.quantised_checkpoint import QuantisedCheckpoint
+from evenflow.serving.models.stored.quantization_config import folder_quantization
 from evenflow.serving.quant.grouped_matrix import GroupedMatrix
 
 
@@ -60,7 +62,8 @@ def open_weights(path: str | Path) -> StoredWeights:
     folder = Path(path)
     if (folder / POINTER).is_file():
         return GGUFWeights(folder)
-    return Checkpoint(folder)
+    quantization = folder_quantization(folder)
+    return Checkpoint(folder) if quantization is None else QuantisedCheckpoint(folder, quantization)
 
 
 def weight_files(path: str | Path) -> list[Path]:
