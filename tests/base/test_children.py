@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -74,3 +75,12 @@ def test_an_obituary_survives_the_border_and_a_broken_one_is_none(tmp_path):
 
 def test_signals_have_names():
     assert [exit_in_words(code) for code in (-9, -64, 2)] == ["signal SIGKILL", "signal SIGRTMAX", "exit status 2"]
+
+
+def test_a_child_whose_parent_ended_while_it_started_ends_too():
+    """The kernel tells of a parent's end only those who have asked before it."""
+    code = "import sys; from evenflow.base.children import die_with_parent; die_with_parent(int(sys.argv[1])); print('lives')"
+    for parent, printed in ((os.getpid(), b"lives\n"), (os.getppid(), b"")):
+        ended = subprocess.run([sys.executable, "-c", code, str(parent)], stdout=subprocess.PIPE, timeout=60)
+        assert ended.stdout == printed
+        assert ended.returncode == (0 if printed else 1)

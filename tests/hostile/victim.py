@@ -19,10 +19,14 @@ SMALL = ("--kernels", "torch", "--dtype", "float32", "--memory", "4MiB", "--thre
 
 
 class Victim:
-    """One server in a session of its own. ``is_heard``: somebody reads its log."""
+    """One server in a session of its own. ``is_heard``: somebody reads its log. ``limits``: what the shell's ulimit sets."""
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, is_heard: bool = True) -> None:
+    def __init__(
+        self, *arguments: str, environment: Mapping[str, str] | None = None, is_heard: bool = True, limits: str = ""
+    ) -> None:
         command = [sys.executable, "-m", "evenflow.cli.main", "serve", *arguments, "--port", "0"]
+        if limits:
+            command = ["sh", "-c", f'ulimit {limits}; exec "$@"', "sh", *command]
         inherited = {**os.environ, **(environment or {})}
         self.process = subprocess.Popen(
             command,
@@ -82,6 +86,11 @@ class Victim:
     @property
     def rank(self) -> psutil.Process:
         return self.child("evenflow.serving.ranks.rank")
+
+    @property
+    def reader(self) -> psutil.Process:
+        """The first of those that read adapters."""
+        return self.child("evenflow.serving.adapters.reading_process")
 
     @property
     def text(self) -> str:

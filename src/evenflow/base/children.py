@@ -122,11 +122,17 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends, however that happens. Linux only; else nothing."""
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel to kill this process when its parent ends, however that happens. Linux only; else nothing.
+
+    ``parent_pid``: as the parent told it. A parent that ended while this process was starting will not be noticed any
+    more, so this process ends at once.
+    """
     with contextlib.suppress(OSError, AttributeError):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
 
 
 def exit_in_words(code: int | None) -> str:

@@ -196,7 +196,14 @@ class FakeEngine:
             yield output
 
     async def load_adapter(
-        self, name: str, path: str, replace: bool = False, *, must_read: bool = False, boundary: str = ""
+        self,
+        name: str,
+        path: str,
+        replace: bool = False,
+        *,
+        must_read: bool = False,
+        boundary: str = "",
+        client_id: str = "",
     ) -> list[AdapterInfo]:
         await asyncio.sleep(0)
         self.num_loads += 1

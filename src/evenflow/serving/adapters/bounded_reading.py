@@ -173,7 +173,7 @@ class _Reader:
         # One thread: the cores are the engine's. Nothing of it may be read by others, so no log but ours.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.process = ChildProcess(
-            [sys.executable, "-m", READING_MODULE],
+            [sys.executable, "-m", READING_MODULE, str(os.getpid())],
             environment={**os.environ, **threads},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The process that reads what strangers wrote: ``python -m evenflow.serving.adapters.reading_process``.
+"""The process that reads what strangers wrote: ``python -m evenflow.serving.adapters.reading_process PARENT``.
 
 Started by ``bounded_reading``. It takes requests (a length, then a pickle: they come from the engine) on standard input
 and answers each with one line of JSON. Its memory is bounded by the kernel, its time by whoever started it, and it gives
@@ -130,9 +130,9 @@ class _AnnouncedWeights(BaseWeights):
         return super().weight(path)
 
 
-def main() -> int:
-    """Answer until the parent is gone; return the exit status."""
-    die_with_parent()
+def main(parent: int) -> int:
+    """Answer until the parent, process ``parent``, is gone; return the exit status."""
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(_NICENESS)
@@ -176,4 +176,4 @@ def _address_space_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1])))

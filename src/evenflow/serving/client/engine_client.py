@@ -143,10 +143,18 @@ class EngineClient:
             self._send_now(encoder.encode(Abort([request_id])))
 
     async def load_adapter(
-        self, name: str, path: str, replace: bool = False, *, must_read: bool = False, boundary: str = ""
+        self,
+        name: str,
+        path: str,
+        replace: bool = False,
+        *,
+        must_read: bool = False,
+        boundary: str = "",
+        client_id: str = "",
     ) -> list[AdapterInfo]:
-        """Register the PEFT adapter in folder ``path``. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
-        return await self._call(LoadAdapter(next(self._call_ids), name, path, replace, must_read, boundary))
+        """Register the PEFT adapter in folder ``path``, for ``client_id``. Raises AdapterRejected and other AdapterErrors."""
+        message = LoadAdapter(next(self._call_ids), name, path, replace, must_read, boundary, client_id)
+        return await self._call(message)
 
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound."""

@@ -63,6 +63,8 @@ class LoadAdapter(msgspec.Struct, tag=True, array_like=True):
     """True: look at what the files hold, even if their sizes and times say that it is known."""
     boundary: str = ""
     """A folder inside which links of the adapter may lead, beside its own; empty: none."""
+    client_id: str = ""
+    """Who asks for it: loads of different clients take turns. Empty: the server itself."""
 
 
 class UnloadAdapter(msgspec.Struct, tag=True, array_like=True):

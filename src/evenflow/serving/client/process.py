@@ -1,6 +1,6 @@
 """The engine in a process of its own, as its parent holds it: started, spoken to and ended.
 
-``python -m evenflow.serving.engine.child FOLDER`` is the child; ``EngineProcess`` is what the parent
+``python -m evenflow.serving.engine.child FOLDER HEARTBEAT PARENT`` is the child; ``EngineProcess`` is what the parent
 holds. The two speak msgpack (messages.py) over one ZeroMQ PAIR socket in a private folder. The parent
 may have imported torch or run event loops: none of that reaches the child, which is spawned, never
 forked, with the thread settings of environment.py.
@@ -58,7 +58,7 @@ class EngineProcess:
             write_config(self._folder, replace(config, adapter_cache=cache))
             bind(f"ipc://{self._folder}/engine.sock")
             self._process = ChildProcess(
-                [sys.executable, "-m", ENGINE_MODULE, str(self._folder), str(self._watchdog.descriptor)],
+                [sys.executable, "-m", ENGINE_MODULE, str(self._folder), str(self._watchdog.descriptor), str(os.getpid())],
                 environment=engine_environment(config, os.environ),
                 watchdog=self._watchdog,
             )

@@ -1,7 +1,8 @@
-"""The engine process itself: ``python -m evenflow.serving.engine.child FOLDER HEARTBEAT``. Started by ``EngineProcess``.
+"""The engine process itself: ``python -m evenflow.serving.engine.child FOLDER HEARTBEAT PARENT``. Started by ``EngineProcess``.
 
-FOLDER holds the configuration and the socket, HEARTBEAT is a pipe's descriptor. torch is imported only after the threads
-are settled. Whatever it ends of is told twice, over the socket and as an obituary: one of them may not get through.
+FOLDER holds the configuration and the socket, HEARTBEAT is a pipe's descriptor, PARENT a process id. torch is imported
+only after the threads are settled. Whatever it ends of is told twice, over the socket and as an obituary: one of them may
+not get through.
 """
 
 from __future__ import annotations
@@ -28,15 +29,14 @@ from evenflow.serving.client.process import OBITUARY
 _LINGER_MS = 1000
 
 
-def main(folder: Path, heartbeat: int) -> int:
+def main(folder: Path, heartbeat: int, parent: int) -> int:
     """Run the engine until it is told to stop or its parent is gone; return the exit status."""
     heart = Heart(heartbeat)
     heart.start()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # asked for before a stuck engine is ended
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains first, then sends Shutdown
-    parent = os.getppid()
-    die_with_parent()
+    die_with_parent(parent)
     raise_file_limit()
     share_openmp()
     context = zmq.Context()
@@ -66,6 +66,6 @@ def main(folder: Path, heartbeat: int) -> int:
 
 
 if __name__ == "__main__":
-    status = main(Path(sys.argv[1]), int(sys.argv[2]))
+    status = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
     flush_logs()
     os._exit(status)  # a thread may still wait for a disk, or for somebody to read the log

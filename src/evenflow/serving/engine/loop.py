@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -38,13 +38,12 @@ from evenflow.serving.client.messages import (
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.engine.build import build_engine
+from evenflow.serving.engine.loading_line import LoadingLine
 
 log = logging.getLogger("evenflow.engine")
 
 _IDLE_POLL_MS = 250
 _LOADING_POLL_MS = 2
-_LOADS_AT_ONCE = 2
-"""One folder that hangs until its time is up leaves the others a reader."""
 
 
 class EngineLoop:
@@ -63,7 +62,7 @@ class EngineLoop:
         self._is_orphan = is_orphan
         self._stats_interval_s = config.stats_interval_s
         self._engine = build_engine(config, folder)
-        self._loader = ThreadPoolExecutor(_LOADS_AT_ONCE, "adapter-loader")
+        self._loader = LoadingLine()
         self._loads: list[tuple[LoadAdapter, Future[PreparedAdapter]]] = []
         self._repairs: list[tuple[AdapterDigest, Future[PreparedAdapter]]] = []
         self._parked: list[Submit] = []
@@ -76,7 +75,7 @@ class EngineLoop:
         try:
             self._serve()
         finally:
-            self._loader.shutdown(wait=False, cancel_futures=True)
+            self._loader.close()
             self._engine.close()
 
     def _serve(self) -> None:
@@ -128,7 +127,7 @@ class EngineLoop:
             elif isinstance(message, Shutdown):
                 self._is_stopping = True
             elif isinstance(message, LoadAdapter):
-                self._loads.append((message, self._loader.submit(self._prepare, message)))
+                self._loads.append((message, self._loader.submit(partial(self._prepare, message), message.client_id)))
             else:
                 self._answer(message, self._admin(message))
         return outputs
@@ -148,6 +147,8 @@ class EngineLoop:
             outputs.append(refusal)
 
     def _publish_loads(self, outputs: list[RequestOutput]) -> None:
+        if self._loads or self._repairs:
+            self._loader.advance()
         waiting: set[str] = set()
         for message, future in self._loads[:]:
             if future.done() and message.name not in waiting:  # of one name, the last to be asked for is the last to come

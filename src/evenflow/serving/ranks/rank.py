@@ -1,6 +1,6 @@
-"""One tensor-parallel rank other than 0: ``python -m evenflow.serving.ranks.rank FOLDER RANK HEARTBEAT``.
+"""One tensor-parallel rank other than 0: ``python -m evenflow.serving.ranks.rank FOLDER RANK HEARTBEAT PARENT``.
 
-Started by ``RankProcesses``; HEARTBEAT is a pipe's descriptor.
+Started by ``RankProcesses``; HEARTBEAT is a pipe's descriptor, PARENT rank 0's process id.
 It builds its shard, runs the plans it is told, and ends when it is told to or when rank 0 is gone. It samples nothing
 and answers nobody but rank 0's collectives. Adapters are read on a thread beside the one that computes.
 """
@@ -26,14 +26,13 @@ from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.ranks.rank_messages import Forget, Loaded, RunStep, encoder, plan_of, step_decoder
 
 
-def main(folder: Path, rank: int, heartbeat: int) -> int:
+def main(folder: Path, rank: int, heartbeat: int, parent: int) -> int:
     """Run the rank; return its exit status."""
     heart = Heart(heartbeat)
     heart.start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = os.getppid()
-    die_with_parent()
+    die_with_parent(parent)
     raise_file_limit()
     share_openmp()
     try:
@@ -95,6 +94,6 @@ def _serve(config: EngineConfig, folder: Path, rank: int, parent: int, heart: He
 
 
 if __name__ == "__main__":
-    status = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    status = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
     flush_logs()
     os._exit(status)  # a thread may still be reading an adapter

@@ -83,7 +83,15 @@ class RankProcesses:
                 sockets.append(socket)
             watchdog = Watchdog(config.watchdog_s)
             self._watchdogs.append(watchdog)
-            command = [sys.executable, "-m", RANK_MODULE, str(self.folder), str(rank), str(watchdog.descriptor)]
+            command = [
+                sys.executable,
+                "-m",
+                RANK_MODULE,
+                str(self.folder),
+                str(rank),
+                str(watchdog.descriptor),
+                str(os.getpid()),
+            ]
             self._processes.append(ChildProcess(command, environment=environment, watchdog=watchdog))
         self._watcher = threading.Thread(target=self._watch, name="rank-watcher", daemon=True)
         self._watcher.start()

@@ -60,12 +60,19 @@ class Engine(Protocol):
         ...
 
     async def load_adapter(
-        self, name: str, path: str, replace: bool = False, *, must_read: bool = False, boundary: str = ""
+        self,
+        name: str,
+        path: str,
+        replace: bool = False,
+        *,
+        must_read: bool = False,
+        boundary: str = "",
+        client_id: str = "",
     ) -> list[AdapterInfo]:
         """Register the PEFT adapter in folder ``path``; returns what is known of that name.
 
         ``must_read``: look at what its files hold, even if their sizes and times say that it is known. ``boundary``: a
-        folder inside which its links may lead, beside its own.
+        folder inside which its links may lead, beside its own. ``client_id``: who asks for it; clients take turns.
         """
         ...
 

@@ -129,7 +129,7 @@ def _signals(state: ServerState, server: uvicorn.Server) -> Generator[None, None
     def stop() -> None:
         if state.is_draining:
             log.warning("ending now: %d requests are cut off", state.num_in_flight)
-            server.should_exit = server.force_exit = True
+            start(end_now(state, server))
         else:
             start(drain(state, server))
 
@@ -154,8 +154,14 @@ async def drain(state: ServerState, server: uvicorn.Server) -> None:
         await asyncio.sleep(DRAIN_POLL_S)
     if state.num_in_flight:
         log.warning("%d requests did not finish in time and are cut off", state.num_in_flight)
-        state.cut_off()
-        await asyncio.sleep(CUT_OFF_S)
+        await end_now(state, server)
+    server.should_exit = True
+
+
+async def end_now(state: ServerState, server: uvicorn.Server) -> None:
+    """Cut off whatever runs, give everybody a moment to hear of it, and end the server as always."""
+    state.cut_off()
+    await asyncio.sleep(CUT_OFF_S)
     server.should_exit = True
 
 

@@ -149,7 +149,7 @@ class ModelNames:
         if name is None:
             return None
         if name not in self._adapters:
-            await self._load_once(name)
+            await self._load_once(name, client.name)
         if self._from_dir.pop(name, None) is not None:
             self._from_dir[name] = self._clock()
         return name
@@ -291,8 +291,8 @@ class ModelNames:
         with contextlib.suppress(EvenFlowError):
             await self._engine.unload_adapter(name)
 
-    async def _load_once(self, name: str) -> None:
-        """Load from the adapter folder; whoever asks meanwhile waits for the same load."""
+    async def _load_once(self, name: str, client_id: str) -> None:
+        """Load from the adapter folder for a client; whoever asks meanwhile waits for the same load."""
         failed_s, error = self._broken.get(name, (0.0, None))
         if error is not None and self._clock() - failed_s < RETRY_BROKEN_S:
             raise error
@@ -301,9 +301,9 @@ class ModelNames:
             folder = self._dir.find(name) if self._dir is not None else None
             address = self._address_by_name.pop(name, None)
             if folder is not None and self._dir is not None:
-                load = self._load_with_room(name, str(folder), str(self._dir.boundary(name)))
+                load = self._load_with_room(name, str(folder), str(self._dir.boundary(name)), client_id)
             elif address is not None:
-                load = self._load_from_source(name, address)
+                load = self._load_from_source(name, address, client_id)
             else:
                 raise AdapterNotFound(no_such_model(name))
             task = asyncio.create_task(load)
@@ -329,14 +329,14 @@ class ModelNames:
             self._broken[name] = (self._clock(), told)
             raise told from None
 
-    async def _load_from_source(self, name: str, address: str) -> list[AdapterInfo]:
+    async def _load_from_source(self, name: str, address: str, client_id: str) -> list[AdapterInfo]:
         assert self._sources is not None
         folder = await self._sources.folder_of(address)
-        infos = await self._load_with_room(name, folder, folder)
+        infos = await self._load_with_room(name, folder, folder, client_id)
         self._from_sources.add(name)
         return infos
 
-    async def _load_with_room(self, name: str, folder: str, boundary: str) -> list[AdapterInfo]:
+    async def _load_with_room(self, name: str, folder: str, boundary: str, client_id: str) -> list[AdapterInfo]:
         """Load. While there is no room, unload those of the adapter folder that nobody has asked for for longest.
 
         Raises AdapterCacheFull if all of them run, are pinned, or were asked for just now.
@@ -344,7 +344,7 @@ class ModelNames:
         count = 1
         while True:
             try:
-                return await self._engine.load_adapter(name, folder, boundary=boundary)
+                return await self._engine.load_adapter(name, folder, boundary=boundary, client_id=client_id)
             except AdapterCacheFull:
                 idle = await self._idle_names()
                 if not idle:
