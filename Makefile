@@ -11,7 +11,7 @@ OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidi
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
     nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo demo-real serve test test-all test-vllm test-clients soak gpu check docs reference picture lock sbom wheel format clean help
+.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-hostile soak gpu check docs reference picture lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -46,8 +46,12 @@ test-all: $(STAMP)  ## the default suite and the slow tests, with coverage and i
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-soak: $(STAMP)  ## hostile folders, killed and stopped processes, two servers on one cache: all slow tests of tests/hostile
+test-hostile: $(STAMP)  ## hostile folders, killed and stopped processes, two servers on one cache: all slow tests of tests/hostile
 	@$(PYTEST) -m "slow or not slow" tests/hostile
+
+soak: $(STAMP)  ## a server among strangers and faults, every answer compared (SOAK_MINUTES=30, HARDWARE=name of this machine)
+	@PYTHONPATH=tests/hostile $(BIN)/python tests/hostile/soak.py --minutes $(or $(SOAK_MINUTES),30) \
+	    --json $(if $(HARDWARE),benchmarks/results/soak--$(HARDWARE).json,soak.json)
 
 test-clients: $(STAMP)  ## openai, anthropic, litellm, langchain, ... against a running server, in an environment of their own (2 minutes, 330 MB)
 	@$(PYTHON) tests/clients/environment.py

@@ -5,6 +5,7 @@
 Sixteen slots. ``flood``: one client queues 128 requests of 1,000 tokens; another sends requests of one token, one after
 another. ``crowd``: beside the same flood a hundred clients come and go, each with a request of 20 to 100 tokens and then
 up to twenty seconds of silence; the quiet client sends one request a second or, if that comes later, when the last is answered.
+``thinking``, on the virtual clock only: the flood, and the quiet client takes 30 ms between an answer and its next request.
 Measured over a window in which the flood lasts: times to first token of the quiet client's requests, and the tokens
 computed for everybody. Live: the embedded demo model behind its HTTP server, policies in turn A B A B, both under the
 same load. Virtual: the shipped scheduler with steps of 20 ms + 0.2 ms per row.
@@ -42,7 +43,9 @@ QUEUED, LONG, PROMPT = 128, 1000, 8
 CROWD, SHORTEST, LONGEST, SILENCE_S = 100, 20, 100, 20.0
 SLOTS, PAGES = 16, 1200
 POLICIES = ("fcfs", "vtc", "fair")
+THINKING_S = 0.03
 SCENARIOS = ("flood", "crowd")
+VIRTUAL_SCENARIOS = (*SCENARIOS, "thinking")
 
 
 def told(waits: list[float], prompt_tokens: float, completion_tokens: float, window_s: float, **more: float) -> dict[str, Any]:
@@ -79,6 +82,7 @@ class VirtualRun:
             prefix_cache=PrefixCache(arena, residency.idle_pages, 16),
         )
         self._is_crowd = scenario == "crowd"
+        self._thinking_s = THINKING_S if scenario == "thinking" else 0.0
         self._random = random.Random(0)
         self._live: dict[RequestId, Request] = {}
         self._clock = VirtualClock()
@@ -106,9 +110,8 @@ class VirtualRun:
                 request = self._live.pop(name)
                 if request.client_id == "quiet":
                     waits.append(self._clock.now_s - request.arrival_s)
-                    coming.append(
-                        (max(self._clock.now_s, request.arrival_s + 1.0) if self._is_crowd else self._clock.now_s, "quiet")
-                    )
+                    earliest_s = request.arrival_s + 1.0 if self._is_crowd else 0.0
+                    coming.append((max(self._clock.now_s + self._thinking_s, earliest_s), "quiet"))
                 elif request.client_id != "greedy":
                     coming.append((self._clock.now_s + self._random.uniform(0, SILENCE_S), request.client_id))
         found = self._scheduler.snapshot()
@@ -207,7 +210,7 @@ def main() -> None:
     parser.add_argument("--virtual-only", action="store_true")
     args = parser.parse_args()
     results: dict[str, Any] = {"virtual": {}, "live": {}}
-    for scenario in SCENARIOS:
+    for scenario in VIRTUAL_SCENARIOS:
         results["virtual"][scenario] = {policy: VirtualRun(policy, scenario).run(60.0) for policy in POLICIES}
         print("virtual", scenario, results["virtual"][scenario], file=sys.stderr, flush=True)
     for scenario in () if args.virtual_only else SCENARIOS:

@@ -91,9 +91,9 @@ def test_a_server_that_is_stopped_for_longer_than_the_watchdog_goes_on(tiny_mode
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_reader_lost_before_the_server_is_ready(tiny_model, tiny_adapter, number):
+def test_a_reader_lost_before_the_server_is_ready(tiny_model, tiny_adapter, tmp_path, number):
     """It serves, or it ends with its reason; it does not wait for ever."""
-    options = ("--adapters", f"neighbour={tiny_adapter}", "--adapter-load-timeout", "2")
+    options = ("--adapters", f"neighbour={tiny_adapter}", "--adapter-load-timeout", "2", "--adapter-cache", str(tmp_path))
     with Victim(str(tiny_model), *SMALL, *options) as victim:
         victim.reader.send_signal(number)
         if not any("ready:" in line for line in wait_for_either(victim)):
@@ -116,9 +116,10 @@ def wait_for_either(victim: Victim) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["warm", "load", "drain"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_reader_lost_while_the_server_serves(tiny_model, tiny_adapter, number, stage):
+def test_a_reader_lost_while_the_server_serves(tiny_model, tiny_adapter, tmp_path, number, stage):
     """Nobody who is served notices; the next adapter is read by another one, at once or once the time is up."""
     options = ("--adapters", f"neighbour={tiny_adapter}", "--adapter-load-timeout", "2", "--drain-timeout", "60")
+    options = (*options, "--adapter-cache", str(tmp_path))
     with Victim(str(tiny_model), *SMALL, *options) as victim, victim.ready() as http:
         reader = victim.reader
 

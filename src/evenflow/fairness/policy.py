@@ -92,7 +92,10 @@ class Policy(Protocol):
         ...
 
     def displaced(self, head: Schedulable, running: Sequence[Schedulable]) -> Schedulable | None:
-        """``head``, just picked, does not fit: which running request must give way to it; None: it waits, as usual."""
+        """``head``, just picked, does not fit: which running request must give way to it; None: it waits, as usual.
+
+        Only whose request it is counts: of that client's the scheduler stops the one that loses least.
+        """
         ...
 
     def is_urgent(self, request: Schedulable, running: Sequence[Schedulable]) -> bool:

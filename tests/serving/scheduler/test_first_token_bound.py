@@ -177,3 +177,17 @@ def test_a_crowd_that_comes_and_goes_is_answered_at_once() -> None:
     assert len(waits) == 100
     assert max(waits) <= 2
     assert not [r for r in server.alive() if r.client_id != "greedy"]
+
+
+def test_of_a_clients_requests_the_one_is_stopped_that_loses_least() -> None:
+    """A quiet client that thinks between its requests stops one of the flood each time; almost nothing is computed again."""
+    server = Server("fair", 2000)
+    for _ in range(60):
+        server.add("greedy", 8, 100)
+    for _ in range(100):
+        server.add("quiet", 4, 1)
+        for _ in range(3):
+            server.step()
+    snapshot = server.scheduler.snapshot()
+    assert snapshot.num_preemptions > 50
+    assert snapshot.recomputed_tokens < snapshot.num_preemptions, "the newest would lose two tokens and more each time"

@@ -4,7 +4,7 @@ VTC decides who starts next, not when: with every slot taken by one client's lon
 waits until one of them ends. Here two kinds of requests may stop others:
 
 * an **urgent** one: it has produced nothing, its client runs nothing, and the client's counter is no higher than a
-  newcomer's would be. It is due before those that are not urgent, and if it does not fit the newest request of the
+  newcomer's would be. It is due before those that are not urgent, and if it does not fit a request of the
   richest client gives way that runs several, or that has received more than the urgent one's client was charged. A
   request is urgent until its first token only, so no more are stopped for it than its own start takes;
 * one that collects a **debt**: its client is due and LEAD behind what another has received.
@@ -102,7 +102,10 @@ class FairVTC(PredictedVTC):
         return runs or self._level.is_at_level(request.client_id)
 
     def displaced(self, head: Schedulable, running: Sequence[Schedulable]) -> Schedulable | None:
-        """For an urgent request or a debt: the newest request of the richest client that may be stopped for it."""
+        """For an urgent request or a debt: a request of the richest client that may be stopped for it.
+
+        Which of that client's requests it is makes no difference to what is promised; the scheduler takes the cheapest.
+        """
         several, lead = self._num_running, self._level.lead
         stoppable = [r for r in running if several[r.client_id] > 1 or r.num_output_tokens > 0]
         if self.is_urgent(head, running):

@@ -158,7 +158,8 @@ class PlanBuilder:
             return False
         victim = self._running.get(RequestId(str(chosen.request_id)))
         assert victim is not None, "the policy chose a victim that does not run"
-        self._gave_way.add(chosen.request_id)
+        victim = self._running.cheapest_like(victim)  # a policy is fair to clients; which of theirs is ours to say
+        self._gave_way.add(victim.request.request_id)
         self._unplan(victim.request)
         self._book.preempt(victim)
         return True

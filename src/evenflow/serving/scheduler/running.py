@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -199,6 +200,16 @@ class RunningSet:
     def get(self, request_id: RequestId) -> RunningRequest | None:
         """The entry of a running request, or None."""
         return self._entries.get(request_id)
+
+    def cheapest_like(self, entry: RunningRequest) -> RunningRequest:
+        """The request of ``entry``'s client of which least must be computed again if it is preempted; the newest of equals.
+
+        Whole pages stay in the prefix cache, so it is what lies in the last one.
+        """
+        page_tokens = self._page_tokens if self._cache is not None else sys.maxsize
+        client_id = entry.request.client_id
+        same = [other for other in reversed(self._entries.values()) if other.request.client_id == client_id]
+        return min(same, key=lambda other: other.request.num_computed_tokens % page_tokens)
 
     def requests(self) -> list[Request]:
         """The running requests, in the order of their admission."""
