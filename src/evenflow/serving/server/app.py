@@ -32,9 +32,11 @@ from evenflow.serving.server.api.answering import GONE, add_view
 from evenflow.serving.server.api.chat import ChatView
 from evenflow.serving.server.api.completions import CompletionView
 from evenflow.serving.server.api.endpoint import json_reply
+from evenflow.serving.server.api.invocations import add_invocations_route
 from evenflow.serving.server.api.messages_view import MessagesView, add_count_route
 from evenflow.serving.server.api.models import add_model_routes
 from evenflow.serving.server.api.probes import add_probe_routes
+from evenflow.serving.server.api.refused_routes import add_refused_routes
 from evenflow.serving.server.api.responses_view import ResponsesView
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.api.tokenize import add_tokenize_routes
@@ -98,6 +100,8 @@ def build_app(state: ServerState, adapters: Mapping[str, Path]) -> FastAPI:
     add_model_routes(app, state)
     add_adapter_routes(app, state)
     add_probe_routes(app, state)
+    add_invocations_route(app, state)
+    add_refused_routes(app)
     install_openapi(app, _documented_types())
     add_api_page(app)
     app.add_exception_handler(EvenFlowError, _answer_error)
@@ -197,4 +201,6 @@ def _documented_types() -> list[type[msgspec.Struct]]:
         responses.DetokenizeResponse,
         responses.Health,
         responses.Version,
+        responses.Load,
+        responses.TokenizerInfo,
     ]

@@ -11,7 +11,7 @@ from evenflow.access.client_headers import CLIENT_HEADERS
 from evenflow.base.errors import ConfigError, InvalidRequest
 from evenflow.serving.config.kinds import Choice, Count, Names, Number, PathTo, Size, Switch, Table, Text
 from evenflow.serving.config.option import option, read_options
-from evenflow.serving.core.sampling import SamplingParams
+from evenflow.serving.core.sampling import MAX_LOGPROBS, SamplingParams
 from evenflow.serving.server.http.known_fields import UNKNOWN_FIELDS
 from evenflow.serving.text.reasoning import REASONING_PARSERS
 from evenflow.serving.text.tools.families import TOOL_PARSERS
@@ -90,6 +90,19 @@ class ServerConfig:
     )
     reasoning_parser: str = option(
         Choice(("", *REASONING_PARSERS)), "", "How the model marks what it thinks before it answers; empty: it does not."
+    )
+    max_logprobs: int = option(
+        Count(0, MAX_LOGPROBS),
+        20,
+        "Log-probabilities that a request may ask for at one token, of the likeliest tokens.",
+        reason="Each of them is looked up, sent and written for every token of an answer.",
+    )
+    has_tokenizer_info: bool = option(
+        Switch(),
+        False,
+        "Answer GET /tokenizer_info with the tokenizer's configuration and the chat template.",
+        name="enable_tokenizer_info_endpoint",
+        reason="A chat template may hold what an operator does not want to tell.",
     )
     unknown_fields: str = option(
         Choice(UNKNOWN_FIELDS),

@@ -25,8 +25,15 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Tokenizer:
     """One model's vocabulary. Safe to use from several threads."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special_tokens: dict[str, str] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
         self._backend = backend
+        self.config = dict(config or {})
+        """What ``tokenizer_config.json`` says."""
         self.special_tokens = dict(special_tokens or {})
         """Text of the named special tokens: bos_token, eos_token, ..."""
         self._special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
@@ -50,7 +57,7 @@ class Tokenizer:
         backend.no_padding()
         config = read_tokenizer_config(folder)
         _add_missing_tokens(backend, config, file)
-        return cls(backend, special_tokens_of(config))
+        return cls(backend, special_tokens_of(config), config)
 
     @property
     def vocab_size(self) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from evenflow.serving.server.access.limits import Limits
 from evenflow.serving.server.access.model_names import ModelNames
 from evenflow.serving.server.api.answer_form import AnswerForms
 from evenflow.serving.server.api.prompts import PromptReader
+from evenflow.serving.server.api.sampling_fields import SamplingRules
 from evenflow.serving.server.http.connection_books import ConnectionBooks
 from evenflow.serving.server.http.origins import is_loopback
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
@@ -66,9 +68,10 @@ class ServerState:
         self.forms = AnswerForms(
             tokenizer, chat_template, parser_name=config.tool_call_parser, reasoning=config.reasoning_parser
         )
-        self._tokenizer = tokenizer
-        self._chat_template = chat_template
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
         self._reader: PromptReader | None = None
+        self._sampling_rules: SamplingRules | None = None
         self._warn_if_exposed()
 
     @property
@@ -92,6 +95,12 @@ class ServerState:
         assert self._reader is not None, "the engine is not warm yet"
         return self._reader
 
+    @property
+    def sampling_rules(self) -> SamplingRules:
+        """What sampling fields are checked by; only once the engine is warm."""
+        assert self._sampling_rules is not None, "the engine is not warm yet"
+        return self._sampling_rules
+
     async def open_or_fail(self, adapters: Mapping[str, Path]) -> None:
         """``open``; what that raises is kept in ``failure``."""
         try:
@@ -108,7 +117,10 @@ class ServerState:
         # All at once: the engine reads one after the other, and nobody waits for an answer in between.
         await asyncio.gather(*(self.names.load(name, str(path)) for name, path in adapters.items()))
         await self.names.refresh()
-        self._reader = PromptReader(self._tokenizer, self._chat_template, info.max_model_len, info.vocab_size)
+        encode = partial(self.tokenizer.encode, add_special_tokens=False)
+        defaults = self.config.sampling_defaults
+        self._sampling_rules = SamplingRules(info.vocab_size, encode, self.config.max_logprobs, defaults)
+        self._reader = PromptReader(self.tokenizer, self.chat_template, info.max_model_len, info.vocab_size)
         log.info("ready: %s and %d adapters", self.config.served_model_names[0], len(self.names.adapters))
 
     def check_open(self) -> None:
