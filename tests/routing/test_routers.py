@@ -123,9 +123,10 @@ def test_a_report_replaces_what_was_guessed():
     table = a_table(create_router("affinity"), "a")
     request = RoutedRequest("x", 10.0)
     table.route(request)
-    table.reported("a", ["y"], foreign_load=30.0)
+    table.resident("a", ["y"])
+    table.foreign("a", 30.0)
     assert (list(table.replicas[0].adapters), table.replicas[0].load) == (["y"], 40.0)
-    table.reported("a", ["y"], foreign_load=0.0)
+    table.foreign("a", 0.0)
     table.ended("a", request)
     assert table.replicas[0].load == 0.0
     table.left("a")

@@ -59,10 +59,13 @@ class RoutingTable:
             replica.load = max(0.0, replica.load - request.service)
             replica.num_requests = max(0, replica.num_requests - 1)
 
-    def reported(self, name: str, adapters: Iterable[str], foreign_load: float = 0.0) -> None:
-        """``name`` says which adapters are resident, and how much service waits there that others have sent."""
-        replica = self._replicas.get(name)
-        if replica is not None:
+    def resident(self, name: str, adapters: Iterable[str]) -> None:
+        """``name`` says which adapters are resident. Nothing happens if that replica has left."""
+        if (replica := self._replicas.get(name)) is not None:
             replica.adapters = dict.fromkeys(adapters)
-            replica.load = max(0.0, replica.load + foreign_load - self._foreign.get(name, 0.0))
-            self._foreign[name] = foreign_load
+
+    def foreign(self, name: str, load: float) -> None:
+        """``name`` says how much service waits or runs there that others have sent. Nothing happens if it has left."""
+        if (replica := self._replicas.get(name)) is not None:
+            replica.load = max(0.0, replica.load + load - self._foreign.get(name, 0.0))
+            self._foreign[name] = load

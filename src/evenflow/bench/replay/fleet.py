@@ -156,4 +156,4 @@ def _report(replica: _Replica, table: RoutingTable, routed: dict[RequestId, Rout
     replica.ended.clear()
     if now_s - replica.reported_s >= REPORT_S:
         replica.reported_s = now_s
-        table.reported(str(replica.index), replica.scheduler.residency.residents())
+        table.resident(str(replica.index), replica.scheduler.residency.residents())

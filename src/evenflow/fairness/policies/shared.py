@@ -28,6 +28,7 @@ import math
 import os
 import socket
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.fairness.books.bill import ticks, units
@@ -36,6 +37,7 @@ from evenflow.fairness.books.exchange import Answer, Batch, Store
 from evenflow.fairness.books.level import Level
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.books.weights import Weights, weight_lookup
+from evenflow.fairness.policies.book_socket import SCHEME, BookSocket
 from evenflow.fairness.policies.prediction import LengthPredictor, PredictedVTC
 from evenflow.fairness.policies.shared_script import SCRIPT
 from evenflow.fairness.registry import PolicySettings, without_secrets
@@ -234,11 +236,16 @@ class SharedVTC(PredictedVTC):
 
     @classmethod
     def from_settings(cls, settings: PolicySettings, argument: str | None) -> SharedVTC:
-        """``vtc-shared:redis://HOST:PORT/DB``."""
+        """``vtc-shared:redis://HOST:PORT/DB``, or ``vtc-shared:book:///FILE`` for a socket in front of a book."""
         if not argument or "://" not in argument:
             shown = None if argument is None else without_secrets(argument)
             raise RegistryError(f"vtc-shared takes the address of a Redis, redis://HOST:PORT/DB, got {shown!r}")
-        store = RedisStore(argument, server_id=f"{socket.gethostname()}:{os.getpid()}:{id(settings.queues):x}")
+        server_id = f"{socket.gethostname()}:{os.getpid()}:{id(settings.queues):x}"
+        store: Store
+        if argument.startswith(SCHEME):
+            store = BookSocket(Path(argument.removeprefix(SCHEME)), server_id=server_id)
+        else:
+            store = RedisStore(argument, server_id=server_id)
         return cls(settings.queues, settings.weights, settings.cost, store=store)
 
     def pick(self, now_s: float) -> Schedulable | None:
