@@ -172,7 +172,7 @@ def test_what_was_not_begun_is_answered_elsewhere_once_and_what_was_begun_ends_i
             replicas.append(late)
             while not fleet.replicas:
                 await asyncio.sleep(0.01)
-            assert await text_of(fleet.submit(a_submit("capacity is back"))) == "[base] capacity is back"
+            assert await text_of(fleet.submit(a_submit("back"))) == "[base] back"
 
     run(main())
 
