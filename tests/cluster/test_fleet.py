@@ -10,7 +10,7 @@ import pytest
 from server_fakes import FakeEngine, make_adapter
 
 from evenflow.base.errors import AdapterNotFound, AdapterRejected, ConfigError, ReplicaLost, ServerFull
-from evenflow.cluster.adapter_table import AdapterTable
+from evenflow.cluster.adapter_table import AdapterEntry, AdapterTable, change_between
 from evenflow.cluster.directory import Directory, Member
 from evenflow.cluster.fleet import Fleet
 from evenflow.cluster.replica_door import ReplicaDoor
@@ -232,6 +232,27 @@ def test_adapters_are_alike_everywhere_and_with_those_that_come(tmp_path):
     run(main())
 
 
+def test_the_adapters_of_the_start_are_given_once_and_not_again_after_a_change(tmp_path):
+    async def main():
+        directory = Directory("1")
+        initial = {"x": AdapterEntry(str(make_adapter(tmp_path, "one", "one")))}
+        engines = [FakeEngine() for _ in range(3)]
+        members = [
+            ReplicaMember(e, LocalDirectory(f"r{i}", directory), Member(f"r{i}", "", 1), initial) for i, e in enumerate(engines)
+        ]
+        await asyncio.gather(*(member.join() for member in members[:2]))
+        directory.change("x", None, 1)
+        await members[2].join()
+        assert [sorted(engine.infos) for engine in engines] == [["x"], ["x"], []]
+        for member in members:
+            await member.leave()
+        broken = {"z": AdapterEntry(str(make_adapter(tmp_path, "bad", "bad")))}
+        with pytest.raises(AdapterRejected):
+            await ReplicaMember(FakeEngine(), LocalDirectory("r", Directory("1")), Member("r", "", 1), broken).join()
+
+    run(main())
+
+
 def test_a_directory_that_was_lost_is_filled_again_and_missed_by_nobody(tmp_path):
     async def main():
         async with a_fleet(2) as (fleet, replicas):
@@ -269,8 +290,6 @@ def test_another_version_is_refused_in_one_sentence():
 
 
 def test_a_table_knows_what_changes():
-    from evenflow.cluster.adapter_table import AdapterEntry, change_between
-
     first = AdapterTable().changed("a", AdapterEntry("/a")).changed("b", AdapterEntry("/b", is_pinned=True))
     assert (first.version, first.changed("a", AdapterEntry("/a"))) == (2, first)
     second = first.changed("a", None).changed("b", AdapterEntry("/b", revision=1, is_pinned=True))

@@ -91,11 +91,19 @@ def plan_of(command: ServeCommand) -> DeploymentPlan:
 
 
 def application(arguments: Mapping[str, Any]) -> Any:  # Any: ray.serve.Application
-    """Ray Serve's application for the options in ``arguments``; Ray Serve's proxy is its door unless they say otherwise."""
+    """Ray Serve's application for the options in ``arguments``; see ``read_arguments``."""
     from evenflow.cluster.ray_application import build
     from evenflow.cluster.ray_package import import_ray
 
     import_ray()
+    return build(plan_of(read_arguments(arguments)))
+
+
+def read_arguments(arguments: Mapping[str, Any]) -> ServeCommand:
+    """Options under their names, with dashes or underscores; the door is Ray Serve's proxy unless they say otherwise.
+
+    Raises ConfigError for what is no option, or a value that is not allowed.
+    """
     words = {key.replace("_", "-"): value for key, value in arguments.items()}
     words.setdefault("doors", "ray")
     model = words.pop("model", words.pop("model-dir", None))
@@ -111,7 +119,7 @@ def application(arguments: Mapping[str, Any]) -> Any:  # Any: ray.serve.Applicat
     add_arguments(parser)
     args = parser.parse_args(argv)
     args.log_level, args.command = "info", "ray"
-    return build(plan_of(read_command(args, os.environ, RayOptions, policy=SHARED_POLICY)))
+    return read_command(args, os.environ, RayOptions, policy=SHARED_POLICY)
 
 
 class _Arguments(argparse.ArgumentParser):

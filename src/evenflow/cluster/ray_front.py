@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from typing import TYPE_CHECKING
+
+import uvicorn
 
 from evenflow.base.logs import configure_logging
 from evenflow.cluster.fleet import Fleet
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("evenflow.cluster")
 
+OPEN_POLL_S = 0.05
 RELOAD_S = 2.0
 """How often clients.toml is looked at: nobody can send SIGHUP to a front."""
 
@@ -38,20 +42,19 @@ class Front:
         directory = RayDirectory(plan.ray.app_name, f"front-{serve.get_replica_context().replica_id.unique_id}")
         self._fleet = Fleet(directory, create_router(plan.ray.router))
         tokenizer, template = plan.text_side()
-        self._app = create_app(self._fleet, tokenizer, template, plan.server, plan.adapters)
+        self._app = create_app(self._fleet, tokenizer, template, plan.server)
         self._state: ServerState = self._app.state.server
         self._state.limits.share_minutes()
         self._fleet.take_charges = self._state.limits.take_untold
         self._fleet.hear_charges = self._state.limits.heard
         self._fleet.on_table = self._state.names.refresh
-        self._server = None
+        self._directory = directory
+        self._server: uvicorn.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
         if plan.ray.doors == "own":
             self._app.root_path = plan.server.root_path
             self._server, listener = open_server(self._app, self._state, plan.server, lifespan="off", shares_port=True)
-            host, port = listener.getsockname()[:2]
-            scheme = "http" if plan.server.ssl_certfile is None else "https"
-            directory.address = f"{scheme}://{host}:{port}"
-            self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+            self._serving = asyncio.create_task(self._serve(self._server, listener))
         self._fleet.start()
         self._reloader = asyncio.create_task(self._reload())
 
@@ -65,7 +68,7 @@ class Front:
             raise RuntimeError(f"the front cannot open: {self._state.failure}")
         if not self._fleet.is_alive:
             raise RuntimeError(self._fleet.trouble)
-        if self._server is not None and self._serving.done():
+        if self._serving is not None and self._serving.done():
             raise RuntimeError("the HTTP server has stopped by itself")
 
     async def process_ids(self) -> tuple[int]:
@@ -77,10 +80,21 @@ class Front:
         if not hasattr(self, "_reloader"):
             return
         self._reloader.cancel()
-        if self._server is not None:
+        if self._server is not None and self._serving is not None:
             await drain(self._state, self._server)
-            await self._serving
+            if not self._directory.address:  # it never began
+                self._serving.cancel()
+            await asyncio.gather(self._serving, return_exceptions=True)
         await self._fleet.close()
+
+    async def _serve(self, server: uvicorn.Server, listener: socket.socket) -> None:
+        """Take connections once requests can be answered: until then others that share the port do."""
+        while not self._state.is_open:
+            await asyncio.sleep(OPEN_POLL_S)
+        host, port = listener.getsockname()[:2]
+        scheme = "http" if self._plan.server.ssl_certfile is None else "https"
+        self._directory.address = f"{scheme}://{host}:{port}"
+        await server.serve(sockets=[listener])
 
     async def _reload(self) -> None:
         file = self._plan.server.clients_file

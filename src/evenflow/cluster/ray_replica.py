@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evenflow.base.logs import configure_logging
+from evenflow.cluster.adapter_table import AdapterEntry
 from evenflow.cluster.book_door import BookDoor
 from evenflow.cluster.directory import Member
 from evenflow.cluster.plan import SHARED_POLICY, DeploymentPlan
@@ -49,7 +50,8 @@ class EngineReplica:
             await self._engine.wait_until_ready()
             self._door = ReplicaDoor(self._engine)
             host, port = await self._door.open(ray.util.get_node_ip_address())
-            self._member = ReplicaMember(self._engine, directory, Member(self._name, host, port))
+            initial = {name: AdapterEntry(str(folder)) for name, folder in plan.adapters.items()}
+            self._member = ReplicaMember(self._engine, directory, Member(self._name, host, port), initial)
             await self._join()
         except BaseException:
             await self._end()

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from evenflow.base.errors import ConfigError, EvenFlowError
+from evenflow.cluster.adapter_table import AdapterEntry
 from evenflow.cluster.plan import DeploymentPlan
 from evenflow.cluster.ray_application import build
 from evenflow.cluster.ray_checks import check_cluster
-from evenflow.cluster.ray_directory import NAMESPACE, actor_name
+from evenflow.cluster.ray_directory import NAMESPACE, actor_name, directory_actor
 from evenflow.cluster.ray_package import import_ray
 
 log = logging.getLogger("evenflow.cluster")
@@ -47,6 +48,10 @@ class Deployment:
             proxy = {"proxy_location": "EveryNode", "http_options": {"host": server.host, "port": server.port}}  # type: ignore[dict-item]
         self._serve.start(**proxy)
         self._is_deployed = True
+        directory = directory_actor(options.app_name)
+        if self._serve.status().applications.get(options.app_name) is not None:  # it may have had others
+            for name, folder in self._plan.adapters.items():
+                self._ray.get(directory.change.remote(name, AdapterEntry(str(folder)), 0))
         try:
             self._serve.run(build(self._plan), name=options.app_name, route_prefix="/" if options.doors == "ray" else None)
         except RuntimeError as error:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from typing import Protocol
 
 from evenflow.base.errors import AdapterExists, AdapterNotFound, EvenFlowError
-from evenflow.cluster.adapter_table import AdapterTable, change_between
+from evenflow.cluster.adapter_table import AdapterEntry, AdapterTable, change_between
 from evenflow.cluster.directory import Member, ReplicaWord
 from evenflow.serving.server.interfaces import Engine
 
@@ -36,7 +37,11 @@ class ReplicaDirectory(Protocol):
 class ReplicaMember:
     """``join`` once the engine is warm, ``leave`` before it ends. One event loop."""
 
-    def __init__(self, engine: Engine, directory: ReplicaDirectory, member: Member) -> None:
+    def __init__(
+        self, engine: Engine, directory: ReplicaDirectory, member: Member, initial: Mapping[str, AdapterEntry] | None = None
+    ) -> None:
+        """``initial``: adapters of a deployment in which none was ever changed."""
+        self._initial = dict(initial or {})
         self._engine = engine
         self._directory = directory
         self._member = member
@@ -44,8 +49,19 @@ class ReplicaMember:
         self._speaker: asyncio.Task[None] | None = None
 
     async def join(self) -> None:
-        """Carry out the table, then be found. Raises ConfigError for another version, ConnectionError without a directory."""
+        """Carry out the table, then be found.
+
+        Raises ConfigError for another version, ConnectionError without a directory, and whatever an initial adapter is
+        refused for.
+        """
         word = await self._directory.replica_speaks(None, 0)
+        if word.table is None and self._initial:
+            for name, entry in self._initial.items():
+                with contextlib.suppress(AdapterExists):
+                    await self._engine.load_adapter(name, entry.path, boundary=entry.boundary)
+            self._table = AdapterTable(1, self._initial)
+            await self._directory.give(self._table)
+            word = await self._directory.replica_speaks(None, 1)
         while word.table is not None:
             await self._carry_out(word.table)
             word = await self._directory.replica_speaks(None, self._table.version)

@@ -102,7 +102,8 @@ def open_server(
     """A server that has not begun, and the socket that it should serve, on which connections wait already.
 
     ``lifespan`` "off": somebody else starts and ends ``app``. ``shares_port``: other processes may listen there too, and the
-    kernel divides the connections among them. Raises ConfigError if nothing can listen there.
+    kernel divides the connections among them; none come to this one before it serves. Raises ConfigError if nothing can
+    listen there.
     """
     listener = _listen_at_path(config.uds) if config.uds is not None else _listen(config.host, config.port, shares_port)
     server = _Server(
@@ -198,7 +199,8 @@ def _listen(host: str, port: int, shares_port: bool = False) -> socket.socket:
         if shares_port:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
-        listener.listen(2048)
+        if not shares_port:
+            listener.listen(2048)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error}") from None
     return listener

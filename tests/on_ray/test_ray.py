@@ -19,7 +19,7 @@ import httpx
 import pytest
 from ray_deployment import RayDeployment
 
-pytest.importorskip("ray", reason="needs the environment of tests/ray/environment.py")
+pytest.importorskip("ray", reason="needs the environment of tests/on_ray/environment.py")
 
 ENGINES, FRONTS, DIRECTORY = "ServeReplica:evenflow:Engines", "ServeReplica:evenflow:Fronts", "DirectoryActor"
 

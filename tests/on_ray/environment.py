@@ -1,6 +1,6 @@
 """Builds what the Ray suite needs, outside the project: an environment with Ray Serve over the project's own packages.
 
-    python tests/ray/environment.py PYTHON
+    python tests/on_ray/environment.py PYTHON
 
 PYTHON is the interpreter of the project's environment; what is installed there is seen from the new one and not installed
 again. Some 370 MB and two minutes; what is there already is kept. Prints the environment's interpreter.
