@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -20,7 +21,8 @@ class RayDeployment:
 
     def __init__(self, *arguments: str, waits: bool = True) -> None:
         command = [sys.executable, "-m", "evenflow.cli.main", "ray", "serve", *OPTIONS, *arguments]
-        self.process = subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, "RAY_DEDUP_LOGS": "0"}
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
         self.log: list[str] = []
         self._reader = threading.Thread(target=lambda: self.log.extend(iter(self.process.stdout.readline, "")), daemon=True)
         self._reader.start()

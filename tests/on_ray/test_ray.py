@@ -11,11 +11,15 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from ray_deployment import RayDeployment
 
@@ -205,6 +209,113 @@ def redis_server():
     port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     return subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL), port
+
+
+def test_behind_ray_serves_own_proxy_and_through_its_own_commands_address(tmp_path):
+    """What ``serve run evenflow.integrations.ray:app model=DIR ...`` does, on a port of its own."""
+    from evenflow.demo.assets import model_path
+
+    port = free_port()
+    script = f"""
+import logging, tempfile, time
+import httpx, ray
+from ray import serve
+from evenflow.integrations.ray import app
+folder = tempfile.mkdtemp(prefix="ef-ray-")
+ray.init(address="local", object_store_memory=80 << 20, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+try:
+    serve.start(proxy_location="HeadOnly", http_options={{"host": "127.0.0.1", "port": {port}}})
+    serve.run(app({{"model": {str(model_path())!r}, "cpus_per_replica": "0.1", "memory": "48MiB", "threads": "1",
+                   "served_model_name": "base", "app_name": "evenflow"}}), name="evenflow")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        answer = httpx.post("http://127.0.0.1:{port}/v1/completions", json={{"model": "base", "prompt": "x", "max_tokens": 4}},
+                            timeout=60)
+        if answer.status_code == 200:
+            break
+        time.sleep(0.2)
+    print("status", answer.status_code)
+    body = {{"model": "base", "prompt": "x", "max_tokens": 6, "stream": True, "ignore_eos": True}}
+    with httpx.stream("POST", "http://127.0.0.1:{port}/v1/completions", json=body, timeout=60) as stream:
+        print("lines", len([line for line in stream.iter_lines() if line]))
+    print("unknown", httpx.post("http://127.0.0.1:{port}/v1/completions", json={{"model": "no", "prompt": "x"}}).status_code)
+finally:
+    serve.shutdown()
+    ray.shutdown()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=False)
+    assert "status 200" in done.stdout, done.stdout + done.stderr[-3000:]
+    assert "unknown 404" in done.stdout
+    assert int(re.search(r"lines (\d+)", done.stdout)[1]) >= 5
+
+
+def test_a_deployment_that_cannot_be_leaves_the_one_before_and_one_that_can_replaces_it(tmp_path):
+    """On a cluster that was started by hand, which both join."""
+    gcs, port = free_port(), free_port()
+    options = ["--num-cpus=4", "--object-store-memory=80000000", "--include-dashboard=false", "--disable-usage-stats"]
+    folder = tempfile.mkdtemp(prefix="ef-ray-")
+    head = subprocess.Popen(
+        [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--head",
+            "--block",
+            f"--port={gcs}",
+            f"--temp-dir={folder}",
+            *options,
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    where = ["--address", f"127.0.0.1:{gcs}", "--port", str(port), "--detach"]
+    started: list[RayDeployment] = []
+    try:
+        time.sleep(8)
+        first = RayDeployment("--replicas", "1", *where)
+        started.append(first)
+        assert first.process.wait(30) == 0
+        assert first.complete("x").status_code == 200
+        for arguments, says in ((("--cpus-per-replica", "64"), "the cluster has 4 CPUs and 1 engines want 64 each"),):
+            second = RayDeployment(*where, *arguments, waits=False)
+            started.append(second)
+            assert second.process.wait(180) == 1
+            second._reader.join(5)
+            assert says in "".join(second.log)
+            assert first.complete("x").status_code == 200, "what ran before goes on"
+    finally:
+        for deployment in started:
+            deployment.close()
+        children = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        head.wait(30)
+        _, alive = psutil.wait_procs(children, timeout=15)
+        for process in alive:
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_engines_come_with_waiting_prompts():
+    deployment = RayDeployment(
+        "--autoscale", "1:2", "--waiting-tokens-per-replica", "200", "--max-num-seqs", "1", "--port", str(free_port())
+    )
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            deployment.complete("word " * 60, max_tokens=60, timeout_s=120)
+
+    try:
+        assert len(deployment.processes(ENGINES)) == 1
+        threads = [threading.Thread(target=load, daemon=True) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        deployment.wait_until(lambda: len(deployment.processes(ENGINES)) == 2, 100)
+        stop.set()
+        for thread in threads:
+            thread.join(120)
+    finally:
+        stop.set()
+        deployment.close()
 
 
 @pytest.mark.parametrize(

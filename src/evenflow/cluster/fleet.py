@@ -63,6 +63,7 @@ class Fleet:
         self._links: dict[str, ReplicaLink] = {}
         self._draining: set[ReplicaLink] = set()
         self._connecting: dict[str, asyncio.Task[None]] = {}
+        self._unreachable: set[str] = set()
         self._table = AdapterTable()
         self._weights = SetWeights({})
         self._info: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -306,6 +307,7 @@ class Fleet:
             await asyncio.sleep(SPEAK_S)
 
     async def _take(self, word: FrontWord) -> None:
+        self._unreachable &= {member.name for member in word.members}
         for member in word.members:
             if member.name not in self._links and member.name not in self._connecting and not self._is_draining(member.name):
                 task = asyncio.create_task(self._connect(member))
@@ -324,11 +326,14 @@ class Fleet:
             link = await ReplicaLink.connect(member.name, member.host, member.port, self._reported, self._lost)
             await link.set_weights(self._weights)
         except EvenFlowError as error:
-            log.warning("%s", error)
+            if member.name not in self._unreachable:  # once: the directory names it until it is silent for long
+                log.warning("%s", error)
+            self._unreachable.add(member.name)
             await asyncio.sleep(RECONNECT_S)
             return
         finally:
             self._connecting.pop(member.name, None)
+        self._unreachable.discard(member.name)
         log.info("replica %s takes requests", member.name)
         self._links[member.name] = link
         self._routes.joined(member.name)
