@@ -113,7 +113,7 @@ def every_compressor(book: Book) -> None:
         compressor = get_compressor(spec)
         compressor.prepare(WIDTH)
 
-        def once(compressor=compressor) -> None:  # type: ignore[no-untyped-def]
+        def once(compressor=compressor) -> None:
             compressor.decode(compressor.encode(x), x.shape, x.dtype)
 
         book.samples |= interleave({f"{spec} [512, {WIDTH}]": milliseconds(once)}, max(3, book.repeats // 3))

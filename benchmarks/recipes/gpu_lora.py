@@ -230,7 +230,8 @@ class Bench:
 
     def kernels(self, site: str) -> dict[str, Any]:
         """Bytes that one pass through all layers reads of rows, and milliseconds it takes, by variant."""
-        works, results = {}, {}
+        works: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for name, backend in self.lora.items():
             x, y = self.site(backend, site)
 

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numba
@@ -261,10 +262,10 @@ def run_lora(case: LoRACase, timing: Timing, generator: torch.Generator) -> dict
             slots[-1].append(slot - 1)
     batches = []
     for group in slots:
-        of_sequence = [group[s % adapters] for s in range(case.sequences)]
+        of_sequence: list[int] = [group[s % adapters] for s in range(case.sequences)]
         of_sequence[: case.base_only] = [-1] * case.base_only
-        pages = [list(range(layout.num_pages_for_tokens(case.rows)))] * case.sequences
-        batches.append(build_batch(decode_plan(case.sequences, 0, case.rows, pages, of_sequence), layout.page_tokens, CPU))
+        of_rows = [list(range(layout.num_pages_for_tokens(case.rows)))] * case.sequences
+        batches.append(build_batch(decode_plan(case.sequences, 0, case.rows, of_rows, of_sequence), layout.page_tokens, CPU))
     width_in = shape.module_widths(SITES[case.site][0])[0]
     width_out = sum(shape.module_widths(m)[1] for m in SITES[case.site])
     total = case.sequences * case.rows
@@ -369,11 +370,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     numba.set_num_threads(options.threads)
     groups: dict[str, list[Callable[[torch.Generator], dict]]] = {
-        "attention": [lambda g, c=c: run_attention(c, timing, g) for c in ATTENTION],
-        "chunks": [lambda g, c=c: run_attention(c, timing, g) for c in CHUNKS],
-        "write": [lambda g, t=t: run_write(t, timing, g) for t in (1, 16, 32, 512)],
-        "lora": [lambda g, c=c: run_lora(c, timing, g) for c in LORA],
-        "segments": [lambda g, c=c: run_lora(c, timing, g) for c in SEGMENTS],
+        "attention": [partial(run_attention, c, timing) for c in ATTENTION],
+        "chunks": [partial(run_attention, c, timing) for c in CHUNKS],
+        "write": [partial(run_write, t, timing) for t in (1, 16, 32, 512)],
+        "lora": [partial(run_lora, c, timing) for c in LORA],
+        "segments": [partial(run_lora, c, timing) for c in SEGMENTS],
     }
     results: dict[str, list[dict]] = {}
     for name, runs in groups.items():

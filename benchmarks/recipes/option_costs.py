@@ -204,7 +204,7 @@ def main() -> None:
             bench.latencies_s((ask_on, PLAIN))  # warms every path
             for name, fields in OPTIONS.items():
                 if not args.only or name in args.only:
-                    same = {key: fields[key] for key in ("prompt", "max_tokens") if key in fields}
+                    same: dict[str, Any] = {key: fields[key] for key in ("prompt", "max_tokens") if key in fields}
                     base, case = [(ask_on, {**PLAIN, **same})], [(ask_on, {**PLAIN, **fields})]
                     results[name] = compared(bench, base, case, args.rounds)
                     print(name, {key: value for key, value in results[name].items() if "ratio" in key}, flush=True)

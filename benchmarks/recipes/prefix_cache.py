@@ -13,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def main() -> None:
         scenarios = {"cache": Scenario(model, adapters, caches=True), "none": Scenario(model, adapters, caches=False)}
         try:
             for kind in ("shared", "distinct"):
-                samples = interleave({name: lambda s=s, kind=kind: s.run(kind) for name, s in scenarios.items()}, args.repeats)
+                samples = interleave({name: partial(s.run, kind) for name, s in scenarios.items()}, args.repeats)
                 results[kind] = {
                     **{name: {**summary(values), "samples": values} for name, values in samples.items()},
                     "none / cache": round(paired_ratio(samples["none"], samples["cache"]), 3),

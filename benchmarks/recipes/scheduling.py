@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 from evenflow.bench.harness import interleave, summary, write_result
@@ -104,7 +105,7 @@ def main() -> None:
     def sample(load: Load) -> float:
         return statistics.fmean(load.step() for _ in range(options.steps)) * 1e6
 
-    samples = interleave({name: lambda load=load: sample(load) for name, load in loads.items()}, options.repeats)
+    samples = interleave({name: partial(sample, load) for name, load in loads.items()}, options.repeats)
     results = {}
     print(f"{'':24}{'us per step':>12}{'p10':>8}{'p90':>8}{'share':>8}")
     for name, values in samples.items():

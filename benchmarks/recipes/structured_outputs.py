@@ -27,7 +27,7 @@ EMBEDDED = Path(assets.__file__).parent / "assets" / "base"
 
 def numbers(least: int) -> StructuredOutputs:
     item = {"type": "integer", "minimum": least, "maximum": least + 9999}
-    return StructuredOutputs(json={"type": "array", "items": item, "minItems": 64, "maxItems": 64})  # type: ignore[arg-type]
+    return StructuredOutputs(json={"type": "array", "items": item, "minItems": 64, "maxItems": 64})
 
 
 def large_schema(number: int) -> StructuredOutputs:
@@ -35,9 +35,7 @@ def large_schema(number: int) -> StructuredOutputs:
     properties: dict[str, Any] = {
         f"field_{number}_{i}": {"type": "string", "maxLength": 10 + i, "description": "x" * 20} for i in range(24)
     }
-    return StructuredOutputs(
-        json={"type": "object", "properties": properties, "required": list(properties)}  # type: ignore[arg-type]
-    )
+    return StructuredOutputs(json={"type": "object", "properties": properties, "required": list(properties)})
 
 
 class Scenario:

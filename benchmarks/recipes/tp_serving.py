@@ -116,7 +116,7 @@ def speed(folder: Path, repeats: int) -> dict[str, object]:
         },
     }
     engines = {
-        name: LLM(folder / "model", adapters, memory="512MiB", enable_prefix_caching=False, **options)  # type: ignore[arg-type]
+        name: LLM(folder / "model", adapters, memory="512MiB", enable_prefix_caching=False, **options)
         for name, options in settings.items()
     }
 

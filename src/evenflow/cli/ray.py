@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenflow.base.errors import ConfigError
@@ -77,11 +78,14 @@ def plan_of(command: ServeCommand) -> DeploymentPlan:
     load_config(engine.model)  # says at once what is wrong with the folder
     if command.server.uds is not None:
         raise ConfigError("uds is a socket of one machine; fronts on Ray listen at --host and --port")
+    remote = sorted(name for name, place in command.adapters.items() if not isinstance(place, Path))
+    if remote:
+        raise ConfigError(f"adapters {', '.join(remote)} lie at an address; give folders that every node of the cluster has")
     plan = DeploymentPlan(
         engine=replace(engine, model=engine.model.resolve()),
         server=command.server,
         ray=RayOptions(**command.further),
-        adapters={name: folder.resolve() for name, folder in command.adapters.items()},
+        adapters={name: Path(folder).resolve() for name, folder in command.adapters.items()},
         chat_template=None if options.chat_template is None else read_chat_template(options.chat_template),
         chat_template_content_format=options.chat_template_content_format,
         chat_template_variables=options.default_chat_template_kwargs,
