@@ -26,9 +26,14 @@ class RayDeployment:
         self.log: list[str] = []
         self._reader = threading.Thread(target=lambda: self.log.extend(iter(self.process.stdout.readline, "")), daemon=True)
         self._reader.start()
-        self.url = self.wait_for(r"^listening on (http://\S+)") if waits else ""
+        self.url = ""
         if waits:
-            self.wait_for(r"^(ready): ")
+            try:
+                self.url = self.wait_for(r"^listening on (http://\S+)")
+                self.wait_for(r"^(ready): ")
+            except BaseException:
+                self.close()
+                raise
 
     def wait_for(self, pattern: str, timeout_s: float = 150) -> str:
         deadline = time.monotonic() + timeout_s

@@ -249,8 +249,9 @@ finally:
     assert int(re.search(r"lines (\d+)", done.stdout)[1]) >= 5
 
 
-def test_a_deployment_that_cannot_be_leaves_the_one_before_and_one_that_can_replaces_it(tmp_path):
+def test_a_deployment_that_cannot_be_leaves_the_one_before_and_one_that_can_replaces_it(monkeypatch):
     """On a cluster that was started by hand, which both join."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else all need one token, which is the operator's to hand out
     gcs, port = free_port(), free_port()
     options = ["--num-cpus=4", "--object-store-memory=80000000", "--include-dashboard=false", "--disable-usage-stats"]
     folder = tempfile.mkdtemp(prefix="ef-ray-")

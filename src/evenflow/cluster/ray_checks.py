@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.version import __version__
-from evenflow.cluster.plan import DeploymentPlan
+from evenflow.cluster.plan import SHARED_POLICY, DeploymentPlan
 from evenflow.cluster.ray_package import import_ray
+from evenflow.serving.config.engine_config import EngineConfig
+
+log = logging.getLogger("evenflow.cluster")
 
 LOOK_TIMEOUT_S = 60.0
+TRIAL_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,47 @@ def check_nodes(plan: DeploymentPlan, reports: Sequence[NodeReport]) -> None:
     without = [report.node for report in reports if not report.has_model]
     if without:
         raise ConfigError(f"{plan.engine.model} is no model folder on {', '.join(without)}; every node needs the model there")
+
+
+def try_engine(plan: DeploymentPlan) -> None:
+    """Start one engine of ``plan`` on the side and end it again. Raises ConfigError with what it failed of.
+
+    Without free room for it nothing is tried, and the log says so.
+    """
+    ray, _ = import_ray()
+    free = ray.available_resources()
+    if free.get("CPU", 0.0) < plan.ray.cpus_per_replica or free.get("GPU", 0.0) < plan.gpus_per_replica:
+        log.warning("there is no free room to try an engine first; if it cannot load, those that run are replaced in vain")
+        return
+
+    def start_and_end(config: EngineConfig) -> str | None:
+        import asyncio
+
+        from evenflow.base.errors import EvenFlowError
+        from evenflow.serving.client.engine_client import EngineClient
+
+        async def main() -> str | None:
+            engine = EngineClient(config)
+            try:
+                await engine.wait_until_ready()
+            except EvenFlowError as error:
+                return str(error)
+            finally:
+                await engine.close()
+            return None
+
+        return asyncio.run(main())
+
+    resources = {"num_cpus": plan.ray.cpus_per_replica, "num_gpus": plan.gpus_per_replica, "max_retries": 0}
+    config = replace(plan.engine, policy="fair") if plan.engine.policy == SHARED_POLICY else plan.engine
+    try:
+        fault = ray.get(ray.remote(**resources)(start_and_end).remote(config), timeout=TRIAL_TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        fault = f"an engine was not ready within {TRIAL_TIMEOUT_S:g} s"
+    except ray.exceptions.RayError as error:
+        fault = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    if fault is not None:
+        raise ConfigError(f"an engine cannot load, and the deployment that runs is left as it is: {fault}")
 
 
 def look_at_nodes(model: Path) -> list[NodeReport]:

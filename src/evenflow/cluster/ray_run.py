@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -16,7 +17,7 @@ from evenflow.base.errors import ConfigError, EvenFlowError
 from evenflow.cluster.adapter_table import AdapterEntry
 from evenflow.cluster.plan import DeploymentPlan
 from evenflow.cluster.ray_application import build
-from evenflow.cluster.ray_checks import check_cluster
+from evenflow.cluster.ray_checks import check_cluster, try_engine
 from evenflow.cluster.ray_directory import NAMESPACE, actor_name, directory_actor
 from evenflow.cluster.ray_package import import_ray
 
@@ -47,15 +48,18 @@ class Deployment:
         if options.doors == "ray":
             proxy = {"proxy_location": "EveryNode", "http_options": {"host": server.host, "port": server.port}}  # type: ignore[dict-item]
         self._serve.start(**proxy)
-        self._is_deployed = True
+        replaces = options.app_name in self._serve.status().applications
+        self._is_deployed = not replaces
         directory = directory_actor(options.app_name)
-        if self._serve.status().applications.get(options.app_name) is not None:  # it may have had others
+        if replaces:
+            try_engine(self._plan)  # the adapters may have been others:
             for name, folder in self._plan.adapters.items():
                 self._ray.get(directory.change.remote(name, AdapterEntry(str(folder)), 0))
         try:
             self._serve.run(build(self._plan), name=options.app_name, route_prefix="/" if options.doors == "ray" else None)
         except RuntimeError as error:
             raise ConfigError(f"the deployment has failed: {self._reason() or error}") from None
+        self._is_deployed = True
 
     def addresses(self, timeout_s: float = START_TIMEOUT_S) -> list[str]:
         """Where requests may be sent, once every front listens. Raises EvenFlowError after ``timeout_s``."""
@@ -108,6 +112,7 @@ class Deployment:
                 "_temp_dir": self._folder,
             }
         else:
+            check_reachable(address)
             words["address"] = address
         try:
             self._ray.init(**words)
@@ -124,20 +129,38 @@ class Deployment:
         return (named or lines or [""])[-1 if named else 0].rpartition("evenflow.base.errors.")[2]
 
 
+def check_reachable(address: str) -> None:
+    """Raise ConfigError if nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "://" not in address:
+        try:
+            socket.create_connection((host, int(port)), 5.0).close()
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"a Ray cluster cannot be reached at {address}: {error}") from None
+
+
 def run_deployment(plan: DeploymentPlan, say: Callable[[str], object]) -> None:
     """Deploy, say where, and wait for SIGINT or SIGTERM (unless it is to be left running); then clean up."""
     ending = threading.Event()
-    before = {number: signal.signal(number, lambda *_: ending.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_waiting = False
+
+    def end(number: int, frame: object) -> None:
+        if ending.is_set() or not is_waiting:  # a second signal, or one while something is waited for that may not come
+            raise KeyboardInterrupt
+        ending.set()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     deployment = Deployment(plan)
     leaves = False
     try:
         for number in before:  # ray.init has set its own
-            signal.signal(number, lambda *_: ending.set())
+            signal.signal(number, end)
         deployment.deploy()
         for address in deployment.addresses():
             say(f"listening on {address}")
         say(f"ready: {plan.ray.replicas} engines, {plan.ray.fronts} fronts")
         leaves = plan.ray.detach
+        is_waiting = True
         if not leaves:
             ending.wait()
             log.info("ending")
