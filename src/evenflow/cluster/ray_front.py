@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -70,10 +69,6 @@ class Front:
             raise RuntimeError(self._fleet.trouble)
         if self._serving is not None and self._serving.done():
             raise RuntimeError("the HTTP server has stopped by itself")
-
-    async def process_ids(self) -> tuple[int]:
-        """Of this process, for tests of what happens when it dies."""
-        return (os.getpid(),)
 
     async def __del__(self) -> None:
         """Ray Serve ends this front: refuse what is new, let what runs finish."""

@@ -66,12 +66,6 @@ class EngineReplica:
         """What the autoscaler is told."""
         return {METRIC: float(self._door.waiting_tokens)}
 
-    async def process_ids(self) -> tuple[int, int]:
-        """Of the engine and of this process, for tests of what happens when one of them dies."""
-        import os
-
-        return self._engine.process.pid, os.getpid()
-
     async def __del__(self) -> None:
         """Ray Serve ends this replica: nothing new, what runs comes to its end, then the engine goes."""
         if hasattr(self, "_member"):

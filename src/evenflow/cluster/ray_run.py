@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
 import socket
@@ -102,7 +101,6 @@ class Deployment:
 
     def _connect(self, address: str | None) -> None:
         words: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.WARNING, "log_to_driver": True}
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if address is None:
             self._folder = tempfile.mkdtemp(prefix="ef-ray-")  # short: Ray puts Unix sockets far below it
             words |= {
