@@ -5,6 +5,7 @@ make test-ray
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -287,8 +288,11 @@ def test_a_deployment_that_cannot_be_leaves_the_one_before_and_one_that_can_repl
         for deployment in started:
             deployment.close()
         children = psutil.Process(head.pid).children(recursive=True)
-        head.terminate()
-        head.wait(30)
+        head.kill()
+        head.wait()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
         _, alive = psutil.wait_procs(children, timeout=15)
         for process in alive:
             process.kill()
