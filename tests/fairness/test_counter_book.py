@@ -44,11 +44,13 @@ class Cluster:
         self.now_s = 0.0
         self.book = CounterBook()
         self.stores = [BookStore(self.book, f"s{i}", lambda: self.now_s) for i in range(num_servers)]
-        self.servers = []
+        self.servers: list[ToyServer] = []
+        self.levels = []
         for store in self.stores:
             queues = ClientQueues()
             policy = SharedVTC(queues, weights, store=store, sync_s=sync_s, in_background=False)
             self.servers.append(ToyServer(policy, queues, memory_tokens))
+            self.levels.append(policy._shared)
 
     def step(self) -> None:
         self.now_s += 1.0
@@ -88,8 +90,7 @@ def test_counters_lack_at_most_what_others_charged_since_the_last_exchange(num_s
                     server.submit(client, rng.randint(5, 30), rng.randint(5, 30))
         cluster.step()
         truth = {client: cluster.service(client) for client in "abc"}
-        for server in cluster.servers:
-            level = server.policy._shared
+        for level in cluster.levels:
             for client in "abc":
                 behind = truth[client] - level._received.get(client, 0) / level_scale()
                 assert behind <= (num_servers - 1) * most_per_s * (sync_s + 1) + 1e-6
@@ -121,8 +122,8 @@ def test_nothing_is_lost_or_counted_twice_whatever_is_away(rng):
         store.is_away = store.loses_answers = False
     for _ in range(3):  # exchanges without further service
         cluster.now_s += 2
-        for server in cluster.servers:
-            server.policy._shared.tick(cluster.now_s)
+        for level in cluster.levels:
+            level.tick(cluster.now_s)
     assert cluster.book.counters() == pytest.approx({c: cluster.service(c) for c in "ab"}, abs=1e-6)
 
 
