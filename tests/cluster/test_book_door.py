@@ -36,6 +36,10 @@ class Door:
         self.loop.call_soon_threadsafe(self.door.close)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(0.01))
+        self.loop.close()
 
 
 @pytest.fixture
