@@ -9,13 +9,14 @@ import itertools
 import pytest
 from server_fakes import FakeEngine, make_adapter
 
-from evenflow.base.errors import AdapterNotFound, AdapterRejected, ConfigError, ReplicaLost, ServerFull
+from evenflow.base.errors import AdapterNotFound, AdapterRejected, ConfigError, EngineDead, ReplicaLost, ServerFull
 from evenflow.cluster.adapter_table import AdapterEntry, AdapterTable, change_between
 from evenflow.cluster.directory import Directory, Member
 from evenflow.cluster.fleet import Fleet
 from evenflow.cluster.replica_door import ReplicaDoor
 from evenflow.cluster.replica_member import ReplicaMember
 from evenflow.routing.registry import create_router
+from evenflow.serving.client.conversation import Conversation
 from evenflow.serving.client.messages import Submit, SubmitAll
 from evenflow.serving.core.sampling import SamplingParams
 
@@ -47,12 +48,36 @@ class LocalDirectory:
         return self.reached().change(name, entry, known_version)
 
 
+class RelayedFake(FakeEngine):
+    """The stand-in, passing outputs on as an engine client does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks = {}
+
+    async def relay(self, message, sinks):
+        streams = [self.submit(message)] if isinstance(message, Submit) else self.submit_all(message)
+        for (request_id, sink), stream in zip(sinks.items(), streams):
+            self.tasks[request_id] = asyncio.create_task(self._pump(sink, stream))
+
+    def forget(self, request_id, *, is_running):
+        task = self.tasks.pop(request_id, None)
+        if task is not None and is_running:
+            task.cancel()
+
+    @staticmethod
+    async def _pump(sink, stream):
+        async with contextlib.aclosing(stream):
+            async for output in stream:
+                sink.put_nowait(output)
+
+
 class Replica:
     """A stand-in engine behind a real door."""
 
     def __init__(self, name: str, directory: Directory) -> None:
         self.name = name
-        self.engine = FakeEngine()
+        self.engine = RelayedFake()
         self.door = ReplicaDoor(self.engine)
         self.directory = LocalDirectory(name, directory)
 
@@ -173,6 +198,32 @@ def test_what_was_not_begun_is_answered_elsewhere_once_and_what_was_begun_ends_i
             while not fleet.replicas:
                 await asyncio.sleep(0.01)
             assert await text_of(fleet.submit(a_submit("back"))) == "[base] back"
+
+    run(main())
+
+
+def test_a_dying_engine_tells_every_sink_although_each_forgets_itself():
+    async def main():
+        async def sent(message):
+            return None
+
+        talk = Conversation(sent, lambda message: None)
+        errors = []
+
+        class Forgetful:
+            def __init__(self, name):
+                self.name = name
+
+            def put_nowait(self, item):
+                errors.append((self.name, type(item)))
+                talk.forget(self.name, is_running=False)
+
+        group = SubmitAll(a_submit(), [("other", None)])
+        await talk.relay(group, {submit.request_id: Forgetful(submit.request_id) for submit in group.submits()})
+        talk.end(EngineDead("gone"))
+        assert errors == [(submit.request_id, EngineDead) for submit in group.submits()]
+        with pytest.raises(EngineDead):
+            await talk.relay(group, {})
 
     run(main())
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 
 from evenflow.base.errors import EvenFlowError
 from evenflow.cluster.frames import Report, ToReplica, read_frame, to_replica_decoder, write_frame
 from evenflow.fairness.books.cost import WeightedTokens
+from evenflow.serving.client.conversation import Sink
 from evenflow.serving.client.messages import (
     Abort,
     AdapterInfo,
@@ -49,14 +51,30 @@ def expected_service(submit: Submit) -> float:
     return max(1.0, WeightedTokens()(len(submit.prompt_token_ids), output))
 
 
+class RelayedEngine(Engine, Protocol):
+    """An engine whose outputs can be passed on as they come: ``EngineClient``."""
+
+    async def relay(self, message: Submit | SubmitAll, sinks: Mapping[str, Sink]) -> None:
+        """See Conversation.relay."""
+        ...
+
+    def forget(self, request_id: str, *, is_running: bool) -> None:
+        """See Conversation.forget."""
+        ...
+
+
 class _Front:
     """One connection: its requests, and outputs that are about to be sent."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
-        self.tasks: dict[str, asyncio.Task[None]] = {}
-        self.service: dict[str, float] = {}
+        self.requests: dict[str, _Request] = {}
         self.pending: list[RequestOutput] = []
+
+    @property
+    def load(self) -> float:
+        """Weighted tokens of service under way for it."""
+        return sum(request.service for request in self.requests.values())
 
     def gained(self, output: RequestOutput) -> None:
         """Send it with all that comes in this turn of the loop."""
@@ -70,14 +88,33 @@ class _Front:
         write_frame(self.writer, Outputs(outputs))
 
 
+class _Request:
+    """One request under way: the sink of its outputs."""
+
+    def __init__(self, door: ReplicaDoor, front: _Front, submit: Submit) -> None:
+        self._door = door
+        self._front = front
+        self.request_id = submit.request_id
+        self.service = expected_service(submit)
+        self.waiting_tokens = len(submit.prompt_token_ids)
+        """Of its prompt, until the first output."""
+
+    def put_nowait(self, item: RequestOutput | EvenFlowError, /) -> None:
+        """Pass it on."""
+        self.waiting_tokens = 0
+        if isinstance(item, EvenFlowError):
+            item = RequestOutput(self.request_id, error_type=type(item).__name__, error=str(item))
+        self._front.gained(item)
+        if item.finish_reason is not None or item.error_type is not None:
+            self._door.ended(self._front, self.request_id, is_running=False)
+
+
 class ReplicaDoor:
     """Owns the listener. ``open`` once the engine is warm; ``drain``, then ``close``."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: RelayedEngine) -> None:
         self._engine = engine
         self._fronts: set[_Front] = set()
-        self._waiting: dict[str, int] = {}
-        """Prompt tokens of the requests that have had no output yet."""
         self._listener: asyncio.Server | None = None
         self._reporter: asyncio.Task[None] | None = None
         self._is_draining = False
@@ -85,12 +122,12 @@ class ReplicaDoor:
     @property
     def num_streams(self) -> int:
         """Requests under way, of all fronts."""
-        return sum(len(front.tasks) for front in self._fronts)
+        return sum(len(front.requests) for front in self._fronts)
 
     @property
     def waiting_tokens(self) -> int:
         """Prompt tokens of requests that wait for their first output: what an autoscaler levels."""
-        return sum(self._waiting.values())
+        return sum(request.waiting_tokens for front in self._fronts for request in front.requests.values())
 
     async def open(self, host: str, port: int = 0) -> tuple[str, int]:
         """Listen; returns the address."""
@@ -134,11 +171,10 @@ class ReplicaDoor:
             while (data := await read_frame(reader)) is not None:
                 message = to_replica_decoder.decode(data)
                 if isinstance(message, Submit | SubmitAll):
-                    self._start(front, message)
+                    await self._start(front, message)
                 elif isinstance(message, Abort):
                     for request_id in message.request_ids:
-                        if (task := front.tasks.get(request_id)) is not None:
-                            task.cancel()
+                        self.ended(front, request_id, is_running=True)
                 else:
                     task = asyncio.create_task(self._answer(front, message))
                     answering.add(task)
@@ -146,7 +182,9 @@ class ReplicaDoor:
         except (msgspec.DecodeError, EvenFlowError) as error:
             log.warning("a connection is closed: %s", error)
         finally:
-            ending = [dying, *answering, *front.tasks.values()]
+            for request_id in list(front.requests):
+                self.ended(front, request_id, is_running=True)
+            ending = [dying, *answering]
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
@@ -158,32 +196,20 @@ class ReplicaDoor:
         if error is not None:
             write_frame(front.writer, Failed(type(error).__name__, str(error)))
 
-    def _start(self, front: _Front, message: Submit | SubmitAll) -> None:
-        submits = [message] if isinstance(message, Submit) else message.submits()
-        try:
-            streams = [self._engine.submit(message)] if isinstance(message, Submit) else self._engine.submit_all(message)
-        except EvenFlowError as error:
-            for submit in submits:
-                front.gained(RequestOutput(submit.request_id, error_type=type(error).__name__, error=str(error)))
-            return
-        for submit, stream in zip(submits, streams, strict=True):
-            request_id = submit.request_id
-            self._waiting[request_id] = len(submit.prompt_token_ids)
-            front.service[request_id] = expected_service(submit)
-            front.tasks[request_id] = asyncio.create_task(self._pump(front, request_id, stream))
+    def ended(self, front: _Front, request_id: str, *, is_running: bool) -> None:
+        """A request has had its last output, or nobody wants any more of it."""
+        if front.requests.pop(request_id, None) is not None:
+            self._engine.forget(request_id, is_running=is_running)
 
-    async def _pump(self, front: _Front, request_id: str, stream: AsyncIterator[RequestOutput]) -> None:
+    async def _start(self, front: _Front, message: Submit | SubmitAll) -> None:
+        submits = [message] if isinstance(message, Submit) else message.submits()
+        requests = {submit.request_id: _Request(self, front, submit) for submit in submits}
+        front.requests |= requests
         try:
-            async for output in stream:
-                self._waiting.pop(request_id, None)
-                front.gained(output)
+            await self._engine.relay(message, requests)
         except EvenFlowError as error:
-            front.gained(RequestOutput(request_id, error_type=type(error).__name__, error=str(error)))
-        finally:
-            self._waiting.pop(request_id, None)
-            front.service.pop(request_id, None)
-            front.tasks.pop(request_id, None)
-            await stream.aclose()  # type: ignore[attr-defined]
+            for request in requests.values():
+                request.put_nowait(error)
 
     async def _answer(self, front: _Front, message: ToReplica) -> None:
         engine, adapters = self._engine, list[AdapterInfo]()
@@ -212,9 +238,9 @@ class ReplicaDoor:
         while True:
             await asyncio.sleep(REPORT_S)
             stats = self._engine.stats
-            total = sum(sum(front.service.values()) for front in self._fronts)
-            for front in self._fronts:
-                foreign = total - sum(front.service.values())
+            loads = {front: front.load for front in self._fronts}
+            for front, load in loads.items():
+                foreign = sum(loads.values()) - load
                 write_frame(front.writer, Report(foreign, self._is_draining))
                 if stats is not told:
                     write_frame(front.writer, Outputs([], stats))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 from evenflow.base.children import error_from_name
 from evenflow.base.errors import EvenFlowError
@@ -33,13 +34,21 @@ from evenflow.serving.client.messages import (
 )
 
 
+class Sink(Protocol):
+    """Where the outputs of one request go, and what ends them: a queue, or anything that takes them as they come."""
+
+    def put_nowait(self, item: RequestOutput | EvenFlowError, /) -> None:
+        """Take the next one."""
+        ...
+
+
 class Conversation:
     """``send`` waits until a message is on its way, and raises if it never will be; ``send_now`` tries, and does not wait."""
 
     def __init__(self, send: Callable[[ToEngine], Awaitable[None]], send_now: Callable[[ToEngine], object]) -> None:
         self._send = send
         self._send_now = send_now
-        self._queues: dict[str, asyncio.Queue[RequestOutput | EvenFlowError]] = {}
+        self._queues: dict[str, Sink] = {}
         self._calls: dict[int, asyncio.Future[list[AdapterInfo]]] = {}
         self._call_ids = itertools.count(1)
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -53,11 +62,6 @@ class Conversation:
     def is_ready(self) -> bool:
         """True once the engine is warm, until the conversation has ended."""
         return self.death is None and self.ready.done() and self.ready.exception() is None
-
-    @property
-    def num_streams(self) -> int:
-        """Requests under way."""
-        return len(self._queues)
 
     def streams(self, message: Submit | SubmitAll) -> list[CompletionStream]:
         """One stream for each completion that ``message`` starts. It is sent when the first of them is read."""
@@ -83,6 +87,18 @@ class Conversation:
             streams.append(CompletionStream(start, partial(forget, request_id)))
             self._queues[request_id] = streams[-1].queue
         return streams
+
+    async def relay(self, message: Submit | SubmitAll, sinks: Mapping[str, Sink]) -> None:
+        """Send ``message``; the outputs of each of its requests go to its sink until the last one, or ``forget``."""
+        if self.death is not None:
+            raise self.death
+        self._queues |= sinks
+        await self._send(message)
+
+    def forget(self, request_id: str, *, is_running: bool) -> None:
+        """Give a relayed request's sink nothing more; ``is_running``: and abort the request."""
+        if self._queues.pop(request_id, None) is not None and is_running:
+            self._abort(request_id)
 
     async def load_adapter(
         self, name: str, path: str, replace: bool = False, *, must_read: bool = False, boundary: str = ""
@@ -125,7 +141,7 @@ class Conversation:
         if not self.ready.done():
             self.ready.set_exception(error)
             self.ready.exception()  # retrieved: nobody may be waiting
-        for queue in self._queues.values():
+        for queue in list(self._queues.values()):  # a sink may forget its request
             queue.put_nowait(error)
         for future in self._calls.values():
             if not future.done():
@@ -159,4 +175,4 @@ class Conversation:
             future.set_exception(error_from_name(answer.error_type, answer.error, answer.reasons))
 
 
-__all__ = ["Conversation"]
+__all__ = ["Conversation", "Sink"]

@@ -14,7 +14,7 @@ import zmq.asyncio
 
 from evenflow.base.errors import EngineDead, EvenFlowError
 from evenflow.serving.client.codec import encoder, from_engine_decoder
-from evenflow.serving.client.conversation import Conversation
+from evenflow.serving.client.conversation import Conversation, Sink
 from evenflow.serving.client.messages import (
     AdapterInfo,
     EngineStats,
@@ -100,6 +100,14 @@ class EngineClient:
     def submit_all(self, group: SubmitAll) -> list[AsyncIterator[RequestOutput]]:
         """Run several completions of one prompt; one iterator each, as ``submit`` gives. Sent when the first is read."""
         return list(self._talk.streams(group))
+
+    async def relay(self, message: Submit | SubmitAll, sinks: Mapping[str, Sink]) -> None:
+        """As ``submit`` and ``submit_all`` for whoever passes outputs on: no stream, no task. See Conversation."""
+        await self._talk.relay(message, sinks)
+
+    def forget(self, request_id: str, *, is_running: bool) -> None:
+        """End a relayed request's outputs; ``is_running``: abort it."""
+        self._talk.forget(request_id, is_running=is_running)
 
     async def load_adapter(
         self, name: str, path: str, replace: bool = False, *, must_read: bool = False, boundary: str = ""
