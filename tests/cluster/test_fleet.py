@@ -9,7 +9,15 @@ import itertools
 import pytest
 from server_fakes import FakeEngine, make_adapter
 
-from evenflow.base.errors import AdapterNotFound, AdapterRejected, ConfigError, EngineDead, ReplicaLost, ServerFull
+from evenflow.base.errors import (
+    AdapterNotFound,
+    AdapterRejected,
+    ConfigError,
+    EngineDead,
+    EvenFlowError,
+    ReplicaLost,
+    ServerFull,
+)
 from evenflow.cluster.adapter_table import AdapterEntry, AdapterTable, change_between
 from evenflow.cluster.directory import Directory, Member
 from evenflow.cluster.fleet import Fleet
@@ -67,9 +75,12 @@ class RelayedFake(FakeEngine):
 
     @staticmethod
     async def _pump(sink, stream):
-        async with contextlib.aclosing(stream):
-            async for output in stream:
-                sink.put_nowait(output)
+        try:
+            async with contextlib.aclosing(stream):
+                async for output in stream:
+                    sink.put_nowait(output)
+        except EvenFlowError as error:
+            sink.put_nowait(error)
 
 
 class Replica:
@@ -198,6 +209,25 @@ def test_what_was_not_begun_is_answered_elsewhere_once_and_what_was_begun_ends_i
             while not fleet.replicas:
                 await asyncio.sleep(0.01)
             assert await text_of(fleet.submit(a_submit("back"))) == "[base] back"
+
+    run(main())
+
+
+def test_an_engine_that_dies_in_a_replica_that_lives_is_left_and_not_returned_to():
+    async def main():
+        async with a_fleet(2, "least-loaded") as (fleet, replicas):
+            for replica in replicas:
+                replica.engine.gate.clear()
+            waiting = [asyncio.create_task(text_of(fleet.submit(a_submit(f"w{i}")))) for i in range(12)]
+            while sum(len(replica.engine.submitted) for replica in replicas) < 12:
+                await asyncio.sleep(0.01)
+            replicas[0].engine.die()
+            while len(fleet.replicas) > 1:
+                await asyncio.sleep(0.01)
+            replicas[1].engine.gate.set()
+            assert await asyncio.gather(*waiting) == [f"[base] w{i}" for i in range(12)]
+            await asyncio.sleep(0.5)  # the directory still names it
+            assert fleet.replicas == ("r1",)
 
     run(main())
 

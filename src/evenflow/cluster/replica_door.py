@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from evenflow.base.errors import EvenFlowError
+from evenflow.base.errors import EngineDead, EvenFlowError
 from evenflow.cluster.frames import Report, ToReplica, read_frame, to_replica_decoder, write_frame
 from evenflow.fairness.books.cost import WeightedTokens
 from evenflow.serving.client.conversation import Sink
@@ -102,6 +102,9 @@ class _Request:
     def put_nowait(self, item: RequestOutput | EvenFlowError, /) -> None:
         """Pass it on."""
         self.waiting_tokens = 0
+        if isinstance(item, EngineDead):  # the front is told once, of all: then it knows what may be sent elsewhere
+            self._door.ended(self._front, self.request_id, is_running=False)
+            return
         if isinstance(item, EvenFlowError):
             item = RequestOutput(self.request_id, error_type=type(item).__name__, error=str(item))
         self._front.gained(item)
@@ -165,7 +168,10 @@ class ReplicaDoor:
         answering: set[asyncio.Task[None]] = set()
         dying = asyncio.create_task(self._tell_death(front))
         try:
-            write_frame(writer, await self._engine.wait_until_ready())
+            ready = await self._engine.wait_until_ready()
+            if not self._engine.is_alive:
+                return  # it was warm once
+            write_frame(writer, ready)
             if self._is_draining:
                 write_frame(writer, Report(is_draining=True))
             while (data := await read_frame(reader)) is not None:

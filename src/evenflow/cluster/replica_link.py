@@ -11,7 +11,7 @@ import msgspec
 from evenflow.base.errors import EvenFlowError, ReplicaLost
 from evenflow.cluster.frames import Report, from_replica_decoder, read_frame, write_frame
 from evenflow.serving.client.conversation import Conversation
-from evenflow.serving.client.messages import SetWeights, ToEngine
+from evenflow.serving.client.messages import Failed, SetWeights, ToEngine
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -87,11 +87,11 @@ class ReplicaLink:
                     self.is_draining = self.is_draining or message.is_draining
                     self._on_report(self, message)
                     continue
+                if isinstance(message, Failed):
+                    error = ReplicaLost(f"the engine of replica {self.name} has ended: {message.error}")
+                    return
                 before = self.talk.stats
                 self.talk.take(message)
-                if self.talk.death is not None:
-                    error = ReplicaLost(f"the engine of replica {self.name} has ended: {self.talk.death}")
-                    return
                 if self.talk.stats is not before:
                     self._on_report(self, None)
         except msgspec.DecodeError as fault:
