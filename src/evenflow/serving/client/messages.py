@@ -26,6 +26,8 @@ class Submit(msgspec.Struct, tag=True, array_like=True):
     """Only requests with the same salt share cached prefixes."""
     slo_ttft_s: float | None = None
     """The request's own objective for its time to first token; None: the engine's default."""
+    added_tokens: list[tuple[int, str, bool]] = []
+    """Tokens that the adapter knows and the base model's tokenizer lacks: id, text, whether special."""
 
 
 class SubmitAll(msgspec.Struct, tag=True, array_like=True):

@@ -30,6 +30,7 @@ from evenflow.serving.adapters.base_model_hint import is_same_model
 from evenflow.serving.client.messages import AdapterInfo
 from evenflow.serving.server.access.adapter_folder import AdapterFolder
 from evenflow.serving.server.access.adapter_sources import AdapterSources
+from evenflow.serving.server.access.adapter_texts import AdapterTexts
 from evenflow.serving.server.access.asked import Asked
 from evenflow.serving.server.interfaces import Engine
 
@@ -91,12 +92,16 @@ class ModelNames:
         unix_time: Callable[[], float],
         model_names: tuple[str, ...] = (),
         sources: AdapterSources | None = None,
+        texts: AdapterTexts | None = None,
     ) -> None:
         self.base_names = base_names
         self._model_names = model_names
         self._engine = engine
         self._dir = None if adapter_dir is None else AdapterFolder(adapter_dir, lambda: int(unix_time() * 1e9))
         self._sources = sources
+        self._texts = texts
+        self._folders: dict[str, tuple[str, str]] = {}
+        """Folder and boundary that each name was loaded from."""
         self._from_dir: dict[str, float] = {}
         """Names that were loaded on demand, and when each was last asked for: the longest ago first."""
         self._from_sources: set[str] = set()
@@ -152,6 +157,8 @@ class ModelNames:
             await self._load_once(name)
         if self._from_dir.pop(name, None) is not None:
             self._from_dir[name] = self._clock()
+        if self._texts is not None and name in self._folders and name in self._adapters:
+            await self._texts.prepare(name, self._adapters[name].info.digest, *self._folders[name])
         return name
 
     async def check(self, model: str, client: Client) -> None:
@@ -226,6 +233,7 @@ class ModelNames:
         folder = path if self._sources is None else await self._sources.folder_of(path)
         for info in await self._engine.load_adapter(name, folder, replace, must_read=must_read):
             self._record(info)
+        self._folders[name] = folder, ""
         self._broken.pop(name, None)
         self._from_dir.pop(name, None)
         self._from_sources.discard(name)
@@ -272,6 +280,7 @@ class ModelNames:
     def forget(self, name: str) -> None:
         """The engine no longer knows ``name``."""
         self._adapters.pop(name, None)
+        self._folders.pop(name, None)
         self._from_dir.pop(name, None)
         self._from_sources.discard(name)
 
@@ -344,7 +353,9 @@ class ModelNames:
         count = 1
         while True:
             try:
-                return await self._engine.load_adapter(name, folder, boundary=boundary)
+                infos = await self._engine.load_adapter(name, folder, boundary=boundary)
+                self._folders[name] = folder, boundary
+                return infos
             except AdapterCacheFull:
                 idle = await self._idle_names()
                 if not idle:
