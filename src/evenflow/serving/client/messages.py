@@ -65,6 +65,8 @@ class LoadAdapter(msgspec.Struct, tag=True, array_like=True):
     """True: look at what the files hold, even if their sizes and times say that it is known."""
     boundary: str = ""
     """A folder inside which links of the adapter may lead, beside its own; empty: none."""
+    parts: list[tuple[str, float]] = []
+    """Names of registered adapters and their weights: register their sum, and read no folder."""
 
 
 class UnloadAdapter(msgspec.Struct, tag=True, array_like=True):
