@@ -43,6 +43,7 @@ def test_logits_of_a_real_model_and_its_adapters_equal_peft(dtype, tolerance):
     chat = AutoTokenizer.from_pretrained(model).apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=True
     )
+    assert not isinstance(chat, str)
     prompt = list(chat["input_ids"])
     slots = [*range(len(ADAPTERS)), -1]
     outputs, logits = harness.generate([prompt] * len(slots), NUM_TOKENS, slots)

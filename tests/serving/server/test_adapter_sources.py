@@ -141,7 +141,7 @@ class LikeVllm:
 @pytest.fixture
 def plugin(monkeypatch):
     module = types.ModuleType("site_adapters")
-    module.Ours, module.LikeVllm, module.Neither = Ours, LikeVllm, object
+    vars(module).update(Ours=Ours, LikeVllm=LikeVllm, Neither=object)
     monkeypatch.setitem(sys.modules, "site_adapters", module)
     Ours.asked.clear()
 

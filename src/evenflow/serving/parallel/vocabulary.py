@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-from evenflow.serving.backends.devices.weight_products import prepare_matmul
+from evenflow.serving.backends.devices.weight_products import Weight, prepare_matmul
 from evenflow.serving.backends.lora.side_weights import SideWeights
 from evenflow.serving.parallel.group import Group, OneRank
 
@@ -17,7 +17,7 @@ from evenflow.serving.parallel.group import Group, OneRank
 class Embedding:
     """Rows of a table by token id. ``first``: token id of this rank's row 0."""
 
-    def __init__(self, weight_PH: torch.Tensor, first: int = 0, group: Group | None = None) -> None:
+    def __init__(self, weight_PH: Weight, first: int = 0, group: Group | None = None) -> None:
         self._weight_PH = weight_PH
         self._first = first
         self._group = group or OneRank()
@@ -49,7 +49,7 @@ class Embedding:
 class OutputHead:
     """Hidden states to logits. ``vocab_size``: V, where ``weight_PH`` is one rank's part of ceil(V / N) rows or fewer."""
 
-    def __init__(self, weight_PH: torch.Tensor, vocab_size: int | None = None, group: Group | None = None) -> None:
+    def __init__(self, weight_PH: Weight, vocab_size: int | None = None, group: Group | None = None) -> None:
         self._num_held = len(weight_PH)
         self._matmul = prepare_matmul(weight_PH) if self._num_held else None
         self._group = group or OneRank()

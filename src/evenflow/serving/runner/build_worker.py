@@ -51,7 +51,7 @@ def build_worker(
     All ranks of the group call it, with the same config. Raises ModelError or ConfigError.
     """
     device, dtype, shard, group = membership.device, membership.dtype, membership.shard, membership.group
-    model = load_model(config.model, model_config, dtype, device, group, shard)
+    model = load_model(config.model, model_config, dtype, device, group, shard, config.quantization, matrix_folder(config))
     if shard is None:
         layout = ArenaLayout(model_config.shape, dtype.itemsize, config.page_tokens)
     else:
@@ -75,6 +75,11 @@ def build_worker(
     worker = Worker(model, storage, attention, lora, sampler, host_rows, forward=forward)
     worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs)
     return BuiltWorker(worker, layout, num_pages, max_model_len, names)
+
+
+def matrix_folder(config: EngineConfig) -> Path | None:
+    """Where quantised weights are kept between starts, beside the converted adapters; None: they are not."""
+    return None if config.adapter_cache is None else config.adapter_cache.parent / "quantised"
 
 
 def row_store(config: EngineConfig, layout: ArenaLayout, *, is_bounded: bool) -> RowStore | None:
