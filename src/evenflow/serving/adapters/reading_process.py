@@ -91,6 +91,7 @@ class Server:
         base: tuple[Path, bool] | None,
     ) -> dict[str, Any]:
         self._held = None
+        self._lift_limit()
         prepare_for(weights_file(path))
         self._reading.base = None if base is None else _AnnouncedWeights(*base, lambda weights: self._expect(weights, bound))
         self._limit_memory(_SPARE_BYTES + _COPIES * bound)
@@ -108,6 +109,13 @@ class Server:
         """Base weights are about to be read: that takes time, and memory for the largest of them."""
         self._limit_memory(_SPARE_BYTES + _COPIES * (bound + 2 * weights.largest_bytes))
         self._tell({"reads_base_bytes": weights.size_bytes})
+
+    @staticmethod
+    def _lift_limit() -> None:
+        """Code that is loaded now is no adapter's, and the last one's limit is not meant for it."""
+        if hasattr(resource, "RLIMIT_AS"):
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
     def _limit_memory(self, num_bytes: int) -> None:
         self._allowed = format_size(num_bytes)
