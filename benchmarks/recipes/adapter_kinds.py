@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -140,7 +141,7 @@ def main() -> None:
             steps["swapping"] += step_times(engine, 4)
         num_loads = sum(engine.adapters({name})[0].num_loads for name in large)
         engine.close()
-    found = {
+    found: dict[str, Any] = {
         "decode_tokens_per_s": {kind: {**summary(samples), "samples": samples} for kind, samples in rates.items()},
         "of_plain": {kind: paired_ratio(rates[kind], rates["plain"]) for kind in KINDS},
         "step_s": {name: {**summary(times), "highest": max(times)} for name, times in steps.items()},
@@ -149,9 +150,8 @@ def main() -> None:
     for kind in KINDS:
         print(f"{kind}: {found['decode_tokens_per_s'][kind]['median']:.0f} tokens/s, {found['of_plain'][kind]:.3f} of plain")
     for name, told in found["step_s"].items():
-        print(
-            f"steps {name}: median {1e3 * told['median']:.1f} ms, p90 {1e3 * told['p90']:.1f}, highest {1e3 * told['highest']:.1f}"
-        )
+        median, p90, highest = (1e3 * told[which] for which in ("median", "p90", "highest"))
+        print(f"steps {name}: median {median:.1f} ms, p90 {p90:.1f}, highest {highest:.1f}")
     print(f"{num_loads} loads of large adapters")
     if args.json is not None:
         parameters = {"shape": SHAPE, "lora_rank": LORA_RANK, "adapters": ADAPTERS, "requests": REQUESTS, "tokens": TOKENS}
