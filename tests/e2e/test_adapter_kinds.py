@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adapter_kinds import DIVIDED, make_kinds
+from adapter_kinds import make_kinds
 from engine_harness import Answer, EngineHarness
 from safetensors.torch import load_file, save_file
 
 from evenflow import LLM, SamplingParams
-from evenflow.base.errors import AdapterRejected
 from evenflow.serving.client.messages import Submit
 from evenflow.serving.models.model_config import load_config
 from evenflow.serving.models.random.random_adapter import make_adapter
@@ -99,18 +98,14 @@ def test_dora_is_worked_out_again_when_the_base_weights_change(tiny_model, kinds
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_two_ranks_serve_what_is_divided_and_refuse_the_rest(tiny_model, kinds, alone):
-    settings = {"dtype": "float32", "memory": "32MiB", "num_threads": 1}
-    divided = {name: kinds[name] for name in DIVIDED}
+def test_two_ranks_serve_every_kind_as_one_does(tiny_model, kinds, alone):
+    settings = {"dtype": "float32", "memory": "64MiB", "num_threads": 1}
     greedy = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
     for sharding in ("sharded", "replicated"):
-        with LLM(tiny_model, divided, tensor_parallel=2, lora_sharding=sharding, **settings) as llm:
-            for name in divided:
+        with LLM(tiny_model, kinds, tensor_parallel=2, lora_sharding=sharding, **settings) as llm:
+            for name in kinds:
                 results = llm.generate(PROMPTS, greedy, adapters=[name] * len(PROMPTS))
                 assert [r.token_ids for r in results] == [alone[name, i] for i in range(len(PROMPTS))], (name, sharding)
-            for name in kinds.keys() - divided.keys():
-                with pytest.raises(AdapterRejected, match="several tensor-parallel ranks"):
-                    llm.load_adapter(name, kinds[name])
 
 
 def test_tokens_that_an_adapter_adds_are_drawn_and_told(tiny_model, tmp_path):
