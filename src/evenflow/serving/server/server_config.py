@@ -165,6 +165,12 @@ class ServerConfig:
         'Clients, and adapters, with series of their own in /metrics; the rest is summed as "other".',
         name="metrics_top",
     )
+    console: bool = option(
+        Switch(),
+        True,
+        "A live page for people at /console/: who is served, what waits, which adapters are where, and a playground.",
+        reason="With keys, administrators see everything and clients themselves.",
+    )
     uds: Path | None = option(
         PathTo("FILE"), None, "Unix socket to listen at, instead of host and port.", when_none="host and port"
     )

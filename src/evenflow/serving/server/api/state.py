@@ -34,6 +34,18 @@ class Endable(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Told what becomes of requests, inside the event loop: must be quick, and must not raise."""
+
+    def first_token(self, client: str, seconds: float) -> None:
+        """A completion of ``client`` had its first token, so many seconds after it arrived."""
+        ...
+
+    def rejected(self, client: str) -> None:
+        """A request of ``client`` was turned away."""
+        ...
+
+
 class ServerState:
     """Owned by one app in one event loop. Raises ConfigError for a broken clients.toml."""
 
@@ -51,6 +63,8 @@ class ServerState:
         self.config = config
         self.clock = clock
         """time.monotonic, or a test's."""
+        self.unix_time = unix_time
+        self.watchers: list[Watcher] = []
         self.directory = self._read_directory()
         self.connections = ConnectionBooks()
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
