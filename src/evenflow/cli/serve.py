@@ -28,8 +28,8 @@ class ServeCommand:
     options: ServeOptions
     engine: EngineConfig
     server: ServerConfig
-    adapters: Mapping[str, Path]
-    """Folders of the adapters to register at the start, by name."""
+    adapters: Mapping[str, str | Path]
+    """Folders or addresses of the adapters to register at the start, by name."""
     ignored: tuple[str, ...]
     """Flags of vLLM that were given and have no effect here, each with the reason."""
 
@@ -77,12 +77,15 @@ def read_command(args: argparse.Namespace, environment: Mapping[str, str]) -> Se
     for field, value in _spelled_otherwise(options).items():
         if of_engine.setdefault(field, value) != value:
             raise ConfigError(f"{field} is {of_engine[field]!r}, and a flag of vLLM says {value!r}; give one of them")
-    engine = EngineConfig(**{"log_level": args.log_level, **of_engine})
+    given_engine = EngineConfig(**{"log_level": args.log_level, **of_engine})
+    from evenflow.serving.client.model_files import with_model_folder
+
+    engine = with_model_folder(given_engine, environment)
     folder = engine.model
     server = ServerConfig(
         **{
             "served_model_names": tuple(dict.fromkeys(("base", folder.resolve().name))),
-            "model_names": tuple(dict.fromkeys((str(folder), str(folder.resolve())))),
+            "model_names": tuple(dict.fromkeys((str(given_engine.model), str(given_engine.model.resolve())))),
             "sampling_defaults": _sampling_defaults(folder, options),
             **of_server,
         }
