@@ -11,7 +11,7 @@ OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidi
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
     nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo demo-real serve test test-all test-vllm test-clients soak gpu check docs reference picture lock sbom wheel format clean help
+.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-console soak gpu check docs reference picture lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -52,6 +52,10 @@ soak: $(STAMP)  ## hostile folders, killed and stopped processes, two servers on
 test-clients: $(STAMP)  ## openai, anthropic, litellm, langchain, ... against a running server, in an environment of their own (2 minutes, 330 MB)
 	@$(PYTHON) tests/clients/environment.py
 	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-clients/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/clients/test_clients.py
+
+test-console: $(STAMP)  ## the console's pages in a Chromium that the machine has, in an environment of its own (3 minutes, 140 MB)
+	@$(PYTHON) tests/console/environment.py
+	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-console/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/console/test_console_pages.py
 
 test-vllm:  ## fairness inside vLLM, in an environment of its own that is built on first use (CPU build, 8 minutes, 4.1 GB)
 	@$(PYTHON) tests/vllm/environment.py

@@ -45,6 +45,7 @@ class Who(msgspec.Struct):
     """Weights of named clients; a client sees its own alone."""
     limits: dict[str, dict[str, int | None]]
     max_model_len: int
+    keeps_accounts: bool
     version: str
 
 
@@ -104,6 +105,7 @@ def add_console(app: FastAPI, state: ServerState, version: str) -> None:
             weights={client.name: client.weight for client in shown},
             limits={client.name: _limits(client) for client in shown},
             max_model_len=state.engine.info.max_model_len if state.engine.is_ready else 0,
+            keeps_accounts=any(getattr(route, "path", "") == "/v1/usage" for route in app.routes),
             version=version,
         )
         return json_reply(answer, headers={"cache-control": "no-store"})

@@ -35,12 +35,20 @@ export class Adapters {
       say(error.message);
       return false;
     } finally {
+      document.activeElement?.blur();
       await this.shown();
     }
     return true;
   }
 
+  // States change by themselves: what is pinned is loaded a moment later. Not while somebody is about to press a button here.
+  take(steps, isShown) {
+    this.age = (this.age ?? 0) + 1;
+    if (isShown && this.age >= 3 && this.all.length <= 2000 && !this.list.contains(document.activeElement)) this.shown();
+  }
+
   async shown() {
+    this.age = 0;
     try {
       if (this.isAdmin) {
         const answer = await json("v1/adapters");

@@ -167,7 +167,7 @@ export class Shares {
         svg("rect", { class: "fill kn", x: 0, y: 2, width: 100, height: 4 }), svg("rect", { class: `fill ${color}`, x: 0, y: 1, width: 100 * share, height: 6 }));
       if (due !== null) bars.append(svg("rect", { class: "fill kq", x: Math.min(99.2, 100 * due), y: 0, width: 0.8, height: 8 }));
       const words = `${(100 * share).toFixed(1)} %`;
-      return [name, words, due === null ? "–" : `${(100 * due).toFixed(1)} %`, bars];
+      return [el("span", {}, el("i", { class: `${color} dot`, "aria-hidden": "true" }), name), words, due === null ? "–" : `${(100 * due).toFixed(1)} %`, bars];
     });
     this.body.replaceChildren(table("Share of the service in this window, and by weight among those who were served",
       ["client", number("share"), number("by weight"), ""], made));

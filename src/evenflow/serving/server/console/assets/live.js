@@ -26,7 +26,7 @@ export class Live {
       traffic: chart("Adapter traffic", { unit: (value) => `${bytes(Math.round(value ?? 0))}/s` }),
       refused: chart("Turned away", { hint: "Rejected by limits or a full queue, and shed because the first token would have come too late." }),
     };
-    this.shares = new Shares("Share against weight", "The grey mark is what the weight entitles to among the clients served in this window.");
+    this.shares = new Shares("Share against weight", "The grey mark is what the weight entitles to among the clients served here. Who asks for less leaves the rest to the others.");
     this.buttons = [[60, "1 min"], [300, "5 min"], [900, "15 min"]].map(([span, text]) =>
       el("button", { type: "button", "aria-pressed": String(span === this.window), onclick: () => this.choose(span) }, text));
     this.pause = el("button", { type: "button", "aria-pressed": "false", onclick: () => this.togglePause() }, "Pause");

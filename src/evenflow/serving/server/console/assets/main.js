@@ -7,7 +7,7 @@ import { Feed } from "./feed.js";
 import { Live } from "./live.js";
 import { Playground } from "./playground.js";
 import { Refused, forget, json, signIn } from "./session.js";
-import { Usage, keepsAccounts } from "./usage.js";
+import { Usage } from "./usage.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -39,15 +39,17 @@ async function start() {
   byId("version").textContent = `EvenFlow ${who.version}`;
   byId("sign-out").hidden = !who.needs_key;
   const pages = new Map([["Live", new Live()], ["Adapters", new Adapters(who)], ["Clients", new Clients(who)], ["Playground", new Playground(who)]]);
-  if (await keepsAccounts(who.is_admin)) pages.set("Usage", new Usage(who));
-  let current = "";
+  if (who.keeps_accounts) pages.set("Usage", new Usage(who));
+  let current = "", isByKey = false;
   const show = (name) => {
     if (!pages.has(name)) name = "Live";
     current = name;
     for (const tab of byId("tabs").children) {
       tab.setAttribute("aria-selected", String(tab.textContent === name));
       tab.tabIndex = tab.textContent === name ? 0 : -1;
+      if (isByKey && tab.textContent === name) tab.focus();
     }
+    isByKey = false;
     byId("content").replaceChildren(pages.get(name).node);
     byId("content").setAttribute("aria-label", name);
     say("");
@@ -58,7 +60,7 @@ async function start() {
     const names = [...pages.keys()], step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
     location.hash = names[(names.indexOf(current) + step + names.length) % names.length];
-    requestAnimationFrame(() => byId("tabs").querySelector('[aria-selected="true"]').focus());
+    isByKey = true;
   };
   window.onhashchange = () => show(decodeURIComponent(location.hash.slice(1)));
   show(decodeURIComponent(location.hash.slice(1)) || "Live");

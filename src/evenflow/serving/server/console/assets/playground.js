@@ -164,7 +164,7 @@ class Answer {
     }
     this.calls.replaceChildren(...[...calls.values()].map((one) => el("pre", {}, `${one.name}(${one.text})`)));
     const whole = (performance.now() - start) / 1000, tokens = usage?.completion_tokens ?? 0;
-    const speed = tokens > 1 && first !== null ? `, ${((tokens - 1) / Math.max(1e-3, whole - first / 1000)).toFixed(0)} tokens/s` : "";
+    const speed = tokens > 1 && first !== null && whole - first / 1000 > 0.02 ? `, ${((tokens - 1) / (whole - first / 1000)).toFixed(0)} tokens/s` : "";
     this.facts.textContent = `first token ${seconds((first ?? 0) / 1000)}, ${usage?.prompt_tokens ?? "?"} + ${tokens} tokens in ${seconds(whole)}${speed}, ended: ${reason || "?"}`;
     return this.text.textContent;
   }

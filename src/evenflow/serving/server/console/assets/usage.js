@@ -1,16 +1,7 @@
 // The page Usage: what was used in the last days, where the server keeps accounts.
 
 import { el, number, say, short, table } from "./dom.js";
-import { Refused, json } from "./session.js";
-
-export async function keepsAccounts(isAdmin) {
-  try {
-    await json(`${route(isAdmin)}?limit=1`);
-    return true;
-  } catch (error) {
-    return !(error instanceof Refused);
-  }
-}
+import { json } from "./session.js";
 
 const route = (isAdmin) => (isAdmin ? "v1/admin/usage" : "v1/usage");
 
