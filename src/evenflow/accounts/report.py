@@ -37,8 +37,9 @@ class Price:
 
 
 def read_prices(path: Path) -> Mapping[str, Price]:
-    """Read ``[prices.NAME]`` tables with prompt, cached and completion, as texts or integers; ``base`` is for the base model and
-    for adapters that have none.
+    """Read ``[prices.NAME]`` tables with prompt, cached and completion, as texts or numbers.
+
+    ``base`` is for the base model and for adapters that have none.
 
     Raises ConfigError, naming what is wrong.
     """

@@ -73,7 +73,9 @@ class SQLiteStore:
         where, values = "hour_s >= ? AND hour_s < ?", [since_s, until_s]
         columns = ", ".join((*KEY_NAMES, *SUM_NAMES))
         more = () if client is None else (client,)
-        question = f"SELECT {columns} FROM usage WHERE {where}{'' if client is None else ' AND client = ?'} ORDER BY hour_s, client"
+        question = (
+            f"SELECT {columns} FROM usage WHERE {where}{'' if client is None else ' AND client = ?'} ORDER BY hour_s, client"
+        )
         try:
             for row in self._database.execute(question, (*values, *more)).fetchall():
                 yield AccountKey(*row[: len(KEY_NAMES)]), Sums(*row[len(KEY_NAMES) :])

@@ -1,13 +1,11 @@
-"""Where rows are kept: the protocol, and the one that a text names."""
+"""Where rows are kept: what a database of accounts can do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from evenflow.accounts.account_row import AccountKey, Sums
-from evenflow.base.errors import ConfigError
 
 
 class AccountStore(Protocol):
@@ -32,27 +30,3 @@ class AccountStore(Protocol):
 
 class StoreAway(Exception):
     """The database cannot be reached or written just now."""
-
-
-def open_store(where: str, *, must_exist: bool = False) -> AccountStore:
-    """Open a file (SQLite) or a ``postgresql://`` address. Raises ConfigError for what can never work, StoreAway else."""
-    if where.startswith(("postgresql://", "postgres://")):
-        from evenflow.accounts.postgres_store import PostgresStore
-
-        return PostgresStore(where)
-    if "://" in where:
-        raise ConfigError(f"accounts {where.split('://')[0]}://...; allowed: the path of a file, or postgresql://...")
-    from evenflow.accounts.sqlite_store import SQLiteStore
-
-    path = Path(where).expanduser()
-    if must_exist and not path.is_file():
-        raise ConfigError(f"there are no accounts at {path}")
-    return SQLiteStore(path)
-
-
-def added_up(rows: Iterable[tuple[AccountKey, Sums]]) -> dict[AccountKey, Sums]:
-    """Rows of equal keys in one."""
-    found: dict[AccountKey, Sums] = {}
-    for key, sums in rows:
-        found.setdefault(key, Sums()).add(sums)
-    return found

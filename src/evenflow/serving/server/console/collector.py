@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from evenflow.access.identity import Client
+from evenflow.accounts.account_row import Sums
 from evenflow.base.errors import NotAllowed
 from evenflow.serving.client.messages import EngineStats
 from evenflow.serving.server.console.steps import OTHERS, Observed, Step, own_step, whole_step
@@ -92,6 +93,9 @@ class Collector:
         if self._ticking is not None:
             name = client if client in self._observed or len(self._observed) < MOST_NAMES else OTHERS
             self._observed.setdefault(name, Observed()).num_rejected += 1
+
+    def ended(self, client: str, adapter: str | None, outcome: str, sums: Sums) -> None:
+        """Completions ended; the engine's own counters tell of them."""
 
     async def look(self, viewer: Callable[[], Client | None]) -> AsyncGenerator[bytes, None]:
         """Yield the history as one JSON array of steps, then each new step in an array of one.
