@@ -76,6 +76,12 @@ class Shaky:
         if fault == "after":
             raise StoreAway("the answer was lost")
 
+    def read(self, since_s, until_s, client=None):
+        return self.inner.read(since_s, until_s, client)
+
+    def prune(self, before_s) -> int:
+        return self.inner.prune(before_s)
+
     def close(self) -> None:
         self.inner.close()
 
