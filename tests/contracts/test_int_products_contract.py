@@ -68,7 +68,7 @@ def test_products_equal_the_oracle(form, shape):
 def test_every_way_to_multiply_bytes_gives_the_same(form, dot):
     """Where a processor has no instruction for it. 16-bit ways would overflow with codes of 255 and activations of 127."""
     check(form, (64, 96), 11, torch.float32, dot)
-    made = matrix(*form, 64, 96)
+    made = matrix(form[0], form[1], 64, 96)
     extreme = GroupedMatrix(torch.full_like(made.codes_OI, (1 << made.bits) - 1), made.scales_OG, made.minima_OG, made.bits)
     weight, x_TI = QuantisedWeight((pack(extreme),), torch.float32), torch.ones(3, 96)
     assert torch.equal(quantised_matmul(weight, None, dot)(x_TI), quantised_matmul(weight, None)(x_TI))

@@ -28,8 +28,8 @@ class ServeCommand:
     options: ServeOptions
     engine: EngineConfig
     server: ServerConfig
-    adapters: Mapping[str, Path]
-    """Folders of the adapters to register at the start, by name."""
+    adapters: Mapping[str, str | Path]
+    """Folders or addresses of the adapters to register at the start, by name."""
     ignored: tuple[str, ...]
     """Flags of vLLM that were given and have no effect here, each with the reason."""
 

@@ -13,6 +13,7 @@ from evenflow.base.openmp import start_numba_threads
 from evenflow.fairness.books.live_shares import LiveShares
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.registry import create_policy, without_secrets
+from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.catalog import Catalog
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.request import AdapterDigest
@@ -150,10 +151,10 @@ def _catalog(
     on_freed: Callable[[AdapterDigest], object],
     is_bounded: bool,
 ) -> Catalog:
-    store = row_store(config, layout, is_bounded=is_bounded)
+    store, base = row_store(config, layout, is_bounded=is_bounded), BaseWeights(Path(config.model))
     if ranks is None:
-        return Catalog(layout, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store)
-    return AllRanksCatalog(layout, ranks, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store)
+        return Catalog(layout, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store, base=base)
+    return AllRanksCatalog(layout, ranks, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store, base=base)
 
 
 def end_tokens(model: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -270,8 +270,9 @@ class Engine:
 
     def _submit(self, message: Submit, mask: TokenMask | None) -> None:
         digest = None if message.adapter is None else self.catalog.resolve(message.adapter)
+        own = 0 if digest is None else self.catalog.record(digest).signature.vocab_size
         request = make_request(
-            message, digest, self._scheduler.limits.max_model_len, self._vocab_size, message.arrival_s or self._clock()
+            message, digest, self._scheduler.limits.max_model_len, own or self._vocab_size, message.arrival_s or self._clock()
         )
         if message.sampling.structured_outputs is not None and mask is None:
             mask = self._constraints.begin(message)

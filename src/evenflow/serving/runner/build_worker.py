@@ -10,12 +10,14 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import format_size, free_memory_bytes, total_memory_bytes
+from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.bounded_reading import BoundedReading
-from evenflow.serving.adapters.reading import InProcessReading
+from evenflow.serving.adapters.reading import AdapterReading, InProcessReading
 from evenflow.serving.adapters.row_store import RowStore
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
+from evenflow.serving.backends.lora.side_weights import SidedLoRA, SideWeights
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model
@@ -64,6 +66,7 @@ def build_worker(
     lora: LoRABackend = LORA_BACKENDS.load(names.lora)(storage)
     if shard is not None and shard.exchanged:
         lora = ExchangedLoRA(lora, shard, group)
+    lora = SidedLoRA(lora, SideWeights(storage, model_config.shape.vocab_size))
     eager = EagerForward(model, storage, attention, lora)
     is_graphed = (
         device.type == "cuda" and shard is None and names == BackendNames("triton", "triton") and not config.enforce_eager
@@ -87,8 +90,11 @@ def row_store(config: EngineConfig, layout: ArenaLayout, *, is_bounded: bool) ->
     if config.adapter_cache is None:
         return None
     roots = [Path(root) for root in config.adapter_roots]
-    reading = BoundedReading(config.adapter_load_timeout_s, roots) if is_bounded else InProcessReading(roots)
-    return RowStore(config.adapter_cache, layout, capacity_bytes=config.adapter_cache_bytes, reading=reading)
+    base = BaseWeights(Path(config.model))
+    reading: AdapterReading = InProcessReading(roots, base)
+    if is_bounded:
+        reading = BoundedReading(config.adapter_load_timeout_s, roots, Path(config.model))
+    return RowStore(config.adapter_cache, layout, capacity_bytes=config.adapter_cache_bytes, reading=reading, base=base)
 
 
 def arena_pages(config: EngineConfig, layout: ArenaLayout, device: torch.device) -> int:

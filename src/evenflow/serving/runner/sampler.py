@@ -141,6 +141,8 @@ def _apply_mask(row_V: torch.Tensor, mask: TokenMask) -> str | None:
     except ConstraintFailed as error:
         return str(error)
     bits_V = np.unpackbits(np.frombuffer(words, dtype=np.uint8), bitorder="little")[: row_V.shape[0]]
+    # Tokens that only an adapter knows are not in the base model's grammar.
+    bits_V = np.pad(bits_V, (0, row_V.shape[0] - len(bits_V)))
     allowed_V = torch.from_numpy(bits_V.view(np.bool_)).to(row_V.device)
     row_V.masked_fill_(~allowed_V, float("-inf"))
     if bool(torch.isneginf(row_V.amax())):

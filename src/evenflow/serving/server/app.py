@@ -60,7 +60,7 @@ def create_app(
     tokenizer: Tokenizer,
     chat_template: ChatTemplate | None,
     config: ServerConfig,
-    adapters: Mapping[str, Path] | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> FastAPI:
     """The application over a started engine. ``adapters``: registered as soon as the engine is warm.
 
@@ -69,7 +69,7 @@ def create_app(
     return build_app(ServerState(engine, tokenizer, chat_template, config), adapters or {})
 
 
-def build_app(state: ServerState, adapters: Mapping[str, Path]) -> FastAPI:
+def build_app(state: ServerState, adapters: Mapping[str, str | Path]) -> FastAPI:
     """The application over ``state``; it opens when the app starts up."""
 
     @contextlib.asynccontextmanager

@@ -34,7 +34,7 @@ def run_server(
     tokenizer: Tokenizer,
     chat_template: ChatTemplate | None,
     config: ServerConfig,
-    adapters: Mapping[str, Path] | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> None:
     """Serve until a signal or the engine's end; ``start_engine`` is called inside the event loop.
 
@@ -58,7 +58,7 @@ async def serve(
     tokenizer: Tokenizer,
     chat_template: ChatTemplate | None,
     config: ServerConfig,
-    adapters: Mapping[str, Path] | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     on_listening: Callable[[str, int], None] | None = None,
 ) -> None:
     """Serve a started engine until a signal or its end. ``on_listening`` gets the address, before the engine is warm."""

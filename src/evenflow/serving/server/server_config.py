@@ -100,6 +100,32 @@ class ServerConfig:
     adapter_dir: Path | None = option(
         PathTo(), None, "Folder whose sub-folders are adapters, loaded when their name is first asked for.", when_none="none"
     )
+    hub_cache: Path | None = option(
+        PathTo(),
+        None,
+        "Cache folder of Hugging Face's hub client: adapters in it are served as org/name, or org/name@revision.",
+        when_none="none",
+    )
+    adapter_resolver: str = option(
+        Text("MODULE:CLASS", "MODULE:CLASS"),
+        "",
+        "Your own class that says where the adapter of a name lies: resolve(name), or vLLM's resolve_lora.",
+    )
+    adapter_downloads: Path | None = option(
+        PathTo(),
+        None,
+        "Folder into which adapters of other storage (s3:// and the like) are copied.",
+        when_none="a folder of your own in the system's folder for temporary files",
+    )
+    adapter_downloads_bytes: int = option(
+        Size(),
+        16 << 30,
+        "That folder holds at most so much; what was used longest ago goes first.",
+        name="adapter_downloads_size",
+    )
+    adapter_download_timeout_s: float = option(
+        Number(above=0, unit="seconds", metavar="S"), 120.0, "For copying one adapter.", name="adapter_download_timeout"
+    )
     max_queue: int = option(
         Count(1),
         4096,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from evenflow.base.errors import (
 from evenflow.serving.adapters.base_model_hint import is_same_model
 from evenflow.serving.client.messages import AdapterInfo
 from evenflow.serving.server.access.adapter_folder import AdapterFolder
+from evenflow.serving.server.access.adapter_sources import AdapterSources
 from evenflow.serving.server.access.asked import Asked
 from evenflow.serving.server.interfaces import Engine
 
@@ -41,6 +43,8 @@ RETRY_UNAVAILABLE_S = 1.0
 
 _JUST_ASKED_S = 1.0
 """Whoever was resolved so recently may be about to submit: their adapter is not taken from them."""
+
+_MOST_ABSENT = 10_000
 
 LONGEST_NAME = 255
 """Characters of an adapter's name."""
@@ -86,13 +90,21 @@ class ModelNames:
         clock: Callable[[], float],
         unix_time: Callable[[], float],
         model_names: tuple[str, ...] = (),
+        sources: AdapterSources | None = None,
     ) -> None:
         self.base_names = base_names
         self._model_names = model_names
         self._engine = engine
         self._dir = None if adapter_dir is None else AdapterFolder(adapter_dir, lambda: int(unix_time() * 1e9))
+        self._sources = sources
         self._from_dir: dict[str, float] = {}
-        """Names that were loaded from the adapter folder, and when each was last asked for: the longest ago first."""
+        """Names that were loaded on demand, and when each was last asked for: the longest ago first."""
+        self._from_sources: set[str] = set()
+        """Those of them that do not lie in the adapter folder."""
+        self._absent: OrderedDict[str, float] = OrderedDict()
+        """Names that no source knew, and when that was."""
+        self._address_by_name: dict[str, str] = {}
+        """Where the sources found names that are being loaded."""
         self._clock = clock
         self._unix_time = unix_time
         self._adapters: dict[str, NamedAdapter] = {}
@@ -133,7 +145,7 @@ class ModelNames:
 
         Raises AdapterNotFound (no such name, or not this client's), before anything is loaded.
         """
-        name = self._find(model, client)
+        name = await self._find_anywhere(model, client)
         if name is None:
             return None
         if name not in self._adapters:
@@ -144,7 +156,7 @@ class ModelNames:
 
     async def check(self, model: str, client: Client) -> None:
         """Raise AdapterNotFound unless ``model`` means something to this client; nothing is loaded."""
-        self._find(model, client)
+        await self._find_anywhere(model, client)
 
     def named(self, asked: Asked) -> str:
         """The model that a body names, in one way or the other. Raises InvalidRequest if it names two."""
@@ -168,16 +180,59 @@ class ModelNames:
                 return name
         raise AdapterNotFound(no_such_model(model))
 
+    async def _find_anywhere(self, model: str, client: Client) -> str | None:
+        """As ``_find``, and in the sources too: they are asked for names that the client may use alone."""
+        try:
+            return self._find(model, client)
+        except AdapterNotFound:
+            if self._sources is None or self._sources.is_empty:
+                raise
+        base, _, rest = model.partition(":")
+        for name in (model, rest) if base in self.base_names and rest else (model,):
+            if is_adapter_name(name) and client.may_use(name) and await self._is_in_sources(name):
+                return name
+        raise AdapterNotFound(no_such_model(model))
+
+    async def _is_in_sources(self, name: str) -> bool:
+        absent_s = self._absent.get(name)
+        if absent_s is not None and self._clock() - absent_s < RETRY_BROKEN_S:
+            return False
+        assert self._sources is not None
+        try:
+            address = await self._sources.find(name)
+        except AdapterError as error:
+            log.warning("the adapter %r could not be looked for: %s", name, error)
+            raise AdapterUnavailable(
+                f"the adapter {name!r} could not be looked for just now; the server's log says why"
+            ) from None
+        if address is None:
+            self._absent[name] = self._clock()
+            self._absent.move_to_end(name)
+            while len(self._absent) > _MOST_ABSENT:
+                self._absent.popitem(last=False)
+            return False
+        self._absent.pop(name, None)
+        self._address_by_name[name] = address
+        return True
+
     async def load(self, name: str, path: str, *, replace: bool = False, must_read: bool = False) -> None:
-        """Register the adapter in folder ``path``. Raises InvalidRequest (no name), AdapterExists, AdapterRejected.
+        """Register the adapter at ``path``, a folder or an address (see ``adapter_sources``).
+
+        Raises InvalidRequest (no name), AdapterExists, AdapterRejected.
 
         ``must_read``: look at what its files hold, even if their sizes and times say that it is known.
         """
         self.check_name(name)
-        for info in await self._engine.load_adapter(name, path, replace, must_read=must_read):
+        folder = path if self._sources is None else await self._sources.folder_of(path)
+        for info in await self._engine.load_adapter(name, folder, replace, must_read=must_read):
             self._record(info)
         self._broken.pop(name, None)
         self._from_dir.pop(name, None)
+        self._from_sources.discard(name)
+
+    def is_address(self, text: str) -> bool:
+        """True if ``text`` says where an adapter lies without being a plain path."""
+        return self._sources is not None and self._sources.is_address(text)
 
     async def unload(self, name: str, *, purge: bool = False) -> None:
         """Forget ``name``. Raises AdapterNotFound. (A folder of that name will load again when it is asked for.)
@@ -218,10 +273,11 @@ class ModelNames:
         """The engine no longer knows ``name``."""
         self._adapters.pop(name, None)
         self._from_dir.pop(name, None)
+        self._from_sources.discard(name)
 
     def _is_there(self, name: str) -> bool:
         """True if ``name`` is loaded, or can be. One whose sub-folder has gone is unloaded: those who run with it finish."""
-        if name in self._from_dir:
+        if name in self._from_dir and name not in self._from_sources:
             assert self._dir is not None
             if not self._dir.has(name):
                 log.warning("the adapter %r is unloaded: its folder is gone", name)
@@ -243,10 +299,14 @@ class ModelNames:
         task = self._loading.get(name)
         if task is None:
             folder = self._dir.find(name) if self._dir is not None else None
-            if folder is None:
+            address = self._address_by_name.pop(name, None)
+            if folder is not None and self._dir is not None:
+                load = self._load_with_room(name, str(folder), str(self._dir.boundary(name)))
+            elif address is not None:
+                load = self._load_from_source(name, address)
+            else:
                 raise AdapterNotFound(no_such_model(name))
-            assert self._dir is not None
-            task = asyncio.create_task(self._load_with_room(name, str(folder), str(self._dir.boundary(name))))
+            task = asyncio.create_task(load)
             self._loading[name] = task
             task.add_done_callback(lambda done: self._loaded(name, done))
         try:
@@ -268,6 +328,13 @@ class ModelNames:
                 told = AdapterRejected(repr(name), error.reasons)
             self._broken[name] = (self._clock(), told)
             raise told from None
+
+    async def _load_from_source(self, name: str, address: str) -> list[AdapterInfo]:
+        assert self._sources is not None
+        folder = await self._sources.folder_of(address)
+        infos = await self._load_with_room(name, folder, folder)
+        self._from_sources.add(name)
+        return infos
 
     async def _load_with_room(self, name: str, folder: str, boundary: str) -> list[AdapterInfo]:
         """Load. While there is no room, unload those of the adapter folder that nobody has asked for for longest.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Protocol
 from evenflow.access.identity import Client, Directory, read_directory
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerFull
 from evenflow.base.version import __version__
+from evenflow.serving.server.access.adapter_sources import AdapterSources, HubCache, ResolverSource, make_resolver
+from evenflow.serving.server.access.downloads import DownloadCache
 from evenflow.serving.server.access.limits import Limits
 from evenflow.serving.server.access.model_names import ModelNames
 from evenflow.serving.server.api.answer_form import AnswerForms
@@ -54,7 +58,9 @@ class ServerState:
         self.directory = self._read_directory()
         self.connections = ConnectionBooks()
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
-        self.names = ModelNames(engine, config.served_model_names, config.adapter_dir, clock, unix_time, config.model_names)
+        self.names = ModelNames(
+            engine, config.served_model_names, config.adapter_dir, clock, unix_time, config.model_names, self._sources()
+        )
         self.metrics = Metrics(engine, config.served_model_names[0], __version__, config.metrics_top_k, unix_time)
         self.started_s = int(unix_time())
         self.generations: set[Endable] = set()
@@ -92,7 +98,7 @@ class ServerState:
         assert self._reader is not None, "the engine is not warm yet"
         return self._reader
 
-    async def open_or_fail(self, adapters: Mapping[str, Path]) -> None:
+    async def open_or_fail(self, adapters: Mapping[str, str | Path]) -> None:
         """``open``; what that raises is kept in ``failure``."""
         try:
             await self.open(adapters)
@@ -101,7 +107,7 @@ class ServerState:
             self.failure = error
             self.has_failed.set()
 
-    async def open(self, adapters: Mapping[str, Path]) -> None:
+    async def open(self, adapters: Mapping[str, str | Path]) -> None:
         """Wait for the engine, register ``adapters``, then take requests. Raises what the engine or an adapter fails of."""
         info = await self.engine.wait_until_ready()
         await self._tell_weights()
@@ -165,6 +171,18 @@ class ServerState:
         return read_directory(
             config.clients_file, api_keys=config.api_keys, is_open=config.is_open, client_headers=config.client_headers
         )
+
+    def _sources(self) -> AdapterSources:
+        config = self.config
+        resolver = config.adapter_resolver and ResolverSource(
+            make_resolver(config.adapter_resolver), config.served_model_names[0]
+        )
+        downloads = DownloadCache(
+            config.adapter_downloads or Path(tempfile.gettempdir()) / f"evenflow-downloads-{os.getuid()}",
+            config.adapter_downloads_bytes,
+            config.adapter_download_timeout_s,
+        )
+        return AdapterSources(None if config.hub_cache is None else HubCache(config.hub_cache), resolver or None, downloads)
 
     def _warn_if_exposed(self) -> None:
         if self.directory.needs_key:
