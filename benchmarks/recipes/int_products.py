@@ -55,10 +55,9 @@ def main() -> None:
             form: {"seconds": summary(found), "times_as_fast": paired_ratio(samples["bf16"], found), "samples": found}
             for form, found in samples.items()
         }
-        print(
-            num_rows,
-            {f: f"{1e3 * r['seconds']['median']:.2f} ms x{r['times_as_fast']:.2f}" for f, r in results[str(num_rows)].items()},
-        )  # type: ignore[index]
+        for form, found in samples.items():
+            median_ms = 1e3 * summary(found)["median"]
+            print(f"{num_rows} rows, {form}: {median_ms:.2f} ms, {paired_ratio(samples['bf16'], found):.2f} x", flush=True)
     parameters = {"inputs": INPUTS, "outputs": OUTPUTS, "matrices": MATRICES, "repeats": args.repeats, "clock": "thread"}
     write_result(args.json, "int_products", parameters, results)
 
