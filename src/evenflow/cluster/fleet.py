@@ -10,10 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
-from evenflow.base.errors import AdapterExists, AdapterNotFound, EngineDead, EvenFlowError, ReplicaLost, ServerFull
+from evenflow.base.errors import (
+    AdapterExists,
+    AdapterNotFound,
+    AdapterRejected,
+    EngineDead,
+    EvenFlowError,
+    ReplicaLost,
+    ServerFull,
+)
 from evenflow.cluster.adapter_table import AdapterEntry, AdapterTable
 from evenflow.cluster.directory import FrontWord, Member
 from evenflow.cluster.frames import Report
@@ -197,6 +205,11 @@ class Fleet:
         revision = 0 if before is None else before.revision + replace
         await self._change(name, AdapterEntry(path, boundary, revision=revision))
         return self._merged(found)
+
+    async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
+        """Refused: what the router keeps of an adapter is its folder, and a combination has none."""
+        told = " + ".join(f"{weight:g} x {part}" for part, weight in parts)
+        raise AdapterRejected(told, ["several adapters on one request are not served by several replicas"])
 
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget it everywhere. Raises AdapterNotFound if no replica has it."""
