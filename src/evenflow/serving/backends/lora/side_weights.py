@@ -16,6 +16,7 @@ import torch
 
 from evenflow.serving.backends.devices.batch import Batch
 from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.head_lora_cpu import HeadLoRA, HeadPart
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.core.adapter import AdapterSignature, SideRows
 from evenflow.serving.core.shape import SITES
@@ -64,6 +65,7 @@ class SideWeights:
         self._vocab_size = vocab_size
         self._bound: dict[int, _Bound] = {}
         self._segments: list[_Segment] = []
+        self._head = HeadLoRA(storage, storage.layout.shape.hidden_size) if storage.device.type == "cpu" else None
         self._of_module: dict[tuple[int, str], list[_RowsOfModule]] = {}
         self._planned: tuple[bytes, bytes, bytes] | None = None
         """Slots, row starts and logits rows of the batch that all this was made for; None once a bind has made it invalid."""
@@ -98,6 +100,8 @@ class SideWeights:
         if planned == self._planned:
             return
         self._planned, self._segments, self._of_module = planned, [], {}
+        if self._head is not None:
+            self._head.plan(())
         if not self._bound:
             return
         slots = [int(slot) for slot in np.unique(batch.adapter_slots) if int(slot) in self._bound]
@@ -110,6 +114,8 @@ class SideWeights:
             rows, logits = (torch.as_tensor(np.flatnonzero(of == slot), device=device) for of in (slot_of_row, slot_of_logits))
             self._segments.append(_Segment(self._bound[slot], rows, logits))
         self._gather_modules()
+        if self._head is not None:
+            self._head.plan([part for segment in self._segments for part in _head_parts(segment)])
 
     def _gather_modules(self) -> None:
         """Side rows of modules and norms, of all adapters together; those with different kinds of them apart."""
@@ -190,8 +196,11 @@ class SideWeights:
         for segment in self._segments:
             if not len(segment.logits_rows):
                 continue
-            own_size = segment.bound.signature.vocab_size or self._vocab_size
             self._own_logits(segment, hidden_LH, logits_LV)
+        if self._head is not None:
+            self._head.add(hidden_LH, logits_LV)
+        for segment in self._segments:
+            own_size = segment.bound.signature.vocab_size or self._vocab_size
             if own_size < logits_LV.shape[1]:
                 logits_LV[segment.logits_rows, own_size:] = float("-inf")
         return logits_LV
@@ -212,6 +221,9 @@ class SideWeights:
         heads_a = self._side(segment, "head_a")
         if not heads_a:
             return
+        has_kernel = self._head is not None
+        if has_kernel and not self._side(segment, "gain", -1, "lm_head") and not self._side(segment, "offset", -1, "lm_head"):
+            return
         s_NR = hidden_NH @ self._matrix(segment, heads_a[0][0]).T
         for index, rows in self._side(segment, "head_b", -1, ""):
             columns = slice(rows.first_column, rows.first_column + rows.width)
@@ -222,7 +234,7 @@ class SideWeights:
                         row_O = self._matrix(segment, other)[0].float()
                         change = part_NO.float() * row_O if kind == "gain" else row_O
                         part_NO = (part_NO.float() + change).to(part_NO.dtype)
-            logits_LV[places, columns] = part_NO.addmm_(s_NR, self._matrix(segment, index))
+            logits_LV[places, columns] = part_NO if has_kernel else part_NO.addmm_(s_NR, self._matrix(segment, index))
 
     def _side(self, segment: _Segment, kind: str, layer: int = -1, module: str = "") -> list[tuple[int, SideRows]]:
         bound = segment.bound
@@ -278,6 +290,17 @@ class SidedLoRA:
         if self.side.is_active:
             self.side.adjust(layer, site, y_TO)
         self._backend.run(layer, site, x_TI, y_TO)
+
+
+def _head_parts(segment: _Segment) -> Iterator[HeadPart]:
+    """LoRA of the head of one adapter, range by range."""
+    bound = segment.bound
+    for place_a in bound.places.get(("head_a", -1, ""), ()):
+        for place_b in bound.places.get(("head_b", -1, ""), ()):
+            rows = bound.signature.side[place_b]
+            lines = np.concatenate([bound.lines[place_a], bound.lines[place_b]])
+            if len(segment.logits_rows):
+                yield HeadPart(rows.first_column, rows.width, lines, segment.logits_rows.numpy())
 
 
 def _find(ids_N: torch.Tensor, rows: SideRows, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
