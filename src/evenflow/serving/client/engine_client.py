@@ -115,6 +115,10 @@ class EngineClient:
         """Register the PEFT adapter in folder ``path``. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
         return await self._talk.load_adapter(name, path, replace, must_read=must_read, boundary=boundary)
 
+    async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
+        """Register the weighted sum of registered adapters. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
+        return await self._call(LoadAdapter(next(self._call_ids), name, "", parts=list(parts)))
+
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound."""
         return await self._talk.unload_adapter(name, purge)
