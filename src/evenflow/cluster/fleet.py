@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace as replace_fields
 from typing import Protocol
 
 from evenflow.base.errors import AdapterExists, AdapterNotFound, EngineDead, EvenFlowError, ReplicaLost, ServerFull
@@ -198,6 +199,15 @@ class Fleet:
         await self._change(name, AdapterEntry(path, boundary, revision=revision))
         return self._merged(found)
 
+    async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
+        """Register the weighted sum of registered adapters everywhere. Raises what the first replica refused it for."""
+        found = await self._everywhere(lambda link: link.talk.combine_adapters(name, parts))
+        refused = next((e for e in found.values() if isinstance(e, EvenFlowError) and not isinstance(e, ReplicaLost)), None)
+        if refused is not None:
+            raise refused
+        await self._change(name, AdapterEntry("", parts=tuple((part, weight) for part, weight in parts)))
+        return self._merged(found)
+
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget it everywhere. Raises AdapterNotFound if no replica has it."""
         found = await self._everywhere(lambda link: link.talk.unload_adapter(name, purge))
@@ -212,7 +222,7 @@ class Fleet:
             raise refused
         entry = self._table.entries.get(name)
         if entry is not None:
-            await self._change(name, AdapterEntry(entry.path, entry.boundary, is_pinned, entry.revision))
+            await self._change(name, replace_fields(entry, is_pinned=is_pinned))
         return self._merged(found)
 
     async def list_adapters(self) -> list[AdapterInfo]:
@@ -267,7 +277,10 @@ class Fleet:
     @staticmethod
     async def _load_at(link: ReplicaLink, name: str, entry: AdapterEntry) -> None:
         with contextlib.suppress(AdapterExists):
-            await link.talk.load_adapter(name, entry.path, boundary=entry.boundary)
+            if entry.parts:
+                await link.talk.combine_adapters(name, entry.parts)
+            else:
+                await link.talk.load_adapter(name, entry.path, boundary=entry.boundary)
 
     async def _change(self, name: str, entry: AdapterEntry | None) -> None:
         """Tell the directory; while it is away the change is kept here, and given to it later."""

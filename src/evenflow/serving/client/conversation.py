@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -105,6 +105,10 @@ class Conversation:
     ) -> list[AdapterInfo]:
         """Register the PEFT adapter in folder ``path``. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
         return await self._call(LoadAdapter(next(self._call_ids), name, path, replace, must_read, boundary))
+
+    async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
+        """Register the weighted sum of registered adapters. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
+        return await self._call(LoadAdapter(next(self._call_ids), name, "", parts=list(parts)))
 
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import zmq
 import zmq.asyncio
@@ -117,7 +117,7 @@ class EngineClient:
 
     async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
         """Register the weighted sum of registered adapters. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
-        return await self._call(LoadAdapter(next(self._call_ids), name, "", parts=list(parts)))
+        return await self._talk.combine_adapters(name, parts)
 
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound."""
