@@ -11,7 +11,7 @@ OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidi
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
     nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote soak gpu check docs reference picture lock sbom wheel format clean help
+.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-console soak gpu check docs reference picture lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -57,6 +57,10 @@ test-remote: $(STAMP)  ## adapters at s3:// against a local server of its interf
 	@$(PYTHON) tests/remote/environment.py
 	@PYTHONPATH=src $(HOME)/.cache/evenflow/env-remote/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/remote/test_s3.py
 
+test-console: $(STAMP)  ## the console's pages in a Chromium that the machine has, in an environment of its own (3 minutes, 140 MB)
+	@$(PYTHON) tests/console/environment.py
+	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-console/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/console/test_console_pages.py
+
 test-vllm:  ## fairness inside vLLM, in an environment of its own that is built on first use (CPU build, 8 minutes, 4.1 GB)
 	@$(PYTHON) tests/vllm/environment.py
 	@$(HOME)/.cache/evenflow/env-vllm/bin/python -m pytest -p no:cacheprovider tests/vllm
@@ -78,6 +82,7 @@ check: $(STAMP)  ## format, lint, sizes, spelling, dead code, import contracts, 
 	@$(BIN)/lint-imports
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(VENV)/site
 	@$(BIN)/mypy
+	@$(BIN)/mypy --no-warn-unused-ignores benchmarks/recipes   # apart: some are called like modules of tests and tools
 
 docs: $(STAMP)  ## the manual on 127.0.0.1:8001, built again when a page changes
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001

@@ -17,7 +17,7 @@ from evenflow.cli.flexible_parser import FlexibleParser
 
 _LINGER_S = 3.0
 
-COMMANDS = ("demo", "serve", "ray", "generate", "keys", "replay", "profile", "bench", "mcbench")
+COMMANDS = ("demo", "serve", "ray", "generate", "keys", "usage", "replay", "profile", "bench", "mcbench")
 """Modules of this package, each with ``add_parser(subparsers)`` and ``run(args) -> exit status``."""
 
 

@@ -14,7 +14,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import replace as replace_fields
 from typing import Protocol
 
-from evenflow.base.errors import AdapterExists, AdapterNotFound, EngineDead, EvenFlowError, ReplicaLost, ServerFull
+from evenflow.base.errors import (
+    AdapterExists,
+    AdapterNotFound,
+    EngineDead,
+    EvenFlowError,
+    ReplicaLost,
+    ServerFull,
+)
 from evenflow.cluster.adapter_table import AdapterEntry, AdapterTable
 from evenflow.cluster.directory import FrontWord, Member
 from evenflow.cluster.frames import Report

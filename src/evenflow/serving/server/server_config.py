@@ -197,6 +197,25 @@ class ServerConfig:
         'Clients, and adapters, with series of their own in /metrics; the rest is summed as "other".',
         name="metrics_top",
     )
+    accounts: str = option(
+        Text("a file, or postgresql://...", "WHERE"),
+        "",
+        "Keep what every client used, by hour, adapter and outcome, in this file (SQLite) or database.",
+        reason="Read by GET /v1/usage, /v1/admin/usage, the console and `evenflow usage`.",
+    )
+    accounts_days: int = option(Count(0), 0, "Hours of accounts older than so many days are forgotten; 0: never.")
+    prices: Path | None = option(
+        PathTo("FILE"),
+        None,
+        "TOML of prices for a million tokens, for the column cost of accounts.",
+        when_none="no column cost",
+    )
+    console: bool = option(
+        Switch(),
+        True,
+        "A live page for people at /console/: who is served, what waits, which adapters are where, and a playground.",
+        reason="With keys, administrators see everything and clients themselves.",
+    )
     uds: Path | None = option(
         PathTo("FILE"), None, "Unix socket to listen at, instead of host and port.", when_none="host and port"
     )

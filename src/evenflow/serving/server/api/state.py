@@ -8,10 +8,13 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from evenflow.access.identity import Client, Directory, read_directory
+from evenflow.accounts.account_book import AccountBook
+from evenflow.accounts.account_row import Sums
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerFull
 from evenflow.base.version import __version__
 from evenflow.serving.server.access.adapter_sources import AdapterSources, HubCache, ResolverSource, make_resolver
@@ -41,6 +44,22 @@ class Endable(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Told what becomes of requests, inside the event loop: must be quick, and must not raise."""
+
+    def first_token(self, client: str, seconds: float) -> None:
+        """A completion of ``client`` had its first token, so many seconds after it arrived."""
+        ...
+
+    def rejected(self, client: str) -> None:
+        """A request of ``client`` was turned away."""
+        ...
+
+    def ended(self, client: str, adapter: str | None, outcome: str, sums: Sums) -> None:
+        """Completions of ``client`` ended: "stop", "length", "abort" or "error"."""
+        ...
+
+
 class ServerState:
     """Owned by one app in one event loop. Raises ConfigError for a broken clients.toml."""
 
@@ -58,6 +77,9 @@ class ServerState:
         self.config = config
         self.clock = clock
         """time.monotonic, or a test's."""
+        self.unix_time = unix_time
+        self.watchers: list[Watcher] = []
+        self.accounts: AccountBook | None = None
         self.directory = self._read_directory()
         self.connections = ConnectionBooks()
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
@@ -157,7 +179,16 @@ class ServerState:
 
     def figures(self) -> Server:
         """What /metrics tells of the server itself."""
-        return Server(self.is_open, self.num_in_flight, self.limits.num_waiting, self.connections)
+        shown = Server(self.is_open, self.num_in_flight, self.limits.num_waiting, self.connections)
+        if (book := self.accounts) is not None:
+            shown = replace(
+                shown,
+                are_accounts_away=book.is_away,
+                num_account_rows_waiting=book.num_waiting,
+                num_account_failures=book.num_failures,
+                num_account_overflows=book.num_overflowed,
+            )
+        return shown
 
     def cache_namespace(self, client: Client, salt: str) -> str:
         """Only requests of the same namespace find each other's prefixes in the cache."""
