@@ -2,10 +2,10 @@
 
     python benchmarks/recipes/routing.py [--quick]
 
-Three results: ``routing-popular`` and ``routing-hot`` (hits, loads, first tokens and throughput by router and number of
+Four results: ``routing-popular`` and ``routing-hot`` (hits, loads, first tokens and throughput by router and number of
 engines, on S-LoRA's workload with popular and rare adapters, and with one adapter that alone asks for more than an engine
-gives), and ``routing-fairness`` (shares of weight classes with shared and with local counters). Virtual time: the same on
-any machine.
+gives), ``routing-fairness-small`` and ``-large`` (shares of weight classes with shared and with local counters). Virtual
+time: the same on any machine. The large one takes some five minutes of a core.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def main() -> None:
     """Run both; ``--quick`` runs small ones and writes nothing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=(*WORKLOADS, "fairness"))
+    parser.add_argument("--only", choices=(*WORKLOADS, "fairness-small", "fairness-large"))
     args = parser.parse_args()
     replicas = REPLICAS[:2] if args.quick else REPLICAS
     for name in WORKLOADS:
@@ -180,14 +180,13 @@ def main() -> None:
                     "server": "chunked",
                 }
                 write_result(RESULTS / f"routing-{name}--simulated.json", "routing", parameters, {"runs": found})
-    if args.only in (None, "fairness"):
-        shares: dict[str, object] = {"small": fairness(*SMALL, ("shared", "local"))}
-        if not args.quick:
-            shares["large"] = fairness(*LARGE, ("shared",))
-            names = ("replicas", "clients", "requests_per_weight")
-            sizes = {"small": dict(zip(names, SMALL, strict=True)), "large": dict(zip(names, LARGE, strict=True))}
-            parameters = {"sync_s": SYNC_S, "weights": WEIGHTS, "engines_per_client": SPREADS, "sizes": sizes}
-            write_result(RESULTS / "routing-fairness--simulated.json", "routing-fairness", parameters, shares)
+    for name, size, variants in (("small", SMALL, ("shared", "local")), ("large", LARGE, ("shared",))):
+        if args.only in (None, f"fairness-{name}") and not (args.quick and name == "large"):
+            shares = fairness(*size, variants)
+            if not args.quick:
+                sizes = dict(zip(("replicas", "clients", "requests_per_weight"), size, strict=True))
+                parameters = {**sizes, "sync_s": SYNC_S, "weights": WEIGHTS, "engines_per_client": SPREADS}
+                write_result(RESULTS / f"routing-fairness-{name}--simulated.json", "routing-fairness", parameters, shares)
 
 
 if __name__ == "__main__":

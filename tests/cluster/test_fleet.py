@@ -313,6 +313,19 @@ def test_adapters_are_alike_everywhere_and_with_those_that_come(tmp_path):
     run(main())
 
 
+def test_a_weighted_sum_is_made_everywhere_and_where_it_is_missing(tmp_path):
+    async def main():
+        async with a_fleet(2) as (fleet, replicas):
+            await fleet.load_adapter("x", str(make_adapter(tmp_path, "one", "one")))
+            await fleet.combine_adapters("both", [("x", 0.5)])
+            late = Replica("late", replicas[0].directory.directory)
+            await late.start()
+            replicas.append(late)
+            assert [replica.engine.combined for replica in replicas] == [[[("x", 0.5)]]] * 3
+
+    run(main())
+
+
 def test_the_adapters_of_the_start_are_given_once_and_not_again_after_a_change(tmp_path):
     async def main():
         directory = Directory("1")

@@ -19,6 +19,8 @@ class AdapterEntry:
     is_pinned: bool = False
     revision: int = 0
     """Grows when the weights under the name are replaced."""
+    parts: tuple[tuple[str, float], ...] = ()
+    """Of a weighted sum of other adapters of the table, (name, weight); ``path`` is empty then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace as replace_fields
 from typing import Protocol
 
 from evenflow.base.errors import (
@@ -18,7 +19,6 @@ from evenflow.base.errors import (
     AdapterNotFound,
     EngineDead,
     EvenFlowError,
-    InvalidRequest,
     ReplicaLost,
     ServerFull,
 )
@@ -207,8 +207,13 @@ class Fleet:
         return self._merged(found)
 
     async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
-        """Refuse: replicas that come later would not have the combination. Raises InvalidRequest."""
-        raise InvalidRequest("several adapters on one request are served by one server, not by several replicas", "model")
+        """Register the weighted sum of registered adapters everywhere. Raises what the first replica refused it for."""
+        found = await self._everywhere(lambda link: link.talk.combine_adapters(name, parts))
+        refused = next((e for e in found.values() if isinstance(e, EvenFlowError) and not isinstance(e, ReplicaLost)), None)
+        if refused is not None:
+            raise refused
+        await self._change(name, AdapterEntry("", parts=tuple((part, weight) for part, weight in parts)))
+        return self._merged(found)
 
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget it everywhere. Raises AdapterNotFound if no replica has it."""
@@ -224,7 +229,7 @@ class Fleet:
             raise refused
         entry = self._table.entries.get(name)
         if entry is not None:
-            await self._change(name, AdapterEntry(entry.path, entry.boundary, is_pinned, entry.revision))
+            await self._change(name, replace_fields(entry, is_pinned=is_pinned))
         return self._merged(found)
 
     async def list_adapters(self) -> list[AdapterInfo]:
@@ -279,7 +284,10 @@ class Fleet:
     @staticmethod
     async def _load_at(link: ReplicaLink, name: str, entry: AdapterEntry) -> None:
         with contextlib.suppress(AdapterExists):
-            await link.talk.load_adapter(name, entry.path, boundary=entry.boundary)
+            if entry.parts:
+                await link.talk.combine_adapters(name, entry.parts)
+            else:
+                await link.talk.load_adapter(name, entry.path, boundary=entry.boundary)
 
     async def _change(self, name: str, entry: AdapterEntry | None) -> None:
         """Tell the directory; while it is away the change is kept here, and given to it later."""

@@ -223,7 +223,9 @@ class ReplicaDoor:
             if isinstance(message, SetWeights):
                 await engine.set_weights(message.weight_by_client, message.tier_by_client, message.weight_by_tier)
                 return
-            if isinstance(message, LoadAdapter):
+            if isinstance(message, LoadAdapter) and message.parts:
+                adapters = await engine.combine_adapters(message.name, message.parts)
+            elif isinstance(message, LoadAdapter):
                 adapters = await engine.load_adapter(
                     message.name, message.path, message.replace, must_read=message.must_read, boundary=message.boundary
                 )

@@ -96,9 +96,13 @@ class ReplicaMember:
         for name in change.unload:
             with contextlib.suppress(AdapterNotFound):
                 await self._engine.unload_adapter(name)
-        for name, entry in {**change.load, **change.replace}.items():
+        wanted = {**change.load, **change.replace}
+        for name, entry in sorted(wanted.items(), key=lambda item: bool(item[1].parts)):  # sums after what they are made of
             try:
                 is_new = name in change.load
+                if entry.parts:
+                    await self._engine.combine_adapters(name, entry.parts)
+                    continue
                 await self._engine.load_adapter(name, entry.path, not is_new, must_read=not is_new, boundary=entry.boundary)
             except AdapterExists:
                 continue  # a front was quicker
