@@ -38,6 +38,7 @@ from evenflow.serving.server.api.probes import add_probe_routes
 from evenflow.serving.server.api.responses_view import ResponsesView
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.api.tokenize import add_tokenize_routes
+from evenflow.serving.server.console.console_routes import add_console_routes
 from evenflow.serving.server.http.api_page import add_api_page
 from evenflow.serving.server.http.error_answers import (
     ErrorDetail,
@@ -100,6 +101,8 @@ def build_app(state: ServerState, adapters: Mapping[str, str | Path]) -> FastAPI
     add_probe_routes(app, state)
     install_openapi(app, _documented_types())
     add_api_page(app)
+    if state.config.console:
+        add_console_routes(app, state)
     app.add_exception_handler(EvenFlowError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_bad_path)

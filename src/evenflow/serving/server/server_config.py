@@ -197,6 +197,9 @@ class ServerConfig:
     root_path: str = option(
         Text("a path", "PATH"), "", "Path under which a proxy offers the server; requests may come with it or without it."
     )
+    console: bool = option(
+        Switch(), True, "The console: pages at /console/ that show the running server, to each key what it may see."
+    )
     ssl_keyfile: Path | None = option(PathTo("FILE"), None, "Private key of the certificate, for HTTPS.", when_none="HTTP")
     ssl_certfile: Path | None = option(PathTo("FILE"), None, "Certificate of the server, for HTTPS.", when_none="HTTP")
     ssl_ca_certs: Path | None = option(
