@@ -24,7 +24,7 @@ export function adapters(): Page {
   }
 
   async function read(): Promise<void> {
-    try { cards = (await (await call("v1/adapters")).json()).adapters; draw(); } catch (error) {
+    try { cards = (await (await call("v1/adapters")).json()).data; draw(); } catch (error) {
       if (error instanceof Refusal && (error.status === 401 || error.status === 403)) { window.clearInterval(timer); form.hidden = true; }
       says.textContent = String((error as Error).message); says.className = "says bad";
     }

@@ -4,6 +4,13 @@ import { el, short, table } from "./dom";
 
 const css = (name: string) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 export const colour = (index: number) => css("--c" + (index % 8));
+const seen = new Map<string, number>();
+/** A client keeps its colour, whatever its place among the others. */
+export function colourOf(name: string): string {
+  if (!seen.has(name) && seen.size < 1000) seen.set(name, seen.size);
+  return colour(seen.get(name) ?? 7);
+}
+const clock = (t: number) => new Date(t * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 
 export class Chart {
   readonly node: HTMLElement;
@@ -16,7 +23,7 @@ export class Chart {
   private zoomed = false;
   private readonly sizes = new ResizeObserver(() => this.plot?.setSize({ width: this.box.clientWidth, height: 180 }));
 
-  constructor(readonly title: string, private readonly unit = "") {
+  constructor(readonly title: string, private readonly unit = "", private readonly isByClient = false) {
     this.box.setAttribute("aria-label", title + ", lines over time; the table below has the figures");
     this.node = el("section", { class: "card" }, el("h2", {}, title, el("small", {}, unit)), this.box, this.details);
     this.sizes.observe(this.box);
@@ -39,9 +46,9 @@ export class Chart {
       width: this.box.clientWidth, height: 180, padding: [8, 8, 0, 0], cursor: { points: { size: 6 }, drag: { x: true, y: false } },
       legend: { live: true, markers: { width: 2 } },
       scales: { y: { range: (_u, _least, most) => [0, most > 0 ? most * 1.08 : 1] } },
-      series: [{ value: (_u, v) => (v === null ? "–" : new Date(v * 1000).toLocaleTimeString()) }, ...this.names.map((label, index) => ({
-        label: label.length > 28 ? label.slice(0, 27) + "…" : label, stroke: colour(index), width: 1.5, points: { show: false }, value: (_u: uPlot, v: number | null) => short(v) }))],
-      axes: [{ ...axis, space: 70 }, { ...axis, size: 48, values: (_u, ticks) => ticks.map((tick) => short(tick)) }],
+      series: [{ value: (_u, v) => (v === null ? "–" : clock(v)) }, ...this.names.map((label, index) => ({
+        label: label.length > 28 ? label.slice(0, 27) + "…" : label, stroke: this.isByClient ? colourOf(label) : colour(index), width: 1.5, points: { show: false }, value: (_u: uPlot, v: number | null) => short(v) }))],
+      axes: [{ ...axis, space: 80, values: (_u, ticks) => ticks.map(clock) }, { ...axis, size: 48, values: (_u, ticks) => ticks.map((tick) => short(tick)) }],
       hooks: { setSelect: [(u) => { this.zoomed = u.select.width > 0; }] },
     }, this.data as uPlot.AlignedData, this.box);
     this.plot.over.addEventListener("dblclick", () => { this.zoomed = false; });

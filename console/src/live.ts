@@ -1,6 +1,6 @@
 // The page Live: who is served, what waits, what is in memory.
 import { Row, Step } from "./api";
-import { Chart, colour } from "./chart";
+import { Chart, colourOf } from "./chart";
 import { el, short, table } from "./dom";
 import { Page } from "./page";
 
@@ -9,7 +9,7 @@ const OWNERS: [string, string][] = [["kv", "KV cache"], ["prefixes", "Cached pre
 
 export function live(steps: Step[]): Page {
   const charts = {
-    service: new Chart("Cumulative service", "by client"), counters: new Chart("Virtual counters", "by client"),
+    service: new Chart("Cumulative service", "by client", true), counters: new Chart("Virtual counters", "by client", true),
     tokens: new Chart("Tokens", "per second"), ttft: new Chart("First token", "seconds"), queue: new Chart("Requests", "waiting, running"),
     arena: new Chart("Arena over time", "pages"), adapters: new Chart("Adapter traffic", "per second"), refused: new Chart("Shed and rejected", "per second"),
   };
@@ -21,7 +21,7 @@ export function live(steps: Step[]): Page {
   const grid = el("div", { class: "grid" },
     el("section", { class: "card" }, el("h2", {}, "Shares of the last minute", el("small", {}, "bar: service, mark: weight")), shares),
     el("section", { class: "card" }, el("h2", {}, "Arena", el("small", {}, "pages by owner")), arena));
-  const node = el("div", {}, el("div", { class: "bar" }, el("h1", {}, "Live"), el("span", { class: "dim" }, "drag over a chart to zoom, double-click to go back"), span, pause), tiles, grid);
+  const node = el("div", {}, el("div", { class: "bar" }, el("h1", {}, "Live"), el("span", { class: "dim hint" }, "drag over a chart to zoom, double-click to go back"), span, pause), tiles, grid);
   let shown = false;
 
   function rate(of: (step: Step) => number | null, kept: Step[]): (number | null)[] {
@@ -81,7 +81,7 @@ export function live(steps: Step[]): Page {
     const cells = rows.map((row, index) => {
       const share = total ? gained[index] / total : 0, due = active.includes(row) && weights ? row[1] / weights : 0;
       const bar = el("span", { class: "share" }), fill = el("i"), mark = el("em");
-      fill.style.width = 100 * share + "%"; fill.style.background = colour(index); mark.style.left = 100 * due + "%";
+      fill.style.width = 100 * share + "%"; fill.style.background = colourOf(row[0]); mark.style.left = 100 * due + "%";
       bar.append(fill, mark);
       return [row[0] || "others", row[1], el("span", { class: "pair" }, bar, Math.round(100 * share) + " %"), short(row[3]), row[4], row[5]];
     });
@@ -93,7 +93,7 @@ export function live(steps: Step[]): Page {
     let sum = 0, drawn = 0;
     OWNERS.forEach(([field]) => {
       sum += whole[field];
-      const end = Math.round((cells * sum) / Math.max(1, whole.pages));
+      const end = Math.max(drawn + (whole[field] > 0 ? 1 : 0), Math.round((cells * sum) / Math.max(1, whole.pages)));
       for (; drawn < Math.min(end, cells); drawn++) box.append(el("i", { class: "o-" + field }));
     });
     arena.replaceChildren(box, el("ul", { class: "legend" }, ...OWNERS.map(([field, label]) => el("li", {}, el("i", { class: "o-" + field }), `${label} `, el("b", {}, short(whole[field]))))),
