@@ -111,6 +111,12 @@ class ServerConfig:
         "",
         "Your own class that says where the adapter of a name lies: resolve(name), or vLLM's resolve_lora.",
     )
+    adapter_text: str = option(
+        Choice(("base", "own")),
+        "base",
+        "Chat template and added tokens of requests: the base model's, or an adapter's own where its folder has some.",
+        reason="A template is code: it can take any time and memory of the server. Choose own for folders that you trust.",
+    )
     adapter_downloads: Path | None = option(
         PathTo(),
         None,

@@ -57,7 +57,7 @@ class ChatView:
 
         async def read_prompts() -> list[Prompt]:
             generation_prompt = body.add_generation_prompt is not False
-            prompt = await state.reader.from_messages(
+            prompt = await state.reader_of(caller.adapter).from_messages(
                 body.messages, add_generation_prompt=generation_prompt, variables=body.chat_template_kwargs, tools=tools
             )
             return [prompt]

@@ -10,7 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evenflow.access.identity import Client
 from evenflow.base.errors import AdapterNotFound, InvalidRequest, Rejected, ServerFull
@@ -148,6 +148,10 @@ class RunningCall:
     def _start(self) -> list[AsyncIterator[RequestOutput]]:
         """Outputs of every completion, in their order; those of one prompt are submitted together."""
         call, engine = self.call, self._state.engine
+        own = self._state.own_text(call.adapter)
+        sampling = call.sampling
+        if own is not None and own.end_token_ids:
+            sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *own.end_token_ids))
         streams: list[AsyncIterator[RequestOutput]] = []
         for prompt in self.prompts:
             first, *others = (f"{call.response_id}-{len(streams) + i}" for i in range(call.n))
@@ -155,11 +159,12 @@ class RunningCall:
                 request_id=first,
                 client_id=call.client.name,
                 prompt_token_ids=prompt.token_ids,
-                sampling=call.sampling,
+                sampling=sampling,
                 adapter=call.adapter,
                 arrival_s=call.arrival_s,
                 cache_salt=self._state.cache_namespace(call.client, call.cache_salt),
                 slo_ttft_s=call.slo_ttft_s,
+                added_tokens=[] if own is None else list(own.added_tokens),
             )
             seed = call.sampling.seed
             if others:

@@ -15,6 +15,7 @@ from evenflow.access.identity import Client, Directory, read_directory
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerFull
 from evenflow.base.version import __version__
 from evenflow.serving.server.access.adapter_sources import AdapterSources, HubCache, ResolverSource, make_resolver
+from evenflow.serving.server.access.adapter_texts import AdapterTexts
 from evenflow.serving.server.access.downloads import DownloadCache
 from evenflow.serving.server.access.limits import Limits
 from evenflow.serving.server.access.model_names import ModelNames
@@ -26,6 +27,8 @@ from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
 from evenflow.serving.server.metrics.figure import Server
 from evenflow.serving.server.metrics.metrics_page import Metrics
 from evenflow.serving.server.server_config import ServerConfig
+from evenflow.serving.text import Tokenizer as TextTokenizer
+from evenflow.serving.text.own_text import OwnText
 
 log = logging.getLogger("evenflow.server")
 
@@ -58,8 +61,21 @@ class ServerState:
         self.directory = self._read_directory()
         self.connections = ConnectionBooks()
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
+        self.texts = (
+            AdapterTexts(tokenizer, chat_template)
+            if config.adapter_text == "own" and isinstance(tokenizer, TextTokenizer)
+            else None
+        )
+        """What adapters have of their own; None: nothing is looked for."""
         self.names = ModelNames(
-            engine, config.served_model_names, config.adapter_dir, clock, unix_time, config.model_names, self._sources()
+            engine,
+            config.served_model_names,
+            config.adapter_dir,
+            clock,
+            unix_time,
+            config.model_names,
+            self._sources(),
+            self.texts,
         )
         self.metrics = Metrics(engine, config.served_model_names[0], __version__, config.metrics_top_k, unix_time)
         self.started_s = int(unix_time())
@@ -97,6 +113,19 @@ class ServerState:
         """Tokenises; only once the engine is warm."""
         assert self._reader is not None, "the engine is not warm yet"
         return self._reader
+
+    def reader_of(self, adapter: str | None) -> PromptReader:
+        """Tokenises for requests of ``adapter``, with its own template and tokens if it has some."""
+        own = self.own_text(adapter)
+        if own is None:
+            return self.reader
+        info = self.engine.info
+        size = max(info.vocab_size, own.tokenizer.vocab_size)
+        return PromptReader(own.tokenizer, own.template, info.max_model_len, size)
+
+    def own_text(self, adapter: str | None) -> OwnText | None:
+        """What ``adapter`` has of its own; None if nothing."""
+        return None if self.texts is None or adapter is None else self.texts.of(adapter)
 
     async def open_or_fail(self, adapters: Mapping[str, str | Path]) -> None:
         """``open``; what that raises is kept in ``failure``."""
