@@ -11,7 +11,7 @@ OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidi
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
     nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-console soak gpu check docs reference picture lock sbom wheel format clean help
+.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-console console soak gpu check docs reference picture lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -53,13 +53,17 @@ test-clients: $(STAMP)  ## openai, anthropic, litellm, langchain, ... against a 
 	@$(PYTHON) tests/clients/environment.py
 	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-clients/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/clients/test_clients.py
 
+console:  ## build the console's assets from console/ into the package (needs npm; 10 seconds, 60 MB)
+	@cd console && npm ci --silent --no-audit --no-fund && npm run --silent types && node build.mjs
+
+test-console: $(STAMP)  ## the console in Chromium, against running servers (apt-get install chromium; 4 minutes, 255 MB)
+	@test -x $(HOME)/.cache/evenflow/env-console/bin/python || $(PYTHON) -m venv $(HOME)/.cache/evenflow/env-console
+	@$(HOME)/.cache/evenflow/env-console/bin/python -m pip install --quiet 'playwright>=1.49' 'pytest>=8' httpx
+	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-console/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/console/test_browser.py
+
 test-remote: $(STAMP)  ## adapters at s3:// against a local server of its interface, in an environment of its own (a minute, 150 MB)
 	@$(PYTHON) tests/remote/environment.py
 	@PYTHONPATH=src $(HOME)/.cache/evenflow/env-remote/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/remote/test_s3.py
-
-test-console: $(STAMP)  ## the console's pages in a Chromium that the machine has, in an environment of its own (3 minutes, 140 MB)
-	@$(PYTHON) tests/console/environment.py
-	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-console/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/console/test_console_pages.py
 
 test-vllm:  ## fairness inside vLLM, in an environment of its own that is built on first use (CPU build, 8 minutes, 4.1 GB)
 	@$(PYTHON) tests/vllm/environment.py

@@ -17,6 +17,7 @@ ONE_SERVER = (
     "operate/limits.md",
     "operate/adapters.md",
     "operate/interface.md",
+    "operate/console.md",
     "operate/metrics.md",
     "operate/troubleshooting.md",
     "operate/ranks.md",

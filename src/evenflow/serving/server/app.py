@@ -43,7 +43,7 @@ from evenflow.serving.server.api.responses_view import ResponsesView
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.api.tokenize import add_tokenize_routes
 from evenflow.serving.server.api.usage_routes import UsageList, add_usage_routes
-from evenflow.serving.server.console.console_routes import add_console
+from evenflow.serving.server.console.console_routes import add_console_routes
 from evenflow.serving.server.http.api_page import add_api_page
 from evenflow.serving.server.http.error_answers import (
     ErrorDetail,
@@ -111,7 +111,7 @@ def build_app(state: ServerState, adapters: Mapping[str, str | Path]) -> FastAPI
     if state.config.accounts:
         _keep_accounts(app, state)
     if state.config.console:
-        add_console(app, state, __version__)
+        add_console_routes(app, state)
     app.add_exception_handler(EvenFlowError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_bad_path)

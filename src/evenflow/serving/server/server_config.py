@@ -210,17 +210,14 @@ class ServerConfig:
         "TOML of prices for a million tokens, for the column cost of accounts.",
         when_none="no column cost",
     )
-    console: bool = option(
-        Switch(),
-        True,
-        "A live page for people at /console/: who is served, what waits, which adapters are where, and a playground.",
-        reason="With keys, administrators see everything and clients themselves.",
-    )
     uds: Path | None = option(
         PathTo("FILE"), None, "Unix socket to listen at, instead of host and port.", when_none="host and port"
     )
     root_path: str = option(
         Text("a path", "PATH"), "", "Path under which a proxy offers the server; requests may come with it or without it."
+    )
+    console: bool = option(
+        Switch(), True, "The console: pages at /console/ that show the running server, to each key what it may see."
     )
     ssl_keyfile: Path | None = option(PathTo("FILE"), None, "Private key of the certificate, for HTTPS.", when_none="HTTP")
     ssl_certfile: Path | None = option(PathTo("FILE"), None, "Certificate of the server, for HTTPS.", when_none="HTTP")

@@ -12,12 +12,6 @@ class AccountWatcher:
     def __init__(self, book: AccountBook) -> None:
         self._book = book
 
-    def first_token(self, client: str, seconds: float) -> None:
-        """Accounts are kept of what ended."""
-
-    def rejected(self, client: str) -> None:
-        """Who was turned away used nothing."""
-
     def ended(self, client: str, adapter: str | None, outcome: str, sums: Sums) -> None:
         """See ``Watcher``."""
         self._book.add(client, adapter or "", outcome if outcome in OUTCOMES else "error", sums)

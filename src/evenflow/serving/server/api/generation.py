@@ -116,8 +116,6 @@ class RunningCall:
             raise ServerFull("the server is shutting down, and this request did not finish in time") from None
         except Rejected as error:
             state.metrics.rejected(call.client.name, error)
-            for watcher in state.watchers:
-                watcher.rejected(call.client.name)
             raise
         except Exception as error:
             outcome = "error"
@@ -193,8 +191,6 @@ class RunningCall:
                 ticket.started()
                 self._first_output_s[index] = now_s
                 metrics.first_token(self.call.client.name, self.call.adapter, now_s - self.call.arrival_s)
-                for watcher in self._state.watchers:
-                    watcher.first_token(self.call.client.name, now_s - self.call.arrival_s)
             self._last_output_s[index] = now_s
         if output.finish_reason is not None:
             if index not in self._last_output_s:

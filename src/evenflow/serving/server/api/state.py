@@ -47,14 +47,6 @@ class Endable(Protocol):
 class Watcher(Protocol):
     """Told what becomes of requests, inside the event loop: must be quick, and must not raise."""
 
-    def first_token(self, client: str, seconds: float) -> None:
-        """A completion of ``client`` had its first token, so many seconds after it arrived."""
-        ...
-
-    def rejected(self, client: str) -> None:
-        """A request of ``client`` was turned away."""
-        ...
-
     def ended(self, client: str, adapter: str | None, outcome: str, sums: Sums) -> None:
         """Completions of ``client`` ended: "stop", "length", "abort" or "error"."""
         ...

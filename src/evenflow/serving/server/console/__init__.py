@@ -1,1 +1,1 @@
-"""The console: a live page of who is served, what waits and which adapters are where."""
+"""The console: pages that show a running server, and the stream of figures behind them."""

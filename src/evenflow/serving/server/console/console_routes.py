@@ -1,4 +1,4 @@
-"""The console's page, its files, who looks at it, and the stream of steps. Nothing here changes anything."""
+"""The routes of the console: its page and assets, the stream of steps, and what clients are allowed."""
 
 from __future__ import annotations
 
@@ -9,151 +9,174 @@ import msgspec
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from evenflow.access.identity import Client
-from evenflow.base.errors import EvenFlowError, InvalidKey
-from evenflow.serving.client.messages import EngineStats
+from evenflow.base.errors import EvenFlowError, InvalidKey, NotAllowed
+from evenflow.base.version import __version__
 from evenflow.serving.server.api.endpoint import json_reply
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.console.collector import Collector
 from evenflow.serving.server.http.event_stream import EventStream, event
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-_TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
-          ".svg": "image/svg+xml"}  # fmt: skip
-_HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
+ASSETS = {"console.js": "text/javascript", "console.css": "text/css"}
+MOST_CLIENTS = 500
+"""Clients of the file of clients that one answer lists."""
 
 
-class Who(msgspec.Struct):
-    """Who looks, and what this server lets them see."""
+class Hello(msgspec.Struct):
+    """The first event of a stream."""
 
-    needs_key: bool
-    is_admin: bool
     client: str | None
-    """None: everybody, on an open server."""
-    models: list[str]
-    weights: dict[str, float]
-    """Weights of named clients; a client sees its own alone."""
-    limits: dict[str, dict[str, int | None]]
-    max_model_len: int
-    keeps_accounts: bool
+    """Whose row is sent; None: all are."""
     version: str
+    model: str
+    policy: str
+    started: int
+    needs_key: bool
+    has_usage: bool
 
 
-class Ended(msgspec.Struct):
-    """Why a stream of steps ended."""
+class Refused(msgspec.Struct):
+    """The last event of a stream that ends before its page is closed."""
 
+    status: int
     message: str
-    wants_key: bool = False
 
 
-class _Server:
-    """What the collector reads of a server."""
+class Allowed(msgspec.Struct):
+    """One client's weight and limits; None: no limit."""
 
-    def __init__(self, state: ServerState) -> None:
-        self._state = state
-
-    def engine_stats(self) -> EngineStats:
-        return self._state.engine.stats
-
-    def weights(self) -> Mapping[str, float]:
-        return {name: client.weight for name, client in self._state.directory.clients.items()}
-
-    @property
-    def is_draining(self) -> bool:
-        return self._state.is_draining
+    name: str
+    weight: float
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    max_queued_requests: int | None
+    adapters: tuple[str, ...] | None
 
 
-def add_console(app: FastAPI, state: ServerState, version: str) -> None:
-    """Register the routes on ``app`` and let the collector watch ``state``."""
-    collector = Collector(_Server(state), state.unix_time)
-    state.watchers.append(collector)
-    files = {file.name: file.read_bytes() for file in resources.files(__package__).joinpath("assets").iterdir()}
+class AllowedList(msgspec.Struct):
+    """Clients of the clients file, by name."""
+
+    clients: list[Allowed]
+    total: int
+
+
+def add_console_routes(app: FastAPI, state: ServerState) -> Collector:
+    """Register the console on ``app``."""
+    collector = Collector(state.engine, state.metrics)
 
     async def root(request: Request) -> Response:
-        """People get the console, programs what they always got: there is nothing here."""
+        """Browsers are led to the console; whoever does not ask for HTML gets what the API says of unknown paths."""
         if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("console/", 307)
+            return Response(status_code=307, headers={"location": "console/"})
         raise HTTPException(404)
 
+    async def page(request: Request) -> Response:
+        return _asset("console.html", "text/html")
+
     async def to_page(request: Request) -> Response:
-        return RedirectResponse("console/", 307)
+        return Response(status_code=307, headers={"location": "console/"})
 
-    async def file(request: Request) -> Response:
-        name = request.path_params["name"] or "index.html"
-        if name not in files:
-            return Response(status_code=404)
-        return Response(files[name], headers={**_HEADERS, "content-type": _TYPES["." + name.rpartition(".")[2]]})
+    async def part(request: Request) -> Response:
+        name = request.path_params["name"]
+        return _asset(name, ASSETS[name]) if name in ASSETS else Response(status_code=404)
 
-    async def who(request: Request) -> Response:
-        viewer = _viewer(state, request)
-        shown = list(state.directory.clients.values()) if viewer is None else [viewer]
-        answer = Who(
-            needs_key=state.directory.needs_key,
-            is_admin=viewer is None,
-            client=None if viewer is None else viewer.name,
-            models=list(state.config.served_model_names),
-            weights={client.name: client.weight for client in shown},
-            limits={client.name: _limits(client) for client in shown},
-            max_model_len=state.engine.info.max_model_len if state.engine.is_ready else 0,
-            keeps_accounts=any(getattr(route, "path", "") == "/v1/usage" for route in app.routes),
-            version=version,
+    async def events(request: Request) -> Response:
+        """Steps as server-sent events, for the key that asks."""
+        client = viewer(state, request.headers)
+        has_usage = any(getattr(route, "path", "") == "/v1/usage" for route in app.routes)
+        hello = Hello(
+            client,
+            __version__,
+            state.config.served_model_names[0],
+            state.engine.stats.policy,
+            state.started_s,
+            state.directory.needs_key,
+            has_usage,
         )
-        return json_reply(answer, headers={"cache-control": "no-store"})
+        seen = state.directory
 
-    async def steps(request: Request) -> Response:
-        _viewer(state, request)
+        def check() -> None:
+            nonlocal seen
+            if state.directory is not seen:
+                if viewer(state, request.headers) != client:
+                    raise NotAllowed("what this key may see has changed; sign in again")
+                seen = state.directory
 
-        async def events() -> AsyncGenerator[bytes, None]:
-            looks = collector.look(lambda: _viewer(state, request))
-            try:
-                async for chunk in looks:
-                    yield b"event: steps\ndata: " + chunk + b"\n\n"
-                yield event(Ended("The server is shutting down."), "ended")
-            except EvenFlowError as error:
-                yield event(Ended(str(error), wants_key=True), "ended")
-            finally:
-                await looks.aclose()
+        async def stream() -> AsyncGenerator[bytes, None]:
+            yield event(hello, "hello")
+            async for chunk in collector.watch(client, check):
+                yield chunk
 
         return EventStream(
-            events(),
+            stream(),
             dict,
             keepalive_s=state.config.keepalive_s,
-            max_unread_bytes=state.config.max_unread_bytes,
-            on_error=lambda error: event(Ended(str(error)), "ended"),
-            on_unread=lambda: state.connections.closed("unread"),
+            max_unread_bytes=max(state.config.max_unread_bytes, 8 << 20),
+            on_error=_refusal,
+            on_unread=lambda: None,
         )
 
-    app.add_route("/", root, include_in_schema=False)
-    app.add_route("/console", to_page, include_in_schema=False)
-    app.add_route("/console/{name:path}", file, include_in_schema=False)
-    app.add_route("/v1/console/who", who, include_in_schema=False)
-    app.add_route("/v1/console/steps", steps, include_in_schema=False)
+    async def clients(request: Request) -> Response:
+        """Weights and limits, of all clients for administrators and else of the key's own."""
+        own = viewer(state, request.headers)
+        known = state.directory.clients
+        names = sorted(known) if own is None else [own] if own in known else []
+        return json_reply(AllowedList([_allowed(known[name]) for name in names[:MOST_CLIENTS]], len(names)))
+
+    for path, answer in (
+        ("/", root),
+        ("/console", to_page),
+        ("/console/", page),
+        ("/console/events", events),
+        ("/console/clients", clients),
+        ("/console/{name}", part),
+    ):
+        app.add_route(path, answer, methods=["GET"], include_in_schema=False)
+    return collector
 
 
-def _viewer(state: ServerState, request: Request) -> Client | None:
-    """Whoever holds an administrator's key sees everything (None), others themselves; all see all on a server without keys.
-
-    Raises InvalidKey.
-    """
+def viewer(state: ServerState, headers: Mapping[str, str]) -> str | None:
+    """Whose figures the caller may see: one client's, or (None) everybody's. Raises InvalidKey."""
     directory = state.directory
-    holder = directory.holder(request.headers)
-    if holder is None:
-        if directory.client_by_hash:
-            raise InvalidKey("the console of this server needs a key")
-        return None
-    return None if holder.is_admin else holder
+    holder = directory.holder(headers)
+    try:
+        directory.require_admin(holder)
+    except (InvalidKey, NotAllowed):
+        if holder is None:
+            raise InvalidKey("the console needs an API key; an administrator's shows all, a client's its own") from None
+        return holder.name
+    return None
 
 
-def _limits(client: Client) -> dict[str, int | None]:
-    names = ("requests_per_minute", "tokens_per_minute", "max_queued_requests")
-    return {name: getattr(client, name) for name in names}
+def _refusal(error: Exception) -> bytes:
+    status = 401 if isinstance(error, InvalidKey) else 403 if isinstance(error, NotAllowed) else 500
+    message = str(error) if isinstance(error, EvenFlowError) else "the server failed; its log says why"
+    return event(Refused(status, message), "refused")
+
+
+def _allowed(client: Client) -> Allowed:
+    return Allowed(
+        client.name,
+        client.weight,
+        client.requests_per_minute,
+        client.tokens_per_minute,
+        client.max_queued_requests,
+        client.adapters,
+    )
+
+
+def _asset(name: str, media_type: str) -> Response:
+    content = resources.files(__package__).joinpath("assets", name).read_bytes()
+    headers = {
+        "content-security-policy": POLICY,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
+    return Response(content, media_type=media_type, headers=headers)

@@ -1,186 +1,157 @@
-"""One second of the server as the console shows it: what an administrator sees, and what one client may see of it."""
+"""One second of a server as the console shows it: figures of the whole, and rows of its clients.
+
+Sums and counters are totals since the engine started; what happens in a second is the difference of two steps.
+"""
 
 from __future__ import annotations
 
 import heapq
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
 from evenflow.serving.client.messages import ClientStats, EngineStats
 
-OTHERS = "others"
-"""Those beyond the largest, added up. A client may have this name, too: the row that adds up has ``num_clients`` above 1."""
+MOST_ROWS = 20
+"""Clients with a row of their own; what is left is summed."""
+PERCENTILES = (0.5, 0.95)
 
 
 class ClientRow(msgspec.Struct, array_like=True):
-    """One client, or all the others, since the engine started. An array in this order, because a page holds 900 steps."""
+    """One client, or the sum of those that have no row."""
 
     name: str
-    weight: float | None
-    """None for those added up."""
+    weight: float
     service: float
-    """What the policy charged."""
-    num_running: int
-    num_waiting: int
     virtual_counter: float | None
+    num_waiting: int
+    num_running: int
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    first_tokens_s: list[float]
-    """Seconds from arrival to first token of the requests that had theirs since the last step: lowest, median, 99 %."""
     num_rejected: int
-    num_clients: int = 1
+    """Since the first page was opened."""
+    ttft_s: list[float]
+    """PERCENTILES of the first tokens of this second; empty: there were none."""
 
 
-class Pages(msgspec.Struct):
-    """The arena's pages by owner; they add up to all of them."""
+class Whole(msgspec.Struct):
+    """What only administrators see: figures that all clients share."""
 
+    waiting: int
+    running: int
+    pages: int
     free: int
     kv: int
-    """Keys and values of running requests."""
     prefixes: int
-    """Kept by the prefix cache, used by nobody now."""
     adapters: int
+    resident: int
+    host: int
+    pinned: int
+    registered: int
+    loads: int
+    evictions: int
+    loaded_bytes: int
+    shed: int
+    rejected: int
+    preempted: int
+    steps: int
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_s: list[float]
+    num_clients: int
+    others: ClientRow | None = None
 
 
-class Step(msgspec.Struct, omit_defaults=True):
-    """What happened until one moment. Totals count from the engine's start."""
+class Step(msgspec.Struct):
+    """One second. ``whole`` is None in what a client is sent, and ``rows`` then has its own row alone."""
 
-    unix_s: float
-    clients: list[ClientRow]
-    policy: str = ""
-    num_running: int = 0
-    num_waiting: int = 0
-    waiting_by_reason: dict[str, int] = {}
-    tokens_per_s: float = 0.0
-    prompt_tokens_per_s: float = 0.0
-    step_s: float = 0.0
-    num_preemptions: int = 0
-    num_shed: int = 0
-    num_rejected: int = 0
-    pages: Pages | None = None
-    """None for those who are no administrators."""
-    num_adapters: int = 0
-    num_resident: int = 0
-    num_host: int = 0
-    num_loads: int = 0
-    num_evictions: int = 0
-    loaded_bytes: int = 0
-    is_draining: bool = False
+    t: float
+    """Seconds since 1970 by a clock that never jumps."""
+    rows: list[ClientRow]
+    whole: Whole | None = None
 
 
-class Observed(msgspec.Struct):
-    """What the server saw of one client since the last step, and how many of its requests it has turned away so far."""
+class Heard(msgspec.Struct):
+    """What was observed of requests since the last step; rejections since the first page was opened."""
 
-    first_tokens_s: list[float] = []
-    num_rejected: int = 0
+    ttft_s: dict[str, list[float]]
+    num_rejected: Mapping[str, int]
 
 
-def whole_step(
-    stats: EngineStats,
-    observed: Mapping[str, Observed],
-    weights: Mapping[str, float],
-    unix_s: float,
-    *,
-    top: int,
-    is_draining: bool = False,
-) -> Step:
-    """Return what an administrator sees: the ``top`` clients by service, and the others added up.
+def percentiles(values: Sequence[float]) -> list[float]:
+    """PERCENTILES of ``values``, by nearest rank; empty for none."""
+    ordered = sorted(values)
+    return [ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in PERCENTILES] if ordered else []
 
-    ``weights``: of the clients that the operator named; they are shown although they have asked for nothing yet.
-    """
-    names = {*stats.clients, *observed, *weights}
-    largest = heapq.nsmallest(top, names, key=lambda name: (-_service(stats, name), name))
-    rows = [_row(name, stats, observed, weights) for name in largest]
-    if len(names) > top:
-        rows.append(_added_up([_row(name, stats, observed, weights) for name in names.difference(largest)]))
-    cached = stats.num_idle_cache_pages
-    return Step(
-        unix_s=unix_s,
-        clients=rows,
-        policy=stats.policy,
-        num_running=stats.num_running,
-        num_waiting=stats.num_waiting,
-        waiting_by_reason=stats.num_waiting_by_reason,
-        tokens_per_s=stats.tokens_per_s,
-        prompt_tokens_per_s=stats.prompt_tokens_per_s,
-        step_s=stats.step_s,
-        num_preemptions=stats.num_preemptions,
-        num_shed=stats.num_shed,
-        num_rejected=sum(seen.num_rejected for seen in observed.values()),
-        pages=Pages(stats.num_free_pages, max(0, stats.num_kv_pages - cached), cached, stats.num_adapter_pages),
-        num_adapters=stats.num_adapters,
-        num_resident=stats.num_resident_adapters,
-        num_host=stats.num_host_adapters,
-        num_loads=stats.num_adapter_loads,
-        num_evictions=stats.num_adapter_evictions,
+
+def make_step(t: float, stats: EngineStats, heard: Heard, watched: Collection[str]) -> tuple[Step, dict[str, ClientRow]]:
+    """The step that administrators see, and the rows of ``watched`` clients, of whom a page is open."""
+    shown = heapq.nlargest(MOST_ROWS, stats.clients, key=lambda name: (stats.clients[name].service, name))
+
+    def row(name: str) -> ClientRow:
+        own = stats.clients.get(name, ClientStats())
+        return _row(name, own, heard.num_rejected.get(name, 0), heard.ttft_s.get(name, ()))
+
+    rows = [row(name) for name in shown]
+    in_rows = set(shown)
+    rest = [name for name in stats.clients if name not in in_rows]
+    others = _sum([row(name) for name in rest]) if rest else None
+    whole = Whole(
+        waiting=stats.num_waiting,
+        running=stats.num_running,
+        pages=stats.num_pages,
+        free=stats.num_free_pages,
+        kv=stats.num_kv_pages,
+        prefixes=stats.num_idle_cache_pages,
+        adapters=stats.num_adapter_pages,
+        resident=stats.num_resident_adapters,
+        host=stats.num_host_adapters,
+        pinned=stats.num_pinned_adapters,
+        registered=stats.num_adapters,
+        loads=stats.num_adapter_loads,
+        evictions=stats.num_adapter_evictions,
         loaded_bytes=stats.loaded_adapter_bytes,
-        is_draining=is_draining,
+        shed=stats.num_shed,
+        rejected=sum(heard.num_rejected.values()),
+        preempted=stats.num_preemptions,
+        steps=stats.num_steps,
+        prompt_tokens=stats.prompt_tokens,
+        completion_tokens=stats.completion_tokens,
+        ttft_s=percentiles([value for values in heard.ttft_s.values() for value in values]),
+        num_clients=len(stats.clients),
+        others=others,
     )
+    return Step(t, rows, whole), {name: row(name) for name in watched}
 
 
-def own_step(
-    stats: EngineStats, observed: Mapping[str, Observed], weight: float, unix_s: float, name: str, *, is_draining: bool = False
-) -> Step:
-    """Return what the client of that name sees: itself, and nothing that tells of others."""
-    row = _row(name, stats, observed, {name: weight})
-    return Step(
-        unix_s=unix_s,
-        clients=[row],
-        num_running=row.num_running,
-        num_waiting=row.num_waiting,
-        num_rejected=row.num_rejected,
-        is_draining=is_draining,
-    )
-
-
-def _service(stats: EngineStats, name: str) -> float:
-    return stats.clients[name].service if name in stats.clients else 0.0
-
-
-def _row(name: str, stats: EngineStats, observed: Mapping[str, Observed], weights: Mapping[str, float]) -> ClientRow:
-    client = stats.clients.get(name) or ClientStats(weight=weights.get(name, 1.0))
-    seen = observed.get(name) or Observed()
+def _row(name: str, own: ClientStats, num_rejected: int, ttft_s: Iterable[float]) -> ClientRow:
     return ClientRow(
         name,
-        client.weight,
-        client.service,
-        client.num_running,
-        client.num_waiting,
-        client.virtual_counter,
-        client.prompt_tokens,
-        client.completion_tokens,
-        client.cached_tokens,
-        spread(seen.first_tokens_s),
-        seen.num_rejected,
+        own.weight,
+        own.service,
+        own.virtual_counter,
+        own.num_waiting,
+        own.num_running,
+        own.prompt_tokens,
+        own.completion_tokens,
+        own.cached_tokens,
+        num_rejected,
+        percentiles(list(ttft_s)),
     )
 
 
-def _added_up(rows: Sequence[ClientRow]) -> ClientRow:
-    lows = [row.first_tokens_s for row in rows if row.first_tokens_s]
+def _sum(rows: Sequence[ClientRow]) -> ClientRow:
     return ClientRow(
-        OTHERS,
-        None,
+        "",
+        sum(row.weight for row in rows),
         sum(row.service for row in rows),
-        sum(row.num_running for row in rows),
-        sum(row.num_waiting for row in rows),
         None,
+        sum(row.num_waiting for row in rows),
+        sum(row.num_running for row in rows),
         sum(row.prompt_tokens for row in rows),
         sum(row.completion_tokens for row in rows),
         sum(row.cached_tokens for row in rows),
-        [min(low[0] for low in lows), statistics.median_low(low[1] for low in lows), max(low[2] for low in lows)]
-        if lows
-        else [],
         sum(row.num_rejected for row in rows),
-        len(rows),
+        [],
     )
-
-
-def spread(seconds: Iterable[float]) -> list[float]:
-    """Return [lowest, median, 99th percentile], by nearest rank; empty if there are none."""
-    ordered = sorted(seconds)
-    if not ordered:
-        return []
-    return [round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4) for share in (0.0, 0.5, 0.99)]
