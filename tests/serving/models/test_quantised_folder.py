@@ -7,6 +7,7 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.cli.main import main
+from evenflow.serving.backends.devices.quantised_products import QuantisedWeight
 from evenflow.serving.models.load import load_model
 from evenflow.serving.models.model_config import load_config
 from evenflow.serving.models.quantised_folder import write_quantised
@@ -34,6 +35,8 @@ def test_it_is_the_model_that_quantising_at_the_start_makes(folder, tmp_path, sc
     for a, b in zip(read.layers, made.layers):
         for name in ("qkv", "o", "gate_up", "down"):
             assert torch.equal(getattr(a, name).parts[0].packed, getattr(b, name).parts[0].packed)
+    assert isinstance(read.head, QuantisedWeight)
+    assert isinstance(made.head, QuantisedWeight)
     assert torch.equal(read.head.parts[0].packed, made.head.parts[0].packed)
     assert read.norm.shape == made.norm.shape
     assert Tokenizer.from_folder(tmp_path / "out").encode("ab c") == Tokenizer.from_folder(folder).encode("ab c")

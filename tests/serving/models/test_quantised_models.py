@@ -60,6 +60,10 @@ def test_ranks_hold_parts_of_the_same_codes(tmp_path):
     for rank in range(2):
         shard = Shard(config.shape, rank, 2)
         part = load_weights(tmp_path, config, torch.float32, CPU, shard, QUANTIZATIONS["int8"]).layers[0]
+        assert isinstance(whole.down, QuantisedWeight)
+        assert isinstance(part.down, QuantisedWeight)
+        assert isinstance(whole.gate_up, QuantisedWeight)
+        assert isinstance(part.gate_up, QuantisedWeight)
         down = whole.down.dequantise(torch.float32)[:, 96 * rank : 96 * (rank + 1)]
         assert torch.equal(part.down.dequantise(torch.float32), down)
         gate_up = whole.gate_up.dequantise(torch.float32)
