@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+REAL   ?= $(HOME)/.cache/evenflow/real-demo
 PYTEST := $(BIN)/python -m pytest
 LOCKED := --extra test --extra dev --extra cluster --extra mcbench --extra train
 # torch decides between CPU and CUDA, so it and what only its CUDA build wants are installed before the locked packages.
@@ -10,7 +11,7 @@ OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidi
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
     nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo serve test test-all test-vllm test-clients soak gpu check docs reference picture lock sbom wheel format clean help
+.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-console console soak gpu check docs reference picture lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,6 +29,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## one base model, 1,006 adapters, one greedy and three quiet clients: fcfs against fair (two minutes)
 	@$(BIN)/evenflow demo --report demo-report.html
+
+demo-real: $(STAMP)  ## the same with a real language model of 135 M parameters and three adapters trained here (first time: 15 minutes, 400 MB)
+	@PYTHONPATH=tools $(BIN)/python -m real_model $(REAL)
+	@$(BIN)/evenflow demo --stage $(REAL)/stage.json --num-adapters 200 --greedy 16 --report demo-real-report.html
 
 serve: $(STAMP)  ## the embedded model on 127.0.0.1:8000
 	@$(BIN)/evenflow serve --demo
@@ -48,9 +53,25 @@ test-clients: $(STAMP)  ## openai, anthropic, litellm, langchain, ... against a 
 	@$(PYTHON) tests/clients/environment.py
 	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-clients/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/clients/test_clients.py
 
+console:  ## build the console's assets from console/ into the package (needs npm; 10 seconds, 60 MB)
+	@cd console && npm ci --silent --no-audit --no-fund && npm run --silent types && node build.mjs
+
+test-console: $(STAMP)  ## the console in Chromium, against running servers (apt-get install chromium; 4 minutes, 255 MB)
+	@test -x $(HOME)/.cache/evenflow/env-console/bin/python || $(PYTHON) -m venv $(HOME)/.cache/evenflow/env-console
+	@$(HOME)/.cache/evenflow/env-console/bin/python -m pip install --quiet 'playwright>=1.49' 'pytest>=8' httpx
+	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-console/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/console/test_browser.py
+
+test-remote: $(STAMP)  ## adapters at s3:// against a local server of its interface, in an environment of its own (a minute, 150 MB)
+	@$(PYTHON) tests/remote/environment.py
+	@PYTHONPATH=src $(HOME)/.cache/evenflow/env-remote/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/remote/test_s3.py
+
 test-vllm:  ## fairness inside vLLM, in an environment of its own that is built on first use (CPU build, 8 minutes, 4.1 GB)
 	@$(PYTHON) tests/vllm/environment.py
 	@$(HOME)/.cache/evenflow/env-vllm/bin/python -m pytest -p no:cacheprovider tests/vllm
+
+test-ray: $(STAMP)  ## several engines on a local Ray cluster, killed and replaced, in an environment over the project's own (8 minutes, 370 MB)
+	@$(PYTHON) tests/on_ray/environment.py $(abspath $(BIN)/python)
+	@$(HOME)/.cache/evenflow/env-ray/bin/python -m pytest -p no:cacheprovider tests/on_ray
 
 gpu:  ## on a GPU machine, with $(PYTHON) as it is: GPU tests, then the LoRA benchmark (HARDWARE=name)
 	@TRITON_INTERPRET=0 PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/contracts tests/serving/runner/test_forward.py tests/serving/backends tests/e2e/test_triton_engine.py
@@ -65,6 +86,7 @@ check: $(STAMP)  ## format, lint, sizes, spelling, dead code, import contracts, 
 	@$(BIN)/lint-imports
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(VENV)/site
 	@$(BIN)/mypy
+	@$(BIN)/mypy --no-warn-unused-ignores benchmarks/recipes   # apart: some are called like modules of tests and tools
 
 docs: $(STAMP)  ## the manual on 127.0.0.1:8001, built again when a page changes
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001

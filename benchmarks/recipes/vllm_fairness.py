@@ -34,7 +34,7 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "vllm"))
 
-from environment import Environment  # noqa: E402
+from environment import Environment  # type: ignore[attr-defined]  # noqa: E402  # of tests/vllm, not of tests/clients
 
 from evenflow.access.keys import hash_key  # noqa: E402
 from evenflow.bench.harness import write_result  # noqa: E402

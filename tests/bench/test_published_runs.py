@@ -56,6 +56,7 @@ def test_overload():
     assert spread["vtc-preempt:500", CHUNKED] < spread["vtc", CHUNKED]
 
 
+@pytest.mark.slow
 def test_short_and_long_requests_tell_round_robin_from_vtc():
     loads = [ClientLoad(constant(8.0, 160.0), (64, 64), (64, 64)), ClientLoad(constant(1.5, 160.0))]
     trace = generate("short_long", loads, 2, is_poisson=True, horizon_s=160.0)
@@ -93,6 +94,7 @@ def small_burst():
     return generate("burst", loads, 0, horizon_s=350.0)
 
 
+@pytest.mark.slow
 def test_a_burst_after_idleness_does_not_shut_out_the_steady_client():
     trace = small_burst()
     policies = ("fcfs", "lcf", "vtc-half-lift", "vtc")

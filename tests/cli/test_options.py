@@ -45,6 +45,7 @@ GIVEN = {
     "adapter_load_timeout": ("4", 4.0),
     "model": ("m", Path("m")),
     "tokenizer": ("t", Path("t")),
+    "quantization": ("int8", "int8"),
     "log_level": ("critical", "error"),
 }
 """Options of the engine but switches: what is written, and what it means."""

@@ -68,8 +68,8 @@ def test_a_refused_flag_may_say_what_is_done_anyway():
     ):
         assert command(line).ignored == ()
     with pytest.raises(ConfigError) as refused:
-        command("serve m --trust-remote-code --quantization awq -pp 2")
-    for part in ("--trust-remote-code is refused", "--quantization awq is refused", "--pipeline-parallel-size 2 is refused"):
+        command("serve m --trust-remote-code --hf-overrides x -pp 2")
+    for part in ("--trust-remote-code is refused", "--hf-overrides x is refused", "--pipeline-parallel-size 2 is refused"):
         assert part in str(refused.value), "all reasons are told at once"
 
 

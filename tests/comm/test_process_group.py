@@ -68,7 +68,7 @@ def two_ranks(rank: int, folder: str) -> None:
     for spec, name in CASES:
         compressor = get_compressor(spec)
         compressor.prepare(SHAPE[-1], seed=4)
-        exchange = Exchange("tp.forward", compressor, group, transport=get_transport(name, compressor))
+        exchange = Exchange("tp.forward", compressor, group, transport=get_transport(name, compressor, 2))
         outputs = [exchange.sum(given(rank, step)) for step in range(STEPS)]
         exchange.ledger.check_integrity()
         results[f"{spec}/{name}"] = outputs

@@ -39,7 +39,9 @@ def inputs(shape: tuple[int, ...], world_size: int, dtype: torch.dtype = torch.f
 
 def exchange_of(spec: str, transport: str | None, world_size: int, **options) -> VirtualExchange:
     compressor = get_compressor(spec)
-    return VirtualExchange("tp.forward", compressor, world_size, transport=get_transport(transport, compressor), **options)
+    return VirtualExchange(
+        "tp.forward", compressor, world_size, transport=get_transport(transport, compressor, world_size), **options
+    )
 
 
 @pytest.mark.parametrize(("spec", "transport"), CASES)
@@ -129,15 +131,48 @@ def test_scatter_and_gather_are_the_halves(spec: str, world_size: int) -> None:
         run(SCATTER_SUM, [x[:7] for x in xs])
 
 
+def test_default_transports_follow_from_the_algebra_and_the_number_of_ranks() -> None:
+    def default(spec: str, world_size: int) -> str:
+        return get_transport(None, get_compressor(spec), world_size).name
+
+    assert [default("ae:4", W) for W in (2, 4)] == ["all-reduce", "all-reduce"]
+    assert [default("q8", W) for W in (2, 3, 4)] == ["one-shot", "two-shot", "two-shot"]
+    for spec in ("topk:0.1", "topk-bitmap:0.1", "randomk:0.1", "ef(topk:0.1)", "paper:T1", "paper:R1", "paper:Q2"):
+        assert [default(spec, W) for W in (2, 4)] == ["one-shot", "one-shot"], spec
+    assert default("ef(int4-g32)", 4) == "two-shot"
+
+
+def test_gathered_sparse_messages_keep_every_entry() -> None:
+    """Entries that different ranks send all arrive, which a sum that is made sparse again cannot hold."""
+    xs = [torch.zeros(4, 64) for _ in range(4)]
+    for rank, x in enumerate(xs):
+        x.view(-1)[rank * 26 : rank * 26 + 25] = 1.0 + rank
+    exchange = exchange_of("topk:0.1", None, 4)
+    result = exchange.run(exchange.transport, xs, Context((), 1))[0]
+    assert torch.equal(result, torch.stack(xs).sum(0))
+
+
+@pytest.mark.parametrize("is_below", [True, False])
+def test_small_tensors_are_sent_as_they_are(is_below: bool) -> None:
+    xs = [x.requires_grad_() for x in inputs((8, 64), 2)]
+    size = xs[0].numel() * 4
+    exchange = exchange_of("q2", None, 2, dense_below=size + 1 if is_below else size)
+    total = exchange.reduce(xs)
+    assert torch.equal(total, xs[0] + xs[1]) == is_below
+    total.sum().backward()
+    assert all(torch.equal(x.grad, torch.ones(8, 64)) for x in xs)
+    exchange.ledger.check_integrity()
+    counted = exchange.ledger.by_site["tp.forward"].counted
+    assert (counted == sent_bytes(Kind.ALL_REDUCE, size, 2)) == is_below
+
+
 def test_transport_names() -> None:
-    assert get_transport(None, get_compressor("ae:4")).name == "all-reduce"
-    assert get_transport(None, get_compressor("q8")).name == "two-shot"
     with pytest.raises(RegistryError, match="known: all-reduce, one-shot, two-shot"):
-        get_transport("ring", get_compressor("q8"))
+        get_transport("ring", get_compressor("q8"), 2)
     with pytest.raises(ConfigError, match="cannot be summed"):
-        get_transport("all-reduce", get_compressor("int8-g32"))
+        get_transport("all-reduce", get_compressor("int8-g32"), 2)
     with pytest.raises(ConfigError, match="needs all-reduce"):
-        get_transport("two-shot", get_compressor("ae:4"))
+        get_transport("two-shot", get_compressor("ae:4"), 2)
 
 
 DIFFERENTIABLE = ["none", "ae:3", "randomk-shared:0.3", "srht:0.5", "subspace:4", "subspace-learned:4"]

@@ -13,6 +13,7 @@ import pytest
 from evenflow.demo.clients import ClientPlan, ClientRecord, quantile, run_client
 from evenflow.demo.contest import compete, register
 from evenflow.demo.run import client_plans
+from evenflow.demo.stage import embedded_stage
 from evenflow.demo.stream import RequestFailed, StreamedReply, stream
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 7, 4
@@ -98,7 +99,7 @@ def test_an_error_of_the_server_is_told_with_its_text():
 
 def test_everything_adds_up_after_a_round():
     server = _Server(delay_s=0.002)
-    plans = client_plans([f"tenant-{i:04d}" for i in range(40)], greedy=8)
+    plans = client_plans([f"tenant-{i:04d}" for i in range(40)], greedy=8, stage=embedded_stage())
 
     async def main():
         async with server.client() as http:
@@ -125,7 +126,7 @@ def test_everything_adds_up_after_a_round():
 def test_a_failing_server_ends_the_round():
     async def main():
         async with _Server(fail_after=20).client() as http:
-            await compete(http, client_plans(["a"], greedy=4), 5.0, lambda *_: None)
+            await compete(http, client_plans(["a"], greedy=4, stage=embedded_stage()), 5.0, lambda *_: None)
 
     with pytest.raises(RequestFailed, match="503"):
         asyncio.run(main())
@@ -165,7 +166,7 @@ def test_quantile_is_the_nearest_rank():
 
 
 def test_a_plan_draws_the_same_requests_from_the_same_seed():
-    plan = client_plans(["a", "b"], greedy=2)[0]
+    plan = client_plans(["a", "b"], greedy=2, stage=embedded_stage())[0]
     assert [plan.body(Random(4)) for _ in range(3)] == [plan.body(Random(4)) for _ in range(3)]
     assert plan.body(Random(4)) != plan.body(Random(5))
 

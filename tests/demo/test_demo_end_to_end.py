@@ -54,6 +54,7 @@ def test_a_server_that_cannot_start_tells_why(tmp_path):
         server.wait_ready(60.0)
 
 
+@pytest.mark.slow
 def test_the_openai_example_talks_to_a_server_that_leaves_nothing_behind(tmp_path, capsys):
     arguments = [str(model_path()), "--served-model-name", "base", "--memory", "16MiB"]
     arguments += ["--adapters", f"pirate={adapter_paths()['pirate']}"]

@@ -11,6 +11,7 @@ from evenflow.base.errors import ConfigError
 from evenflow.demo.contest import ClientResult, Round
 from evenflow.demo.present import Sample, headline, report_page, result_table, sample_lines
 from evenflow.demo.run import DemoOptions, client_plans
+from evenflow.demo.stage import embedded_stage
 
 
 def _round(policy: str, slow: float) -> Round:
@@ -61,7 +62,7 @@ def test_the_headline_has_the_medians():
 
 def test_the_page_stands_alone_and_shows_everything(tmp_path):
     path = tmp_path / "demo-report.html"
-    report_page(ROUNDS, client_plans(["t"], 64), SAMPLES, 99.0).write(path)
+    report_page(ROUNDS, client_plans(["t"], 64, embedded_stage()), SAMPLES, 99.0).write(path)
     html = path.read_text()
     assert html.count("<svg") == 2
     assert "1,006 adapters" in html
@@ -86,7 +87,7 @@ def test_samples_are_indented_under_their_prompt():
 
 
 def test_an_unwritable_report_is_a_clear_error(tmp_path):
-    page = report_page(ROUNDS, client_plans(["t"], 64), SAMPLES, 99.0)
+    page = report_page(ROUNDS, client_plans(["t"], 64, embedded_stage()), SAMPLES, 99.0)
     with pytest.raises(ConfigError, match="no-such-folder"):
         page.write(tmp_path / "no-such-folder" / "report.html")
 

@@ -26,7 +26,7 @@ def _load(name: str) -> ModuleType:
 
 
 def test_gateway_shares_service_under_vtc_and_not_under_fcfs(capsys):
-    gateway = _load("gateway_fairness")
+    gateway = _load("gateway_dispatch")
     fair = gateway.main("vtc")
     largest_request = 400 + 2 * 50
     assert abs(fair["batch"] - fair["chat"]) <= largest_request
@@ -38,7 +38,7 @@ def test_gateway_shares_service_under_vtc_and_not_under_fcfs(capsys):
 def test_gateway_needs_no_torch():
     code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); assert 'torch' not in sys.modules"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(EXAMPLES / "gateway_fairness.py")], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, str(EXAMPLES / "gateway_dispatch.py")], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
 

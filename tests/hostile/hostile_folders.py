@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from evenflow.serving.adapters.peft_reader import CONFIG_FILE, WEIGHTS_FILE
+from evenflow.serving.adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE
 
 PREFIX = "base_model.model.model.layers."
 

@@ -20,7 +20,7 @@ from victim import SMALL, Victim
 
 from evenflow.base.errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterUnavailable
 from evenflow.serving.adapters.bounded_reading import BoundedReading
-from evenflow.serving.adapters.peft_reader import CONFIG_FILE, WEIGHTS_FILE
+from evenflow.serving.adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE
 from evenflow.serving.adapters.reading import InProcessReading
 from evenflow.serving.adapters.row_store import RowStore
 from evenflow.serving.memory.layout import ArenaLayout

@@ -22,6 +22,7 @@ from evenflow.mcbench.predict.cost_model import (
     exchange_s,
     gradients_s,
     layer_flops,
+    pays_from,
     speed_up,
     step_s,
     winning_ranges,
@@ -55,8 +56,9 @@ def test_exchange_is_bytes_over_rate_plus_fixed_time() -> None:
     plain = machine(coding_ns=0.0)
     assert exchange_s(plain, "none", 512, 1024, 2) == pytest.approx(1e-4 + 512 * 1024 * 4 / 125e6)
     two_shot = 2e-4 + 512 * 1024 * (1 + 2 / 32) / 125e6
-    assert exchange_s(plain, "int8-g32", 512, 1024, 2) == pytest.approx(two_shot)
-    assert exchange_s(machine(), "int8-g32", 512, 1024, 2) == pytest.approx(two_shot + 512 * 1024 * (1.5 + 2.0) * 1e-9)
+    assert exchange_s(plain, "int8-g32/two-shot", 512, 1024, 2) == pytest.approx(two_shot)
+    assert exchange_s(plain, "int8-g32", 512, 1024, 2) == pytest.approx(two_shot - 1e-4), "two ranks: one operation"
+    assert exchange_s(machine(), "int8-g32/two-shot", 512, 1024, 2) == pytest.approx(two_shot + 512 * 1024 * (1.5 + 2.0) * 1e-9)
     assert exchange_s(plain, "none", 512, 1024, 1) == 0.0
     with pytest.raises(ConfigError, match="not calibrated; known: bf16"):
         exchange_s(plain, "q8", 4, 64, 2)
@@ -69,15 +71,19 @@ def test_compression_pays_on_slow_links_and_not_on_fast_ones() -> None:
     slow, fast = winning_ranges(machine(1.0), "int8-g32", 2), winning_ranges(machine(800.0), "int8-g32", 2)
     assert fast == []
     assert [high for _, high in slow] == [None], "on and on"
-    earlier = winning_ranges(machine(1.0, operation_s=1e-5), "int8-g32", 2)
-    assert earlier[0][0] < slow[0][0]
+    rule = "int8-g32/two-shot"
+    earlier, later = winning_ranges(machine(1.0, operation_s=1e-5), rule, 2), winning_ranges(machine(1.0), rule, 2)
+    assert earlier[0][0] < later[0][0]
+    assert pays_from(machine(1.0), rule, 2) == later[0][0]
+    with pytest.raises(ConfigError, match="int8-g32/two-shot over 2 ranks on test does not pay"):
+        pays_from(machine(800.0), rule, 2)
 
 
 def test_break_even_is_a_range_where_the_link_lets_bursts_pass() -> None:
     """Some sizes lose between sizes that win: here messages of 64 KiB and less pass at once, as on a token bucket."""
     burst = curve([(0.0, 1e-4), (32768.0, 1e-4), (33000.0, 2e-3), (1e9, 2e-3 + 1e9 * 8e-9)])
     bursty = replace(machine(coding_ns=0.0), operations=dict.fromkeys((kind.value for kind in Kind), burst))
-    ranges = winning_ranges(bursty, "int8-g32", 2, width=64)
+    ranges = winning_ranges(bursty, "int8-g32/two-shot", 2, width=64)
     assert len(ranges) == 2
     (low, high), (again, end) = ranges
     assert high is not None
@@ -93,7 +99,7 @@ def test_what_trainers_send_is_bf16_and_has_to_be_beaten() -> None:
     n = 512 * 1024
     plain = machine(coding_ns=0.0)
     assert exchange_s(plain, "none", 512, 1024, 2, torch.bfloat16) == pytest.approx(1e-4 + 2 * n * 8e-9)
-    halved = {spec: winning_ranges(machine(1.0), spec, 2, baseline="bf16") for spec in ("int8-g32", "int4-g32")}
+    halved = {spec: winning_ranges(machine(1.0), f"{spec}/two-shot", 2, baseline="bf16") for spec in ("int8-g32", "int4-g32")}
     assert halved["int4-g32"][0][0] < halved["int8-g32"][0][0], "half as many bytes win earlier"
     lines = advise(plain, Question(hidden=1024, tp=2, dtype="bf16"))
     assert "[2048, 1024] bf16 over 2 ranks" in lines[0]

@@ -20,6 +20,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seconds", type=float, default=25.0, metavar="S", help="length of each round (25)")
     parser.add_argument("--greedy", type=int, default=64, metavar="N", help="requests the greedy client keeps in flight (64)")
+    parser.add_argument(
+        "--stage",
+        type=Path,
+        metavar="FILE",
+        help="another model and its adapters, as make demo-real prepares them (the embedded)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -28,6 +34,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from evenflow.demo.run import DemoOptions, run_demo
+    from evenflow.demo.stage import embedded_stage, read_stage
 
-    options = DemoOptions(report=args.report, num_adapters=args.num_adapters, seconds=args.seconds, greedy=args.greedy)
+    options = DemoOptions(
+        report=args.report,
+        num_adapters=args.num_adapters,
+        seconds=args.seconds,
+        greedy=args.greedy,
+        stage=embedded_stage() if args.stage is None else read_stage(args.stage),
+    )
     return run_demo(options, Console())

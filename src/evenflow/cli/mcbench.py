@@ -70,7 +70,7 @@ def _list_sizes(specs: Sequence[str]) -> None:
     for spec in specs:
         compressor = get_compressor(spec)
         bits = 8 * compressor.wire_plan((512, 1024), torch.float32).payload_bytes / (512 * 1024)
-        transport = get_transport(None, compressor).name
+        transport = get_transport(None, compressor, world_size=4).name
         say(f"{spec:<22}{compressor.algebra.value:<12}{transport:<12}{compressor.gradient.value:<18}{bits:.2f}")
 
 

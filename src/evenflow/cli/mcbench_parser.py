@@ -21,6 +21,13 @@ def add_parser(subparsers: Any) -> None:
     run.add_argument("--pp", type=int, default=1)
     run.add_argument("--dp", type=int, default=1, help="data-parallel ranks, alone (1)")
     run.add_argument("--compress", default="none", metavar="SPEC", help="site=compressor[/transport]; ...")
+    run.add_argument(
+        "--dense-below",
+        default="0",
+        metavar="SIZE",
+        help="send smaller tensors as they are: a size like 64KiB, or the file of a calibration, which says from where on the "
+        "compressors pay (0)",
+    )
     run.add_argument("--layers", default=DEFAULT_LAYERS, help=f"all, none, first-half, last-half or 13-24 ({DEFAULT_LAYERS})")
     run.add_argument("--modules", default=".*", metavar="REGEX")
     run.add_argument(

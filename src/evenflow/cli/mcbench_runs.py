@@ -6,10 +6,12 @@ import argparse
 import contextlib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evenflow.base.errors import ConfigError, EvenFlowError
+from evenflow.base.memory_size import format_size, parse_size
 from evenflow.cli.mcbench_output import check_folder, say, say_indented, write_json
 
 
@@ -18,7 +20,8 @@ def run_one(args: argparse.Namespace) -> int:
     from evenflow.mcbench.runs.run_config import RunConfig
 
     names = RunConfig.__dataclass_fields__
-    config = RunConfig(**{name: value for name, value in vars(args).items() if name in names})
+    values = {name: value for name, value in vars(args).items() if name in names and name != "dense_below"}
+    config = replace(RunConfig(**values), dense_below=_dense_below(RunConfig(**values), args.dense_below))
     check_folder(args.json)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _run_under_torchrun(config, args.json)
@@ -27,6 +30,25 @@ def run_one(args: argparse.Namespace) -> int:
         write_json(args.json, result)
     say(_summary(result))
     return 1 if "incomplete" in result or not result["seeds"] else 0
+
+
+def _dense_below(config: Any, given: str) -> int:
+    """Return a size in bytes: the one given, or the largest from which on all of the run's rules pay by a calibration."""
+    from evenflow.mcbench.predict.cost_model import pays_from
+    from evenflow.mcbench.predict.machine import Machine
+    from evenflow.mcbench.runs.precision import precision
+
+    if given == "0":
+        return 0
+    if not given.endswith(".json"):
+        return parse_size(given)
+    machine, dtype = Machine.read(given), precision(config.dtype).weights
+    rules = [f"{rule.spec}/{rule.transport}" if rule.transport else rule.spec for rule in config.rules().by_site.values()]
+    ranks, width = max(config.tp, config.dp, 2), config.hidden or 512
+    sizes = [pays_from(machine, rule, ranks, width, dtype) for rule in set(rules) if rule != "none"]
+    size = max(sizes, default=0)
+    say(f"tensors below {format_size(size)} are sent as they are (by {given})")
+    return size
 
 
 def _run_under_torchrun(config: Any, path: str | None) -> int:

@@ -102,13 +102,13 @@ def _reader(declared: Option) -> Callable[[str], str]:
     return check
 
 
-def parse_adapters(specs: Sequence[str]) -> dict[str, Path]:
+def parse_adapters(specs: Sequence[str]) -> dict[str, str | Path]:
     """Adapters from NAME=DIR, vLLM's JSON object {"name": ..., "path": ...} or a JSON list of those. Raises ConfigError."""
-    adapters: dict[str, Path] = {}
+    adapters: dict[str, str | Path] = {}
     for name, path in (pair for spec in specs if spec for pair in _adapters_of(spec)):
         if name in adapters:
             raise ConfigError(f"adapter name {name!r} is given twice")
-        adapters[name] = Path(path).expanduser()
+        adapters[name] = path if "://" in path else Path(path).expanduser()
     return adapters
 
 

@@ -191,7 +191,7 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
     ),
     _refused("a request's own chat template is not run", switches="trust_request_chat_template"),
     _refused("answers have the role assistant", response_role="assistant"),
-    _refused("the folder of the model says what it is", quantization="none", quantization_config="", hf_overrides="{}",
+    _refused("the folder of the model says what it is", quantization_config="", hf_overrides="{}",
              model_class_overrides="{}", rope_scaling="", rope_theta="", hf_config_path="", config_format="auto hf",
              model_impl="auto vllm", load_format="auto safetensors", pooler_config=""),
     _refused("only text is generated", runner="auto generate", convert="auto none", task="auto generate"),
@@ -244,7 +244,6 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
 SHORT_FLAGS: Mapping[str, str] = MappingProxyType(
     {
         "api_server_count": "-asc",
-        "quantization": "-q",
         "pipeline_parallel_size": "-pp",
         "nnodes": "-n",
         "node_rank": "-r",

@@ -85,6 +85,9 @@ class Compressor(ABC):
     by_rows: bool = True
     """Whether the last dimension has a meaning to it. If True, a transport may cut a tensor into pieces only between rows,
     where [..., width] counts as rows of ``width`` elements; if False, it may cut the flat tensor anywhere."""
+    resends_sums: bool = True
+    """Whether a sum of decoded messages can be encoded once more without losing most of it. A sum of sparse messages cannot: it
+    has up to W times as many entries as are sent, so the default transport gathers all messages, as the paper does."""
     is_learned: bool = False
     """Whether its parameters are trained with the model."""
     spec: str = ""

@@ -11,6 +11,7 @@ The order of exchanges of a site must be equal on all ranks: it seeds the shared
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -41,7 +42,9 @@ class _SiteExchange:
     """What both kinds of exchange share: books, the switch, and the running number.
 
     ``site`` names the entry of the ledger. ``transport`` and ``rule`` default to what the compressor asks for; a ``ledger`` and
-    a ``switch`` may be shared by all exchanges of a model. Raises ConfigError if the gradient rule needs another transport.
+    a ``switch`` may be shared by all exchanges of a model. Tensors of fewer than ``dense_below`` bytes are sent as they are:
+    below a link's break-even, coding takes longer than it saves. Raises ConfigError if the gradient rule needs another
+    transport.
     """
 
     def __init__(
@@ -52,10 +55,14 @@ class _SiteExchange:
         rule: GradientRule | None = None,
         ledger: Ledger | None = None,
         switch: Switch | None = None,
+        dense_below: int = 0,
+        *,
+        world_size: int,
     ) -> None:
         self.site = site
         self.compressor = compressor
-        self.transport = transport or get_transport(None, compressor)
+        self.dense_below = dense_below
+        self.transport = transport or get_transport(None, compressor, world_size)
         self.rule = rule or _default_rule(compressor, self.transport)
         if self.rule is GradientRule.AUTOGRAD and self.transport is not ALL_REDUCE:
             raise ConfigError(f"{site}: gradients through {compressor.spec} need all-reduce, not {self.transport.name}")
@@ -72,8 +79,12 @@ class _SiteExchange:
         self.step += 1
         return Context(self.batch if key == () else key, self.step)
 
-    def _now(self, transport: Transport) -> tuple[Transport, Compressor]:
-        if self.switch.is_on:
+    def _compresses(self, shape: Sequence[int], dtype: torch.dtype) -> bool:
+        """Whether a tensor like this is compressed now. Equal on all ranks, whose tensors are alike."""
+        return self.switch.is_on and math.prod(shape) * dtype.itemsize >= self.dense_below
+
+    def _now(self, transport: Transport, shape: Sequence[int], dtype: torch.dtype) -> tuple[Transport, Compressor]:
+        if self._compresses(shape, dtype):
             return transport, self.compressor
         return (ALL_REDUCE if transport is self.transport else transport), self._dense
 
@@ -86,7 +97,7 @@ class _SiteExchange:
 
     def _gradient(self, grad: Tensor, mask: Tensor | None, context: Context) -> Tensor:
         """Apply the rule to a gradient that is equal on all ranks."""
-        if self._same is not None and self.switch.is_on:
+        if self._same is not None and self._compresses(grad.shape, grad.dtype):
             with torch.no_grad():
                 return self._same.decode(self._same.encode(grad, context), grad.shape, grad.dtype, context)
         return grad if mask is None else grad * mask
@@ -105,7 +116,7 @@ class Exchange(_SiteExchange):
     """
 
     def __init__(self, site: str, compressor: Compressor, collective: Collective, **options: Any) -> None:
-        super().__init__(site, compressor, **options)
+        super().__init__(site, compressor, **options, world_size=collective.world_size)
         self.collective = collective
         self.member = Member(collective.rank, collective.world_size)
         if self.rule is GradientRule.AUTOGRAD:
@@ -116,7 +127,7 @@ class Exchange(_SiteExchange):
 
     def run(self, transport: Transport, x: Tensor, context: Context) -> Tensor:
         """Run one exchange without a gradient rule."""
-        transport, compressor = self._now(transport)
+        transport, compressor = self._now(transport, x.shape, x.dtype)
         self._plan(transport, compressor, x, self.member.world_size)
         steps: Steps = transport.steps(x, compressor, self.member, context)
         return drive(steps, self.collective, self._observe)
@@ -129,7 +140,7 @@ class Exchange(_SiteExchange):
     def reduce(self, x: Tensor, key: Hashable = ()) -> Tensor:
         """Return the compressed sum over ranks; the gradient follows the rule (operator g)."""
         context = self._next_context(key)
-        if self.rule is GradientRule.AUTOGRAD or not self.switch.is_on:
+        if self.rule is GradientRule.AUTOGRAD or not self._compresses(x.shape, x.dtype):
             return self.run(self.transport, x, context)
         return _Reduce.apply(x, self, context)
 
@@ -158,7 +169,7 @@ class Exchange(_SiteExchange):
     def send(self, x: Tensor, to_rank: int, key: Hashable = ()) -> None:
         """Encode and send a tensor to one rank of the group."""
         context = self._next_context(key)
-        _, compressor = self._now(self.transport)
+        _, compressor = self._now(self.transport, x.shape, x.dtype)
         message = compressor.encode(x.detach(), context)
         self.ledger.expect(self.site, compressor.wire_plan(x.shape, x.dtype).payload_bytes)
         self._count_send(message)
@@ -167,7 +178,7 @@ class Exchange(_SiteExchange):
     def receive(self, shape: Sequence[int], dtype: torch.dtype, from_rank: int, key: Hashable = ()) -> Tensor:
         """Receive and decode a tensor of that shape from one rank of the group."""
         context = self._next_context(key)
-        _, compressor = self._now(self.transport)
+        _, compressor = self._now(self.transport, shape, dtype)
         message = self.collective.receive(empty_message(compressor, shape, dtype), from_rank)
         return compressor.decode(message, shape, dtype, context)
 
@@ -186,13 +197,13 @@ class VirtualExchange(_SiteExchange):
     """A site's exchange among W virtual ranks of this process; trainable parameters are shared, memories are not."""
 
     def __init__(self, site: str, compressor: Compressor, world_size: int, **options: Any) -> None:
-        super().__init__(site, compressor, **options)
+        super().__init__(site, compressor, **options, world_size=world_size)
         self.replicas = [compressor] + [compressor.replica() for _ in range(world_size - 1)]
         self.world_size = world_size
 
     def run(self, transport: Transport, xs: Sequence[Tensor], context: Context) -> list[Tensor]:
         """Run one exchange; return what each rank would hold."""
-        transport, compressor = self._now(transport)
+        transport, compressor = self._now(transport, xs[0].shape, xs[0].dtype)
         self._plan(transport, compressor, xs[0], self.world_size)
         compressors = self.replicas if compressor is self.compressor else [compressor] * self.world_size
         members = [Member(rank, self.world_size) for rank in range(self.world_size)]
@@ -203,7 +214,7 @@ class VirtualExchange(_SiteExchange):
     def reduce(self, xs: Sequence[Tensor], key: Hashable = ()) -> Tensor:
         """Return the compressed sum of the ranks' tensors, which all ranks hold; the gradient follows the rule."""
         context = self._next_context(key)
-        if self.rule is GradientRule.AUTOGRAD or not self.switch.is_on:
+        if self.rule is GradientRule.AUTOGRAD or not self._compresses(xs[0].shape, xs[0].dtype):
             return self.run(self.transport, xs, context)[0]
         return _VirtualReduce.apply(self, context, *xs)
 

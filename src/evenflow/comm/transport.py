@@ -186,13 +186,18 @@ SUMS = {transport.name: transport for transport in (ALL_REDUCE, ONE_SHOT, TWO_SH
 """The transports a user may name."""
 
 
-def get_transport(name: str | None, compressor: Compressor) -> Transport:
-    """Return the transport of that name, or the default: all-reduce for linear compressors, two-shot for the others.
+def get_transport(name: str | None, compressor: Compressor, world_size: int) -> Transport:
+    """Return the transport of that name, or the default for this algebra and number of ranks.
+
+    Linear compressors: all-reduce. Others: one-shot between two ranks, where it sends as many bytes as two-shot in half the
+    operations and encodes once instead of twice, and for those whose sums cannot be encoded again; else two-shot.
 
     Raises RegistryError for an unknown name and ConfigError for an all-reduce of what cannot be added up.
     """
     if name is None:
-        return ALL_REDUCE if compressor.algebra is Algebra.LINEAR else TWO_SHOT
+        if compressor.algebra is Algebra.LINEAR:
+            return ALL_REDUCE
+        return TWO_SHOT if compressor.resends_sums and world_size > 2 else ONE_SHOT
     if name not in SUMS:
         raise RegistryError(f"unknown transport {name!r}; known: {', '.join(SUMS)}")
     if name == "all-reduce" and compressor.algebra is not Algebra.LINEAR:

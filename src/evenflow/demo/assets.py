@@ -91,16 +91,22 @@ def _base_shape() -> ModelShape:
 
 
 def random_adapter(
-    path: Path, seed: int, *, lora_rank: int = 4, target_modules: Sequence[str] = ("q_proj", "v_proj"), scale: float = 0.02
+    path: Path,
+    seed: int,
+    *,
+    shape: ModelShape | None = None,
+    lora_rank: int = 4,
+    target_modules: Sequence[str] = ("q_proj", "v_proj"),
+    scale: float = 0.02,
 ) -> Path:
-    """Write a PEFT adapter folder for the embedded model with random weights; return ``path``.
+    """Write a PEFT adapter folder with random weights for a model of ``shape``, by default the embedded one; return ``path``.
 
     Equal arguments give equal files; another seed gives other weights, so another digest. ``scale`` is the size of
     the change relative to a typical weight of the base: small enough that the answers stay readable.
     Needs numpy and safetensors only, about a millisecond each.
     """
     rng = np.random.default_rng([seed, lora_rank])
-    shape = _base_shape()
+    shape = shape or _base_shape()
     tensors: dict[str, np.ndarray] = {}
     for layer in range(shape.num_layers):
         for module in target_modules:

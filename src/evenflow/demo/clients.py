@@ -38,7 +38,9 @@ class ClientPlan:
     adapters: tuple[str, ...]
     """Its requests are spread over these models."""
     page_tokens: tuple[int, int] | None = None
-    """It asks for pages of the town book of so many tokens (least, most), not streamed; None: it asks questions in a chat."""
+    """It has texts continued by so many tokens (least, most), not streamed; None: it asks questions in a chat."""
+    beginnings: tuple[str, ...] = ()
+    """The texts. Required with ``page_tokens``."""
     questions: tuple[str, ...] = ()
     """What a client that chats asks; each request draws one. Required unless ``page_tokens`` is given."""
 
@@ -46,7 +48,7 @@ class ClientPlan:
         """Draw the next request: (path, body)."""
         model = rng.choice(self.adapters)
         if self.page_tokens:
-            begin = rng.choice(("The bakery", "Prices at the", "On a rainy", "Milo Frost", "One Monday", "The lighthouse is"))
+            begin = rng.choice(self.beginnings)
             return "/v1/completions", {
                 "model": model, "prompt": begin, "max_tokens": rng.randint(*self.page_tokens), "ignore_eos": True,
                 "temperature": 0.7, "seed": rng.randrange(1 << 30),

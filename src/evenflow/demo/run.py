@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from evenflow.base.errors import ConfigError
-from evenflow.demo.assets import EXAMPLE_PROMPTS, adapter_paths, model_path, questions, random_adapter
+from evenflow.demo.assets import random_adapter
 from evenflow.demo.clients import ClientPlan
 from evenflow.demo.contest import Round, play_round
 from evenflow.demo.present import BASE_VOICE, Sample, headline, report_page, result_table, sample_lines
 from evenflow.demo.server_process import ServerProcess, terminated_as_interrupted
+from evenflow.demo.stage import Stage, embedded_stage
+from evenflow.serving.models.model_config import load_config
 
 Tell = Callable[[str, float], None]
 """Called with what is going on and how far it is, from 0 to 1."""
@@ -46,8 +48,8 @@ class DemoOptions:
     greedy: int = 64
     """Requests the greedy client keeps in flight."""
     max_num_seqs: int = 16
-    memory: str = "12MiB"
-    """The arena: small on purpose, so that the adapters do not all fit and are evicted and loaded again."""
+    stage: Stage = field(default_factory=embedded_stage)
+    """Model, trained adapters and questions."""
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, allowed: str) -> None:
@@ -60,15 +62,16 @@ class DemoOptions:
         check(not self.report.is_dir(), "report", "a file")
 
 
-def client_plans(adapters: list[str], greedy: int) -> list[ClientPlan]:
+def client_plans(adapters: list[str], greedy: int, stage: Stage) -> list[ClientPlan]:
     """Return the four clients, the greedy one first; every client's requests are spread over many adapters."""
     quarter = max(1, len(adapters) // 4)
-    asked = questions()
     own = [tuple(adapters[i * quarter : (i + 1) * quarter]) for i in range(4)]
+    trained = list(stage.adapters)
+    voices_of = [tuple(trained[i::3]) or (BASE_VOICE,) for i in range(3)]
     quiet = [
-        ("anna", ("json", "brief"), 2, 0.10, own[1]),
-        ("ben", ("pirate", "verse"), 3, 0.15, own[2]),
-        ("cleo", ("guide", "shout"), 4, 0.20, own[3]),
+        ("anna", voices_of[0], 2, 0.10, own[1]),
+        ("ben", voices_of[2], 3, 0.15, own[2]),
+        ("cleo", voices_of[1], 4, 0.20, own[3]),
     ]
     plans = [
         ClientPlan(
@@ -79,6 +82,7 @@ def client_plans(adapters: list[str], greedy: int) -> list[ClientPlan]:
             starts_s=0.0,
             adapters=tuple(adapters) or (BASE_VOICE,),
             page_tokens=(64, 128),
+            beginnings=stage.beginnings,
         )
     ]
     for name, voices, people, pause_s, others in quiet:
@@ -92,7 +96,7 @@ def client_plans(adapters: list[str], greedy: int) -> list[ClientPlan]:
                 pause_s=pause_s,
                 starts_s=1.0,
                 adapters=voices * share + others,
-                questions=asked,
+                questions=stage.questions,
             )
         )
     return plans
@@ -106,11 +110,11 @@ async def _ask(http: httpx.AsyncClient, model: str, prompt: str) -> str:
     return text
 
 
-async def take_samples(http: httpx.AsyncClient, voices: list[str]) -> list[Sample]:
+async def take_samples(http: httpx.AsyncClient, voices: list[str], prompts: Sequence[str]) -> list[Sample]:
     """Ask every voice every example prompt, all at once."""
-    answers = await asyncio.gather(*(_ask(http, voice, prompt) for prompt in EXAMPLE_PROMPTS for voice in voices))
+    answers = await asyncio.gather(*(_ask(http, voice, prompt) for prompt in prompts for voice in voices))
     found = iter(answers)
-    return [Sample(prompt, {voice: next(found) for voice in voices}) for prompt in EXAMPLE_PROMPTS]
+    return [Sample(prompt, {voice: next(found) for voice in voices}) for prompt in prompts]
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
@@ -124,11 +128,10 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         _Teller(console) as tell,
     ):
         folder = Path(scratch)
-        folders = _write_adapters(folder, options.num_adapters, tell)
-        plans = client_plans(list(folders), options.greedy)
-        console.print(
-            f"{len(adapter_paths())} trained and {len(folders):,} random LoRA adapters for one model of 3 M parameters"
-        )
+        stage = options.stage
+        folders = _write_adapters(folder, options.num_adapters, stage, tell)
+        plans = client_plans(list(folders), options.greedy, stage)
+        console.print(f"{len(stage.adapters)} trained and {len(folders):,} random LoRA adapters for {stage.title}")
         for policy in POLICIES:
             wanted = samples if policy == POLICIES[-1] else None
             played = _play(policy, options, folder / f"{policy}.log", folders, plans, tell, wanted)
@@ -148,12 +151,13 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     return 0
 
 
-def _write_adapters(folder: Path, count: int, tell: Tell) -> dict[str, Path]:
+def _write_adapters(folder: Path, count: int, stage: Stage, tell: Tell) -> dict[str, Path]:
     folders: dict[str, Path] = {}
+    shape = load_config(stage.model).shape
     try:
         for i in range(count):
             name = f"tenant-{i:04d}"
-            folders[name] = random_adapter(folder / name, i, lora_rank=_RANKS[i % len(_RANKS)])
+            folders[name] = random_adapter(folder / name, i, shape=shape, lora_rank=_RANKS[i % len(_RANKS)])
             tell("writing adapters", (i + 1) / count)
     except OSError as error:
         raise ConfigError(f"cannot write {count} random adapters to {folder}: {error.strerror or error}") from error
@@ -165,9 +169,9 @@ def _play(
     samples: list[Sample] | None,
 ) -> Round:  # fmt: skip
     """Play one round on a server of its own; afterwards fill ``samples``, if a list is given."""
-    trained = adapter_paths()
-    arguments = [str(model_path()), "--served-model-name", BASE_VOICE, "--policy", policy]
-    arguments += ["--memory", options.memory, "--max-num-seqs", str(options.max_num_seqs)]
+    trained = options.stage.adapters
+    arguments = [str(options.stage.model), "--served-model-name", BASE_VOICE, "--policy", policy]
+    arguments += ["--memory", options.stage.memory, "--max-num-seqs", str(options.max_num_seqs)]
     arguments += [
         "--adapter-cache",
         str(log.parent / "cache"),
@@ -177,7 +181,7 @@ def _play(
     async def keep_samples(http: httpx.AsyncClient) -> None:
         if samples is not None:
             tell("asking every trained adapter", 0.0)
-            samples.extend(await take_samples(http, [BASE_VOICE, *trained]))
+            samples.extend(await take_samples(http, [BASE_VOICE, *trained], options.stage.example_prompts))
 
     with ServerProcess(arguments, log) as server:
         start_s = server.wait_ready(_READY_TIMEOUT_S, lambda seconds: tell(f"{policy}: starting the server", seconds / 30))

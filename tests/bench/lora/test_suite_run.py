@@ -13,7 +13,7 @@ import pytest
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.bench.lora.lora_page import lora_page
 from evenflow.bench.lora.suite_run import LoRAOptions, SuiteRun, plan_samples
-from evenflow.bench.lora.suites import SUITES, suite
+from evenflow.bench.lora.suites import SUITES, LoRASuite, suite
 from evenflow.bench.lora.tables import explained_ratio, paired, suite_table, total_ratio
 from evenflow.cli.main import main
 
@@ -55,8 +55,13 @@ def small(name: str, **changes):
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory):
+    """A document of two suites."""
+    return measured(tmp_path_factory.mktemp("lora"), [small("adapters", rounds=1), small("ranks", rounds=1)])
+
+
+@pytest.fixture(scope="module")
+def whole_document(tmp_path_factory):
     """One small document of every way of measuring that needs no peer."""
-    folder = tmp_path_factory.mktemp("lora")
     suites = [
         small("adapters", rounds=2),
         small("memory", rounds=1),
@@ -67,6 +72,11 @@ def document(tmp_path_factory):
         small("ranks", rounds=1),
         replace(small("operators"), cases=(SUITES["operators"].cases[1],)),
     ]
+    return measured(tmp_path_factory.mktemp("lora"), suites)
+
+
+def measured(folder: Path, suites: list[LoRASuite]) -> dict:
+    """What the suites leave behind in ``folder``, after a second run that finds everything done."""
     run = SuiteRun(folder / "lora.json", OPTIONS, folder / "cache")
     planned = plan_samples(suites, [], None)
     counts = run.run(planned)
@@ -76,8 +86,9 @@ def document(tmp_path_factory):
     return json.loads((folder / "lora.json").read_text())
 
 
-def test_every_suite_has_its_samples(document):
-    results = document["results"]
+@pytest.mark.slow
+def test_every_suite_has_its_samples(whole_document):
+    results = whole_document["results"]
     assert len(results) == 8
     adapters = results["adapters"]["cases"]
     assert [len(case["samples"]["unified"]) for case in adapters.values()] == [2, 2]
@@ -100,9 +111,10 @@ def test_a_held_batch_stays_what_it_is(document):
             assert samples[0]["sequences"] == 4 * samples[0]["steps"] == samples[0]["output_tokens"]
 
 
-def test_page_and_tables_show_every_suite(document, tmp_path):
-    page = lora_page(document).html()
-    for name, result in document["results"].items():
+@pytest.mark.slow
+def test_page_and_tables_show_every_suite(whole_document, tmp_path):
+    page = lora_page(whole_document).html()
+    for name, result in whole_document["results"].items():
         headers, rows = suite_table(result)
         assert rows
         assert all(len(row) == len(headers) for row in rows)
@@ -163,6 +175,7 @@ def test_unknown_names_are_told_with_the_known():
         suite("x")
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_runs_where_no_web_framework_is_installed(tmp_path, monkeypatch):
     """A GPU machine may have torch, triton and numba alone: the command and its measuring process need no more."""

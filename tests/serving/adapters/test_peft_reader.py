@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from evenflow.base.errors import AdapterNotFound, AdapterRejected
 from evenflow.serving.adapters.peft_config import read_rules
+from evenflow.serving.adapters.peft_format import factor_names
 from evenflow.serving.adapters.peft_reader import read_adapter
 from evenflow.serving.core.shape import MODULES
 from evenflow.serving.models.model_config import parse_config
@@ -117,11 +119,16 @@ def test_fields_at_their_defaults_and_training_fields_are_ignored(folder):
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
-        ({"use_dora": True}, "use_dora is True"),
+        ({"use_dora": True}, "has no lora_magnitude_vector, but use_dora is true"),
+        ({"use_dora": "yes"}, "use_dora is 'yes'"),
         ({"bias": "all"}, "bias is 'all'"),
-        ({"lora_bias": True}, "lora_bias is True"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices is [1]"),
+        ({"lora_bias": True}, "has no lora_B.bias, but lora_bias is true"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, which has no weight"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head'"),
+        ({"modules_to_save": ["score"]}, "modules_to_save names score, which has no weight here; supported"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices names embed_tokens, which has no rows"),
+        ({"trainable_token_indices": [-1]}, "trainable_token_indices is [-1]"),
+        ({"trainable_token_indices": {"lm_head": []}}, "trainable_token_indices is {'lm_head': []}"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
         ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
@@ -153,8 +160,8 @@ def test_fields_at_their_defaults_and_training_fields_are_ignored(folder):
         ({"layers_to_transform": "all"}, "layers_to_transform is 'all'"),
         ({"target_modules": "all-linear", "layers_to_transform": [0]}, "cannot be used when target_modules is a string"),
         ({"layers_pattern": "layers"}, "layers_pattern is given without layers_to_transform"),
-        ({"target_modules": [*MODULES, "lm_head"]}, "target_modules names lm_head"),
-        ({"target_modules": [*MODULES, "embed_tokens"]}, "target_modules names model.embed_tokens"),
+        ({"target_modules": [*MODULES, "lm_head"]}, "lm_head is named by target_modules, but has no tensors"),
+        ({"target_modules": [*MODULES, "embed_tokens"]}, "model.embed_tokens is named by target_modules, but has no tensors"),
     ],
 )
 def test_configs_that_are_not_plain_lora_are_refused(folder, changes, reason):
@@ -165,12 +172,27 @@ def test_configs_that_are_not_plain_lora_are_refused(folder, changes, reason):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda t: t.update({"extra": torch.ones(1)}), "extra belongs to no linear"),
-        (lambda t: t.update({Q0 + ".lora_magnitude_vector": torch.ones(64)}), "lora_magnitude_vector belongs to no linear"),
+        (lambda t: t.update({"extra": torch.ones(1)}), "extra belongs to no part"),
+        (
+            lambda t: t.update({Q0 + ".lora_magnitude_vector": torch.ones(64)}),
+            "has a lora_magnitude_vector, but use_dora is false",
+        ),
+        (lambda t: t.update({Q0 + ".lora_B.bias": torch.ones(64)}), "has a lora_B.bias, but lora_bias is false"),
+        (lambda t: t.update({Q0 + ".weight": torch.ones(64, 64)}), "q_proj.weight is a weight of the base model"),
+        (
+            lambda t: t.update({Q0.replace("self_attn.q_proj", "input_layernorm.weight"): torch.ones(64)}),
+            "modules_to_save does not",
+        ),
+        (lambda t: t.update({Q0.replace("base_model.model.", "") + ".lora_A.weight": torch.ones(4, 64)}), "says again what"),
+        (lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(320, 63)}), "lm_head.weight has shape [320, 63]"),
+        (
+            lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(900_000, 1)}),
+            "config and base model say [320, 64]",
+        ),
         (lambda t: t.update({Q0.replace(".0.", ".2.") + ".lora_A.weight": torch.ones(4, 64)}), "layers.2.self_attn"),
         (lambda t: t.update({Q0.replace(".0.", ".00.") + ".lora_A.weight": torch.ones(4, 64)}), "layers.00.self_attn"),
         (lambda t: t.update({Q0.replace("self_attn", "mlp") + ".lora_A.weight": torch.ones(4, 64)}), "mlp.q_proj"),
-        (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(4, 64)}), "lm_head.lora_A.weight"),
+        (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(4, 64)}), "lm_head has lora_A alone"),
         (lambda t: t.pop(Q0 + ".lora_A.weight"), "model.layers.0.self_attn.q_proj has lora_B alone"),
         (lambda t: [t.pop(Q0 + f".lora_{p}.weight") for p in "AB"], "is named by target_modules, but has no tensors"),
         (
@@ -202,11 +224,11 @@ def test_tensors_that_the_config_does_not_name_are_refused(folder):
 
 
 def test_all_reasons_come_at_once(folder):
-    edit_config(folder, use_dora=True, bias="all", r=-1, init_lora_weights="pissa")
+    edit_config(folder, use_qalora=True, bias="all", r=-1, init_lora_weights="pissa")
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     text = " ".join(reasons_of(folder))
-    for part in ("use_dora", "bias", "r is -1", "pissa", "truncated"):
+    for part in ("use_qalora", "bias", "r is -1", "pissa", "truncated"):
         assert part in text
 
 
@@ -229,11 +251,40 @@ def test_files_that_are_missing_or_broken(folder, tmp_path):
         assert any("truncated or no safetensors file" in reason for reason in reasons_of(folder))
     weights.unlink()
     (folder / "adapter_model.bin").write_bytes(b"x")
-    assert any("pickle" in reason for reason in reasons_of(folder))
+    assert any("weights-only loader" in reason for reason in reasons_of(folder))
     weights.write_bytes(whole)
     for broken in ("", "[]", "{"):
         (folder / "adapter_config.json").write_text(broken)
         assert any("adapter_config.json" in reason for reason in reasons_of(folder))
+
+
+class _Evil:
+    def __reduce__(self):
+        return (open, ("/tmp/evenflow-was-here", "w"))
+
+
+@pytest.mark.parametrize("content", [{"a": _Evil()}, {"a": 1}, [torch.ones(1)], {1: torch.ones(1)}, torch.ones(1)])
+def test_files_of_torch_make_nothing_but_tensors(folder, content):
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(content, folder / "adapter_model.bin")
+    assert any("adapter_model.bin" in reason for reason in reasons_of(folder))
+    assert not Path("/tmp/evenflow-was-here").exists()
+
+
+def test_dora_without_the_base_weights_is_refused(folder):
+    edit_config(folder, use_dora=True)
+    linears = [(layer, module) for layer in range(SHAPE.num_layers) for module in MODULES]
+    width = SHAPE.module_widths
+    edit_tensors(
+        folder,
+        lambda t: t.update(
+            {
+                factor_names(layer, m)[0].replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(width(m)[1])
+                for layer, m in linears
+            }
+        ),
+    )
+    assert any("has DoRA, for which the base weight" in reason for reason in reasons_of(folder))
 
 
 def test_identity_is_what_decides_the_outputs(tmp_path):

@@ -6,6 +6,7 @@ from evenflow.serving.backends.attention.torch_attention import TorchAttention
 from evenflow.serving.backends.devices.batch import build_batch
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
+from evenflow.serving.backends.lora.side_weights import SidedLoRA, SideWeights
 from evenflow.serving.backends.lora.torch_lora import TorchLoRA
 from evenflow.serving.core.plan import PlannedSequence, SampleSpec, StepPlan
 from evenflow.serving.core.request import RequestId
@@ -31,6 +32,7 @@ class Harness:
         self.lora: LoRABackend = TorchLoRA(self.storage)
         if shard and shard.exchanged:
             self.lora = ExchangedLoRA(self.lora, shard, group)
+        self.lora = SidedLoRA(self.lora, SideWeights(self.storage, config.shape.vocab_size))
         self.model.bind(self.attention, self.lora)
         self._next_page = num_pages
 

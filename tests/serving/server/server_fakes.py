@@ -104,6 +104,7 @@ class FakeEngine:
         self.weights: dict[str, float] = {}
         self.infos: dict[str, AdapterInfo] = {}
         self.num_loads = 0
+        self.combined: list[list[tuple[str, float]]] = []
         self.purged: list[str] = []
         self.fail_with: RequestOutput | None = None
         """Sent instead of token number ``fail_at``."""
@@ -225,6 +226,13 @@ class FakeEngine:
             raise AdapterExists(f"{name} is taken")
         digest = hashlib.sha256(content).hexdigest()
         self.infos[name] = AdapterInfo(name, digest, 8, 4096, 1, "host", False, 0, ["q_proj"])
+        return [self.infos[name]]
+
+    async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
+        await asyncio.sleep(0)
+        self.combined.append(list(parts))
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+        self.infos[name] = AdapterInfo(name, digest, 16, 8192, 2, "host", False, 0, ["q_proj"])
         return [self.infos[name]]
 
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:

@@ -248,7 +248,7 @@ def test_names_of_two_parts_and_links_as_platforms_make_them(tmp_path, caplog):
         "org/deep": "its adapter_config.json is missing",
         "models--a--b": "its adapter_config.json is missing",
         "empty": "its adapter_config.json is missing",
-        "bad\nname": "its name is not allowed: one or two parts, printable, not hidden, no blanks around them",
+        "bad\nname": "its name is not allowed: at most six parts, printable, not hidden, no blanks around them",
     }
     assert len(caplog.records) == 5
     folder.names()

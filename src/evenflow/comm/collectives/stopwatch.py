@@ -60,6 +60,7 @@ class TimedCompressor(Compressor):
         self.stopwatch = stopwatch
         self.algebra, self.rounds, self.gradient = inner.algebra, inner.rounds, inner.gradient
         self.by_rows, self.is_learned, self.spec = inner.by_rows, inner.is_learned, inner.spec
+        self.resends_sums = inner.resends_sums
 
     def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:
         return self.inner.wire_plan(shape, dtype)

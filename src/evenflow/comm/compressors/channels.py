@@ -31,6 +31,8 @@ class ChannelInt(Compressor):
         super().__init__()
         self.bits = bits
         self.is_paper_form = is_paper_form
+        # The published code gathers every rank's message and never encodes a sum.
+        self.resends_sums = not is_paper_form
         self.scale_dtype = torch.float16 if is_paper_form else torch.float32
 
     def wire_plan(self, shape: Shape, dtype: torch.dtype) -> WirePlan:

@@ -83,6 +83,7 @@ class ErrorFeedback(Compressor):
         self.algebra = inner.algebra
         self.rounds = inner.rounds
         self.by_rows = inner.by_rows
+        self.resends_sums = inner.resends_sums
         self.is_learned = inner.is_learned
         # The carried error is a constant, so the derivative is the inner one.
         self.gradient = inner.gradient

@@ -63,6 +63,7 @@ class TopK(Compressor):
     """The k entries of largest magnitude. Message: indices [k], then values [k] in ``value_dtype`` or x's own."""
 
     by_rows = False
+    resends_sums = False
     gradient = GradientRule.STRAIGHT_THROUGH
 
     def __init__(

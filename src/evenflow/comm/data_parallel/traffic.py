@@ -55,7 +55,7 @@ class DataParallelTraffic:
         if compressor.is_learned or compressor.spec.startswith("caat"):
             raise ConfigError(f"{site}={spec}; allowed: a compressor that is not trained and sums all channels")
         books: dict[str, Any] = {"ledger": self.ledger, "switch": self.switch}
-        chosen = get_transport(transport, compressor)
+        chosen = get_transport(transport, compressor, self.collective.world_size)
         if self.stopwatch is not None:
             compressor = TimedCompressor(compressor, self.stopwatch)
         return Exchange(site, compressor, self.collective, transport=chosen, **books)

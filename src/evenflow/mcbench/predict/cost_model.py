@@ -70,7 +70,7 @@ def exchange_s(
     name, _, transport = rule.rpartition("/")
     spec = name or rule
     compressor = get_compressor(spec)
-    chosen = get_transport(transport if name else None, compressor)
+    chosen = get_transport(transport if name else None, compressor, world_size)
     carried = str(compressor.message_dtype(dtype)).removeprefix("torch.")
     time_s = 0.0
     for kind, size in chosen.operations(compressor, (rows, width), dtype, world_size):
@@ -201,6 +201,19 @@ def winning_ranges(
     if start is not None:
         ranges.append((start, None))
     return ranges
+
+
+def pays_from(machine: Machine, rule: str, world_size: int, width: int = 1024, dtype: torch.dtype = torch.float32) -> int:
+    """Return the dense size, in bytes, from which on ``compressor[/transport]`` is faster than a dense sum.
+
+    Raises ConfigError if it is not, at any size, or was not calibrated.
+    """
+    ranges = winning_ranges(machine, rule, world_size, width, dtype)
+    if not ranges or ranges[-1][1] is not None:
+        raise ConfigError(
+            f"{rule} over {world_size} ranks on {machine.link} does not pay for large messages by this calibration"
+        )
+    return ranges[-1][0]
 
 
 def gradients_s(

@@ -47,6 +47,8 @@ class RunConfig:
     """0: the task's default."""
     batch: int = 0
     rate: float = 0.0
+    dense_below: int = 0
+    """Bytes: smaller tensors are sent as they are."""
     link: str = "unlimited"
     emulate: bool = False
     """Virtual ranks in this process instead of real ones."""
@@ -107,7 +109,12 @@ class RunConfig:
     def rules(self) -> CompressionRules:
         """Return the rules as values."""
         return CompressionRules.parse(
-            self.compress, self.layers, self.modules, warmup_steps=self.warmup_steps, gradients=parse_gradients(self.gradient)
+            self.compress,
+            self.layers,
+            self.modules,
+            warmup_steps=self.warmup_steps,
+            gradients=parse_gradients(self.gradient),
+            dense_below=self.dense_below,
         )
 
     def training(self) -> Schedule:

@@ -31,7 +31,7 @@ def boundary_rule(rules: CompressionRules) -> GradientRule:
     forward, backward = rules.by_site.get("pp.forward"), rules.by_site.get("pp.backward")
     if forward is None:
         return GradientRule.STRAIGHT_THROUGH
-    compressor, _ = forward.make()
+    compressor, _ = forward.make(2)
     asked = rules.gradients.get("pp.forward")
     rule = asked or GradientRule.STRAIGHT_THROUGH
     if compressor.is_learned:
@@ -102,8 +102,8 @@ class Boundary:
         self.rule = boundary_rule(rules)
         # Sender and receiver keep memories of their own. Parameters are shared, as one process trains them.
         forward = rules.rule("pp.forward")
-        self.compressor = forward.make()[0]
-        receiver = self.compressor if self.rule is GradientRule.AUTOGRAD else forward.make()[0]
+        self.compressor = forward.make(2)[0]
+        receiver = self.compressor if self.rule is GradientRule.AUTOGRAD else forward.make(2)[0]
         self.forward_pair = (self.compressor, receiver)
         self.backward_pair = (get_compressor(backward_spec(rules)), get_compressor(backward_spec(rules)))
         self.number = 0

@@ -39,8 +39,9 @@ def compress_megatron(model: nn.Module, spec: str, modules: str = ".*", *, ledge
     for seed, layer in enumerate(chosen):
         if layer.sequence_parallel:
             raise ConfigError("sequence-parallel RowParallelLinear scatters its sum; allowed: sequence_parallel=False")
-        compressor, transport = rules.rule("tp.forward").make()
-        exchange = Exchange("tp.forward", compressor, TorchCollective(layer.tp_group), transport=transport, ledger=books)
+        collective = TorchCollective(layer.tp_group)
+        compressor, transport = rules.rule("tp.forward").make(collective.world_size)
+        exchange = Exchange("tp.forward", compressor, collective, transport=transport, ledger=books)
         compressor.prepare(layer.output_size, seed, dtype=layer.weight.dtype, device=layer.weight.device)
         learned.extend(compressor.parameters())
         layer.forward = _forward(layer, exchange)

@@ -24,10 +24,10 @@ class Rule:
     spec: str
     transport: str | None = None
 
-    def make(self) -> tuple[Compressor, Transport]:
-        """Return a fresh compressor and its transport. Raises RegistryError or ConfigError."""
+    def make(self, world_size: int) -> tuple[Compressor, Transport]:
+        """Return a fresh compressor and its transport among so many ranks. Raises RegistryError or ConfigError."""
         compressor = get_compressor(self.spec)
-        return compressor, get_transport(self.transport, compressor)
+        return compressor, get_transport(self.transport, compressor, world_size)
 
 
 DENSE = Rule("none")
@@ -47,7 +47,7 @@ def parse_rules(text: str) -> dict[str, Rule]:
             raise RegistryError(f"unknown site {site!r}; known: tp, sp, pp, dp, {', '.join(WIRE_SITES)}")
         spec, slash, transport = value.rpartition("/")
         rule = Rule(spec.strip(), transport.strip()) if slash else Rule(value)
-        rule.make()
+        rule.make(world_size=2)  # whatever the number of ranks: what cannot work is said here
         for name in sites:
             if name in rules:
                 raise ConfigError(f"two rules for {name}: {rules[name].spec} and {rule.spec}")
@@ -116,6 +116,8 @@ class CompressionRules:
     warmup_steps: int = 0
     """Dense for so many optimiser steps."""
     active_at_eval: bool = True
+    dense_below: int = 0
+    """Tensors of fewer bytes than this are sent as they are."""
     gradients: Mapping[str, GradientRule] = field(default_factory=dict)
     """Gradient rules of tp.forward and pp.forward; each compressor's own where none is given."""
 
@@ -126,6 +128,8 @@ class CompressionRules:
             raise ConfigError(f"module pattern {self.modules!r}: {error}") from None
         if self.is_sequence_parallel and any(site.startswith("tp") for site in self.by_site):
             raise ConfigError("rules for sp and tp: sequence parallelism has gathers and scatters in the place of tp's sums")
+        if self.dense_below < 0:
+            raise ConfigError(f"dense below {self.dense_below} bytes; allowed: 0 or more")
         if self.warmup_steps < 0:
             raise ConfigError(f"warm-up of {self.warmup_steps} steps; allowed: 0 or more")
 

@@ -100,7 +100,7 @@ def attach_sequence(
 ) -> None:
     """Cut the model and put gathers and scatters into it. Raises ConfigError for compressors that are trained."""
     for site in ("sp.forward", "sp.backward"):
-        compressor, _ = rules.rule(site).make()
+        compressor, _ = rules.rule(site).make(wiring.world_size)
         if compressor.is_learned:
             raise ConfigError(f"{site}={compressor.spec}: gathers and scatters take no trained compressors")
     named = dict(model.named_modules())

@@ -118,11 +118,11 @@ class GroupWiring:
         self.rank, self.world_size = collective.rank, collective.world_size
 
     def exchange(self, site: str, rules: CompressionRules, is_chosen: bool, compression: Compression) -> Exchange:
-        compressor, transport = rules.rule(site, is_chosen).make()
+        compressor, transport = rules.rule(site, is_chosen).make(self.world_size)
         rule = rules.gradients.get(site) if is_chosen else None
         if self.stopwatch is not None:
             compressor = TimedCompressor(compressor, self.stopwatch)
-        books = {"ledger": compression.ledger, "switch": compression.switch}
+        books = {"ledger": compression.ledger, "switch": compression.switch, "dense_below": rules.dense_below}
         return Exchange(site, compressor, self.collective, transport=transport, rule=rule, **books)
 
     def row(self, module: nn.Module, exchange: Exchange) -> None:
@@ -201,9 +201,9 @@ class VirtualWiring:
             raise ConfigError(
                 "caat keeps different channels on each rank and cannot be emulated in one model; start real ranks"
             )
-        compressor, transport = rule.make()
+        compressor, transport = rule.make(self.world_size)
         gradient = rules.gradients.get(site) if is_chosen else None
-        books = {"ledger": compression.ledger, "switch": compression.switch}
+        books = {"ledger": compression.ledger, "switch": compression.switch, "dense_below": rules.dense_below}
         return VirtualExchange(site, compressor, self.world_size, transport=transport, rule=gradient, **books)
 
     def row(self, module: nn.Module, exchange: VirtualExchange) -> None:

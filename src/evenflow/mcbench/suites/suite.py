@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from evenflow.base.errors import ConfigError, EvenFlowError, RegistryError, WireError
-from evenflow.comm import DEFAULT_SPECS
+from evenflow.comm import DEFAULT_SPECS, get_compressor
+from evenflow.comm.compressor import Algebra
 from evenflow.mcbench.names import MODELS, STUDIES, SUITES
 from evenflow.mcbench.runs.benchmark_models import hidden_of
 from evenflow.mcbench.runs.pretrain import Backbones
@@ -121,6 +122,12 @@ def _paper(bases: Sequence[RunConfig]) -> list[_Case]:
     return cases
 
 
+def two_shot(spec: str) -> str:
+    """Return a rule with the transport that larger groups have by default: two ranks stand for them in these suites."""
+    compressor = get_compressor(spec)
+    return f"{spec}/two-shot" if compressor.algebra is Algebra.NONLINEAR and compressor.resends_sums else spec
+
+
 def _modern(bases: Sequence[RunConfig]) -> list[_Case]:
     """Every registered method, forward and in both directions, at TP 2, in all layers."""
     cases = []
@@ -132,7 +139,7 @@ def _modern(bases: Sequence[RunConfig]) -> list[_Case]:
         layout = replace(base, tp=2, layers="all")
         cases.append(_Case((which, -1), layout))
         for order, spec in enumerate(specs):
-            spec = narrow.get(spec, spec)
+            spec = two_shot(narrow.get(spec, spec))
             cases.append(_Case((which, order), replace(layout, compress=f"tp.forward={spec}")))
             cases.append(_Case((2 + which, order), replace(layout, compress=f"tp={spec}")))
     return cases

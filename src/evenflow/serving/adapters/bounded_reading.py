@@ -24,7 +24,9 @@ from typing import Any
 from evenflow.base.children import ChildProcess, error_from_name
 from evenflow.base.errors import AdapterRejected, AdapterUnavailable
 from evenflow.serving.adapters.adapter_files import FileState
-from evenflow.serving.adapters.peft_reader import WEIGHTS_FILE, max_weights_bytes
+from evenflow.serving.adapters.base_weights import BaseWeights
+from evenflow.serving.adapters.peft_reader import max_weights_bytes
+from evenflow.serving.adapters.tensor_source import weights_file
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.memory.layout import ArenaLayout
 
@@ -41,11 +43,15 @@ _FATAL_SIGNALS = (-4, -6, -7, -8, -11)
 
 
 class BoundedReading:
-    """``AdapterReading``. ``timeout_s``: for a small folder. ``roots``: folders where any adapter's links may lead."""
+    """``AdapterReading``. ``timeout_s``: for a small folder. ``roots``: folders where any adapter's links may lead.
 
-    def __init__(self, timeout_s: float, roots: Sequence[Path] = ()) -> None:
+    ``base``: the base model's, with which some adapters are worked out.
+    """
+
+    def __init__(self, timeout_s: float, roots: Sequence[Path] = (), base: BaseWeights | None = None) -> None:
         self._timeout_s = timeout_s
         self._roots = tuple(roots)
+        self._base = None if base is None else (base.folder, base.is_tied)
         self._idle: list[_Reader] = []
         self._busy: set[_Reader] = set()
         self._lock = threading.Lock()
@@ -55,9 +61,9 @@ class BoundedReading:
         """See AdapterReading."""
         bound = max_weights_bytes(layout.whole_shape, max_lora_rank)
         with contextlib.suppress(OSError):
-            bound = min(bound, (path / WEIGHTS_FILE).stat().st_size)
+            bound = min(bound, (path / weights_file(path)).stat().st_size)
         timeout_s = self._timeout_s + bound / BYTES_PER_S
-        request = ("read", path, layout, max_lora_rank, (*allowed, *self._roots), bound)
+        request = ("read", path, layout, max_lora_rank, (*allowed, *self._roots), bound, self._base)
         while True:
             reader, is_new = self._take()
             try:
@@ -124,6 +130,7 @@ class BoundedAdapter:
         self.digest = AdapterDigest(told["digest"])
         self.num_bytes: int = told["num_bytes"]
         self.base_model: str = told["base_model"]
+        self.depends_on_base: bool = told["depends_on_base"]
         self.warnings: list[str] = told["warnings"]
         self.states: list[FileState] = told["states"]
 
@@ -194,6 +201,9 @@ class _Reader:
         used_s = self._processor_s()
         try:
             answer = json.loads(self._receive(timeout_s))
+            if (more_bytes := answer.get("reads_base_bytes")) is not None:
+                timeout_s += more_bytes / BYTES_PER_S
+                answer = json.loads(self._receive(timeout_s))
         except TimeoutError:
             raise self._too_slow(path, timeout_s, self._processor_s() - used_s) from None
         if (name := answer.get("error_type")) is not None:

@@ -16,9 +16,11 @@ from types import MappingProxyType
 import numpy as np
 
 from evenflow.base.errors import AdapterExists, AdapterNotFound, InvalidRequest
+from evenflow.serving.adapters.base_weights import BaseWeights
+from evenflow.serving.adapters.combining import combine
 from evenflow.serving.adapters.host_tier import HostTier
 from evenflow.serving.adapters.peft_reader import read_adapter
-from evenflow.serving.adapters.reading import image_of
+from evenflow.serving.adapters.reading import image_of, model_of
 from evenflow.serving.adapters.row_file import MemoryRows, RowFile
 from evenflow.serving.adapters.row_store import RowStore
 from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
@@ -58,7 +60,7 @@ class Catalog:
 
     ``reserved``: names of the base model. ``max_lora_rank``: the highest that is accepted. ``on_freed`` is called
     with a digest after its last name and its last user are gone, and its rows with them. ``store``: keeps rows in
-    files; without one they are kept in this process's memory.
+    files; without one they are kept in this process's memory, and ``base`` is what some adapters are worked out with.
     """
 
     def __init__(
@@ -69,12 +71,14 @@ class Catalog:
         max_lora_rank: int | None = None,
         on_freed: Callable[[AdapterDigest], object] | None = None,
         store: RowStore | None = None,
+        base: BaseWeights | None = None,
     ) -> None:
         self._layout = layout
         self._reserved = frozenset(reserved)
         self._max_lora_rank = max_lora_rank
         self._on_freed = on_freed
         self._store = store
+        self._base = base
         self._host = HostTier()
         self._size_bytes = 0
         self._digest_by_name: dict[str, AdapterDigest] = {}
@@ -98,12 +102,33 @@ class Catalog:
                 folder, self._max_lora_rank, in_use, boundary=boundary, must_read=must_read, displaces=displaces
             )
             return PreparedAdapter(file.header.record, file, file.header.target_modules, folder, file.base_model, boundary)
-        adapter = read_adapter(folder, self._layout.whole_shape, self._max_lora_rank, () if boundary is None else (boundary,))
+        model = model_of(self._layout, self._base)
+        adapter = read_adapter(folder, model, self._max_lora_rank, () if boundary is None else (boundary,))
         for warning in adapter.warnings:
             log.warning("adapter %s: %s", folder, warning)
         image, record = image_of(adapter, self._layout, folder)
         rows, base_model = MemoryRows(image), adapter.base_model or ""
         return PreparedAdapter(record, rows, adapter.target_modules, folder, base_model, boundary)
+
+    def combiner(self, parts: Sequence[tuple[str, float]]) -> Callable[[], PreparedAdapter]:
+        """What makes the weighted sum of registered adapters, (name, weight), on any thread; see ``combining``.
+
+        Raises AdapterNotFound. The call raises AdapterRejected, AdapterDamaged, and what keeping the rows raises.
+        """
+        entries = [(name, self._entry(self.resolve(name)).prepared, weight) for name, weight in parts]
+
+        def make() -> PreparedAdapter:
+            read = []
+            for name, prepared, weight in entries:
+                image = np.empty((prepared.record.num_pages, self._layout.page_bytes), np.uint8)
+                prepared.rows.read(0, [image])
+                read.append((name, prepared.record, image, weight))
+            record, image = combine(read, self._layout, self._max_lora_rank)
+            modules = tuple(dict.fromkeys(m for _, prepared, _ in entries for m in prepared.target_modules))
+            rows = MemoryRows(image) if self._store is None else self._store.keep(record, modules, image, self._entries.keys())
+            return PreparedAdapter(record, rows, modules, Path("combined"))
+
+        return make
 
     def register(self, name: str, adapter: PreparedAdapter | str | Path, *, replace: bool = False) -> AdapterDigest:
         """Serve ``adapter`` (prepared, or a folder) under ``name`` from now on.

@@ -23,10 +23,25 @@ def page_image(adapter: PeftAdapter, layout: ArenaLayout) -> tuple[AdapterPlacem
         a_RI, b_RO = adapter.a(layer, module), adapter.b_scaled(layer, module)
         _write(image, placement, layer, module, "A", a_RI[layout.held(module, "A", len(a_RI))])
         _write(image, placement, layer, module, "B", b_RO[layout.held(module, "B", len(b_RO))])
+    for index, (rows, make) in enumerate(adapter.side):
+        values = make()[:, layout.held_columns(rows)]
+        if (
+            rows.kind == "offset"
+            and rows.is_of_linear
+            and layout.shard is not None
+            and not layout.shard.adds_offsets(rows.module)
+        ):
+            values = np.zeros_like(values)
+        _write_rows(image, placement, placement.side_offsets(index), values, f"{rows.kind} of layer {rows.layer} {rows.module}")
     return placement, image
 
 
 def _write(image: np.ndarray, placement: AdapterPlacement, layer: int, module: str, part: Part, rows_RW: np.ndarray) -> None:
+    told = f"lora_{part} of layer {layer} {module}, times its scale,"
+    _write_rows(image, placement, placement.row_offsets(layer, module, part), rows_RW, told)
+
+
+def _write_rows(image: np.ndarray, placement: AdapterPlacement, offsets: np.ndarray, rows_RW: np.ndarray, told: str) -> None:
     layout, flat = placement.layout, image.reshape(-1)
     if layout.itemsize == 2:
         # Rounding up may carry the largest fp32 values to infinity.
@@ -36,9 +51,8 @@ def _write(image: np.ndarray, placement: AdapterPlacement, layer: int, module: s
         stored = np.ascontiguousarray(rows_RW, np.float32)
         is_finite = bool(np.isfinite(stored).all())
     if not is_finite:
-        raise OverflowError(f"lora_{part} of layer {layer} {module}, times its scale, exceeds the serving dtype")
+        raise OverflowError(f"{told} exceeds the serving dtype")
     row_bytes = layout.row_bytes(rows_RW.shape[1])
-    offsets = placement.row_offsets(layer, module, part)
     # Rows follow each other except where a page ends: a handful of block copies instead of one per row.
     starts = np.flatnonzero(np.diff(offsets, prepend=-row_bytes - 1) != row_bytes)
     for first, last in zip(starts, [*starts[1:], len(offsets)]):

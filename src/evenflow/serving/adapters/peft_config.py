@@ -1,6 +1,6 @@
 """``adapter_config.json`` of a PEFT LoRA adapter, read strictly: which modules, which rank, which scale.
 
-Fields are those of peft 0.21's LoraConfig. What changes the arithmetic and is not plain LoRA is a
+Fields are those of peft 0.21's LoraConfig. What changes the arithmetic in a way that is not served is a
 reason to refuse; what only steered training is ignored. A field that this peft does not know is warned of and ignored,
 as peft does: the next one adds a field to every adapter.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 V = TypeVar("V")
@@ -20,7 +20,6 @@ _IGNORED = frozenset(
         "auto_mapping",
         "base_model_name_or_path",
         "corda_config",
-        "ensure_weight_tying",
         "eva_config",
         "inference_mode",
         "loftq_config",
@@ -50,13 +49,14 @@ _READ = frozenset(
         "fan_in_fan_out",
         "init_lora_weights",
         "bias",
+        "use_dora",
+        "lora_bias",
+        "modules_to_save",
+        "trainable_token_indices",
+        "ensure_weight_tying",
     }
 )
 _REMEDIES = {
-    "use_dora": "train without DoRA",
-    "lora_bias": "train with lora_bias false",
-    "modules_to_save": "train without modules_to_save, or serve the merged model as a base model",
-    "trainable_token_indices": "train without them",
     "alora_invocation_tokens": "activated LoRA is not supported",
     "layer_replication": "the adapter needs a base model with replicated layers",
     "use_qalora": "train without QA-LoRA",
@@ -75,6 +75,7 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PATTERN_CHARACTERS = 2000
 _SHOWN_CHARACTERS = 120
 _HIGHEST_LORA_RANK = 1 << 20
+_MOST_NAMES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,13 @@ class LoraRules:
     layers: frozenset[int] | None
     layers_pattern: tuple[str, ...]
     base_model: str | None
+    use_dora: bool = False
+    has_lora_bias: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By name of an embedding or head: tokens that have rows of their own, in the order of the rows."""
+    is_tying: bool = False
+    """True: what the embedding gets, the head gets too, where the base model ties them."""
 
     def is_target(self, path: str) -> bool:
         """True if PEFT would put LoRA on the module at ``path`` (of the base model, like model.layers.0.mlp.up_proj)."""
@@ -106,6 +114,14 @@ class LoraRules:
         if not _matches(self.targets, path):
             return False
         return self.layers is None or self._layer_of(path) in self.layers
+
+    def is_saved(self, path: str) -> bool:
+        """True if modules_to_save names the module at ``path``; as in PEFT, by how the path ends."""
+        return any(path.endswith(entry) for entry in self.modules_to_save)
+
+    def token_ids_of(self, path: str) -> tuple[int, ...]:
+        """Tokens whose rows of the table at ``path`` are the adapter's own."""
+        return next((ids for name, ids in self.token_ids.items() if path == name or path.endswith(f".{name}")), ())
 
     def lora_rank_of(self, path: str) -> int:
         """LoRA rank of the module at ``path``."""
@@ -147,6 +163,8 @@ def read_rules(config: Mapping[str, Any], reasons: list[str], warnings: list[str
         _check_pattern(key, "rank_pattern or alpha_pattern", reasons)
     layers = _layers(config.get("layers_to_transform"), reasons)
     layers_pattern = _patterns(config.get("layers_pattern"), "layers_pattern", reasons)
+    saved = _names(config.get("modules_to_save"), "modules_to_save", reasons)
+    token_ids = _token_ids(config.get("trainable_token_indices"), reasons)
     if not targets:
         reasons.append("target_modules is empty; allowed: module names, a regular expression or 'all-linear'")
     if isinstance(targets, str) and (layers is not None or layers_pattern):
@@ -167,6 +185,11 @@ def read_rules(config: Mapping[str, Any], reasons: list[str], warnings: list[str
         layers=layers,
         layers_pattern=layers_pattern,
         base_model=base_model if isinstance(base_model, str) else None,
+        use_dora=bool(config.get("use_dora", False)),
+        has_lora_bias=bool(config.get("lora_bias", False)),
+        modules_to_save=saved,
+        token_ids=token_ids,
+        is_tying=bool(config.get("ensure_weight_tying", False)),
     )
 
 
@@ -178,7 +201,7 @@ def _refuse_unsupported(config: Mapping[str, Any], reasons: list[str], warnings:
         reasons.append(f"task_type is {_shown(config['task_type'])}; supported: 'CAUSAL_LM'")
     if config.get("bias", "none") != "none":
         reasons.append(f"bias is {_shown(config['bias'])}; supported: 'none' (train without biases)")
-    for flag in ("use_rslora", "fan_in_fan_out"):
+    for flag in ("use_rslora", "fan_in_fan_out", "use_dora", "lora_bias", "ensure_weight_tying"):
         if not isinstance(config.get(flag, False), bool | None):
             reasons.append(f"{flag} is {_shown(config[flag])}; allowed: true or false")
     init = config.get("init_lora_weights", True)
@@ -189,13 +212,13 @@ def _refuse_unsupported(config: Mapping[str, Any], reasons: list[str], warnings:
         )
     elif not any(init is plain or (isinstance(init, str) and init == plain) for plain in _PLAIN_INIT):
         reasons.append(f"init_lora_weights is {_shown(init)}; it is not known to be plain LoRA")
-    for field, value in config.items():
-        if field in _IGNORED or field in _READ or value in (None, False, "", [], {}):
+    for name, value in config.items():
+        if name in _IGNORED or name in _READ or value in (None, False, "", [], {}):
             continue
-        if field in _REMEDIES:
-            reasons.append(f"{field} is {_shown(value)}; it is not supported ({_REMEDIES[field]})")
+        if name in _REMEDIES:
+            reasons.append(f"{name} is {_shown(value)}; it is not supported ({_REMEDIES[name]})")
         else:
-            warnings.append(f"{field[:_SHOWN_CHARACTERS]} is {_shown(value)}; no such LoRA field is known, and it is ignored")
+            warnings.append(f"{name[:_SHOWN_CHARACTERS]} is {_shown(value)}; no such LoRA field is known, and it is ignored")
 
 
 def _shown(value: Any) -> str:
@@ -237,6 +260,25 @@ def _names_or_pattern(value: Any, name: str, reasons: list[str]) -> tuple[str, .
         return tuple(value)
     reasons.append(f"{name} is {_shown(value)}; allowed: a list of names, a regular expression or 'all-linear'")
     return ()
+
+
+def _names(value: Any, name: str, reasons: list[str]) -> tuple[str, ...]:
+    if not value:
+        return ()
+    if isinstance(value, list) and len(value) <= _MOST_NAMES and all(isinstance(entry, str) and entry for entry in value):
+        return tuple(value)
+    reasons.append(f"{name} is {_shown(value)}; allowed: a list of at most {_MOST_NAMES} names")
+    return ()
+
+
+def _token_ids(value: Any, reasons: list[str]) -> dict[str, tuple[int, ...]]:
+    by_name = {"embed_tokens": value} if isinstance(value, list) and value else value or {}
+    if isinstance(by_name, Mapping) and all(
+        isinstance(ids, list) and ids and all(type(i) is int and 0 <= i < 1 << 31 for i in ids) for ids in by_name.values()
+    ):
+        return {name: tuple(ids) for name, ids in by_name.items()}
+    reasons.append(f"trainable_token_indices is {_shown(value)}; allowed: a list of token ids, or an object of such lists")
+    return {}
 
 
 def _patterns(value: Any, name: str, reasons: list[str]) -> tuple[str, ...]:

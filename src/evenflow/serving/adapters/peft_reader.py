@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,32 @@ import numpy as np
 from evenflow.base.errors import AdapterNotFound, AdapterRejected
 from evenflow.base.logs import printable
 from evenflow.serving.adapters.adapter_files import FileState, OpenedFile, read_file
+from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.peft_config import LoraRules, read_rules
-from evenflow.serving.adapters.peft_format import BLOCK_OF, CONFIG_FILE, WEIGHTS_FILE, module_path
-from evenflow.serving.adapters.safetensors_arrays import FileTensors
-from evenflow.serving.core.adapter import AdapterSignature
+from evenflow.serving.adapters.peft_format import CONFIG_FILE
+from evenflow.serving.adapters.peft_parts import MOST_NEW_TOKENS, REASONS_PER_KIND, Parts, Target, match_parts, summarised
+from evenflow.serving.adapters.side_values import SideReading, SideValues
+from evenflow.serving.adapters.tensor_source import TensorSource, parse_tensors, weights_file
+from evenflow.serving.core.adapter import AdapterSignature, SideRows
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.core.shape import MODULES, ModelShape
 
-_TENSOR = re.compile(
-    r"base_model\.model\.(?P<path>model\.layers\.(?P<layer>[0-9]{1,6})\.(?P<block>self_attn|mlp)\.(?P<module>\w+))"
-    r"\.lora_(?P<part>[AB])\.weight"
-)
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 8 << 20
 _REASON_CHARACTERS = 300
 _MOST_REASONS = 32
-_REASONS_PER_KIND = 4
-"""So many faults of one kind are spelled out; the rest are counted."""
+_NARROWEST_PAGE = 1 << 12
 
-Target = tuple[int, str]
-"""(layer, module)"""
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """What reading an adapter needs to know of the model that it is served with."""
+
+    shape: ModelShape
+    weights: BaseWeights | None = None
+    """None: they cannot be had, so that DoRA is refused and own tables are kept whole."""
+    max_columns: int = _NARROWEST_PAGE
+    """Elements of the longest row that fits into a page a few times."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,42 +55,55 @@ class PeftAdapter:
     """sha256 over ranks, scales and stored weights of every module: what decides its outputs, and nothing else."""
     signature: AdapterSignature
     target_modules: tuple[str, ...]
-    """The MODULES it adapts in any layer."""
+    """What it adapts: MODULES in any layer, embed_tokens, lm_head, norms."""
     base_model: str | None
     """Name or path of the base model it was trained on, if the folder says."""
     warnings: tuple[str, ...]
     """What its config holds that is not known and was ignored."""
     states: tuple[FileState, FileState]
     """Of config and weights as they were read."""
-    _tensors: FileTensors
-    _names: Mapping[Target, tuple[str, str]]
-    _scales: Mapping[Target, float]
+    depends_on_base: bool
+    """True if it was worked out with the base model's weights: its digest holds for these alone."""
+    _tensors: TensorSource
+    _parts: Parts
+    _gain: Callable[[Target], np.ndarray | None]
+    _side: SideValues
 
     def a(self, layer: int, module: str) -> np.ndarray:
         """fp32 [R, I]."""
-        return self._tensors.as_float32(self._names[layer, module][0])
+        return self._tensors.as_float32(self._parts.linears[layer, module].a)
 
     def b_scaled(self, layer: int, module: str) -> np.ndarray:
-        """B transposed, times the LoRA scale, in fp32: [R, O]; infinite where that overflows."""
-        b_OR = self._tensors.as_float32(self._names[layer, module][1])
+        """B transposed, times the LoRA scale and DoRA's gain, in fp32: [R, O]; infinite where that overflows."""
+        part = self._parts.linears[layer, module]
+        b_OR = self._tensors.as_float32(part.b)[part.outputs]
+        gain_O = self._gain((layer, module))
         with np.errstate(over="ignore"):
-            return b_OR.T * np.float32(self._scales[layer, module])
+            b_RO = b_OR.T * np.float32(part.scale)
+            return b_RO if gain_O is None else b_RO * gain_O
+
+    @property
+    def side(self) -> Sequence[tuple[SideRows, Callable[[], np.ndarray]]]:
+        """The signature's side rows, and what makes what they hold: fp32 [count, width]."""
+        return self._side
 
     @property
     def targets(self) -> tuple[Target, ...]:
         """Every adapted (layer, module)."""
-        return tuple(self._names)
+        return tuple(sorted(self._parts.linears))
 
 
 def read_adapter(
-    path: str | Path, shape: ModelShape, max_lora_rank: int | None = None, allowed: Sequence[Path] = ()
+    path: str | Path, base: ModelShape | BaseModel, max_lora_rank: int | None = None, allowed: Sequence[Path] = ()
 ) -> PeftAdapter:
-    """Read the adapter in folder ``path`` for a base model of ``shape``. ``max_lora_rank``: the highest that is accepted.
+    """Read the adapter in folder ``path`` for a ``base`` model. ``max_lora_rank``: the highest that is accepted.
 
     ``allowed``: folders beside its own where its files may lie. Raises AdapterNotFound if there is no adapter,
     AdapterRejected with every reason found if it cannot be served faithfully, AdapterUnavailable where the host is at fault.
     """
     folder = Path(path)
+    model = base if isinstance(base, BaseModel) else BaseModel(base)
+    shape = model.shape
     reasons: list[str] = []
     warnings: list[str] = []
     try:
@@ -99,39 +117,60 @@ def read_adapter(
         raise AdapterRejected(str(folder), [_in_words(error, CONFIG_FILE)]) from None
     config = _parse_config(file, reasons)
     rules = read_rules(config, reasons, warnings) if config is not None else None
-    weights = _read_weights(folder, allowed, max_weights_bytes(shape, max_lora_rank), reasons)
-    tensors = _parse_weights(weights, reasons) if weights is not None else None
+    name = weights_file(folder)
+    weights = _read_weights(folder, name, allowed, max_weights_bytes(shape, max_lora_rank), reasons)
+    tensors = _parse_weights(weights, name, reasons) if weights is not None else None
     if rules is None or tensors is None or weights is None:
         raise AdapterRejected(str(folder), _told(reasons))
     _check_lora_ranks(rules, shape, max_lora_rank, reasons)
-    names = _match(tensors, rules, shape, reasons)
+    parts = match_parts(tensors, rules, shape, model.weights is not None and model.weights.is_tied, reasons, name)
     if not reasons:
-        reasons += _summarised("holds NaN or infinity", [name for name in tensors.shapes if not _is_finite(tensors, name)])
+        reasons += summarised("holds NaN or infinity", [name for name in tensors.shapes if not _is_finite(tensors, name)])
     if reasons:
         raise AdapterRejected(str(folder), _told(reasons))
-    scales = {target: rules.scale_of(module_path(*target)) for target in names}
+    reading = SideReading(tensors, parts, shape, model.weights, model.max_columns, reasons)
+    try:
+        side, vocab_size = reading.values(), reading.vocab_size
+    except (OSError, ValueError) as error:
+        raise AdapterRejected(str(folder), [f"the base weights cannot be read ({error})"]) from None
+    if reasons:
+        raise AdapterRejected(str(folder), _told(reasons))
     lora_ranks = tuple(
-        tuple(tensors.shapes[names[layer, m][0]][0] if (layer, m) in names else 0 for m in MODULES)
+        tuple(tensors.shapes[parts.linears[layer, m].a][0] if (layer, m) in parts.linears else 0 for m in MODULES)
         for layer in range(shape.num_layers)
     )
+    signature = AdapterSignature(lora_ranks, tuple(rows for rows, _ in side), vocab_size)
     return PeftAdapter(
-        digest=_digest(tensors, names, scales),
-        signature=AdapterSignature(lora_ranks),
-        target_modules=tuple(m for m in MODULES if any((layer, m) in names for layer in range(shape.num_layers))),
+        digest=_digest(tensors, parts, side, lambda target: reading.gain(parts.linears[target])),
+        signature=signature,
+        target_modules=_target_modules(parts),
         base_model=rules.base_model,
-        warnings=tuple(_clean(warning) for warning in warnings[:_REASONS_PER_KIND]),
+        warnings=tuple(_clean(warning) for warning in warnings[:REASONS_PER_KIND]),
         states=(file.state, weights.state),
+        depends_on_base=model.weights is not None and (model.weights.was_asked or bool(parts.tables or parts.tokens)),
         _tensors=tensors,
-        _names=names,
-        _scales=scales,
+        _parts=parts,
+        _gain=lambda target: reading.gain(parts.linears[target]),
+        _side=side,
     )
 
 
 def max_weights_bytes(shape: ModelShape, max_lora_rank: int | None) -> int:
-    """The largest file that can hold an adapter of the highest LoRA rank, in fp32, for this model."""
+    """The largest file that can hold an adapter of the highest LoRA rank with tables of its own, in fp32, for this model."""
     lora_rank = min(max_lora_rank or shape.hidden_size, shape.hidden_size)
     widths = sum(sum(shape.module_widths(module)) for module in MODULES)
-    return _MAX_HEADER_BYTES + 4 * shape.num_layers * lora_rank * widths
+    vocabulary = shape.vocab_size + MOST_NEW_TOKENS
+    of_tables = 2 * vocabulary * shape.hidden_size + 2 * lora_rank * (vocabulary + shape.hidden_size) + 2 * vocabulary
+    return _MAX_HEADER_BYTES + 4 * (shape.num_layers * (lora_rank * widths + 3 * widths) + of_tables)
+
+
+def _target_modules(parts: Parts) -> tuple[str, ...]:
+    modules = [m for m in MODULES if any(module == m for _, module in parts.linears)]
+    if parts.embedding is not None or "model.embed_tokens" in (*parts.tables, *parts.tokens):
+        modules.append("embed_tokens")
+    if parts.head is not None or "lm_head" in (*parts.tables, *parts.tokens):
+        modules.append("lm_head")
+    return (*modules, *dict.fromkeys(module for _, module in parts.norms))
 
 
 def _parse_config(file: OpenedFile, reasons: list[str]) -> Mapping[str, Any] | None:
@@ -146,22 +185,19 @@ def _parse_config(file: OpenedFile, reasons: list[str]) -> Mapping[str, Any] | N
     return config
 
 
-def _read_weights(folder: Path, allowed: Sequence[Path], max_bytes: int, reasons: list[str]) -> OpenedFile | None:
+def _read_weights(folder: Path, name: str, allowed: Sequence[Path], max_bytes: int, reasons: list[str]) -> OpenedFile | None:
     try:
-        return read_file(folder, WEIGHTS_FILE, allowed=allowed, max_bytes=max_bytes)
+        return read_file(folder, name, allowed=allowed, max_bytes=max_bytes)
     except FileNotFoundError:
-        pickle = (
-            " (adapter_model.bin is a pickle; save it again as safetensors)" if (folder / "adapter_model.bin").exists() else ""
-        )
-        reasons.append(f"{WEIGHTS_FILE} is missing{pickle}")
+        reasons.append(f"{name} is missing")
     except (OSError, ValueError) as error:
-        reasons.append(_in_words(error, WEIGHTS_FILE))
+        reasons.append(_in_words(error, name))
     return None
 
 
-def _parse_weights(file: OpenedFile, reasons: list[str]) -> FileTensors | None:
+def _parse_weights(file: OpenedFile, name: str, reasons: list[str]) -> TensorSource | None:
     try:
-        return FileTensors(file.data, WEIGHTS_FILE, max_header_bytes=_MAX_HEADER_BYTES)
+        return parse_tensors(file.data, name, max_header_bytes=_MAX_HEADER_BYTES)
     except ValueError as error:
         reasons.append(str(error))
         return None
@@ -199,68 +235,34 @@ def _check_lora_ranks(rules: LoraRules, shape: ModelShape, max_lora_rank: int | 
         reasons.append(f"rank {highest} is above the model's hidden size of {shape.hidden_size}")
 
 
-def _match(tensors: FileTensors, rules: LoraRules, shape: ModelShape, reasons: list[str]) -> dict[Target, tuple[str, str]]:
-    """Names of A and B of every adapted target; faults go to ``reasons``."""
-    found: dict[Target, dict[str, str]] = {}
-    unknown: list[str] = []
-    for name in tensors.shapes:
-        match = _TENSOR.fullmatch(name)
-        known = match is not None and BLOCK_OF.get(match["module"]) == match["block"] and int(match["layer"]) < shape.num_layers
-        # "007" would be a second name for layer 7.
-        if match is None or not known or str(int(match["layer"])) != match["layer"]:
-            unknown.append(name)
-        else:
-            found.setdefault((int(match["layer"]), match["module"]), {})[match["part"]] = name
-    reasons += _summarised("belongs to no linear of the base model that can carry LoRA", unknown)
-    targeted = {(layer, m) for layer in range(shape.num_layers) for m in MODULES if rules.is_target(module_path(layer, m))}
-    for outside in ("model.embed_tokens", "lm_head"):
-        if rules.is_target(outside) and not any(outside in name for name in unknown):
-            reasons.append(f"target_modules names {outside}; LoRA on embeddings and the output head is not supported")
-    stray = sorted(module_path(*target) for target in set(found) - targeted)
-    reasons += _summarised("has tensors, but target_modules does not name it", stray)
-    reasons += _summarised(
-        "is named by target_modules, but has no tensors", sorted(module_path(*s) for s in targeted - set(found))
-    )
-    if not found and not unknown:
-        reasons.append(f"{WEIGHTS_FILE} holds no tensors")
-    names: dict[Target, tuple[str, str]] = {}
-    wrong: list[str] = []
-    for target in sorted(found):
-        if len(found[target]) < 2:
-            wrong.append(f"{module_path(*target)} has lora_{next(iter(found[target]))} alone")
-            continue
-        names[target] = found[target]["A"], found[target]["B"]
-        inputs, outputs = shape.module_widths(target[1])
-        lora_rank = rules.lora_rank_of(module_path(*target))
-        for name, expected in zip(names[target], ((lora_rank, inputs), (outputs, lora_rank))):
-            if tensors.shapes[name] != expected:
-                wrong.append(f"{name} has shape {list(tensors.shapes[name])}, config and base model say {list(expected)}")
-            elif not tensors.is_float(name):
-                wrong.append(f"{name} is {tensors.dtypes[name]}; supported: F32, F16, BF16")
-    reasons += [*wrong[:_REASONS_PER_KIND], *_rest(wrong)]
-    return names
-
-
-def _is_finite(tensors: FileTensors, name: str) -> bool:
+def _is_finite(tensors: TensorSource, name: str) -> bool:
     return bool(np.isfinite(tensors.as_float32(name)).all())
 
 
-def _digest(tensors: FileTensors, names: Mapping[Target, tuple[str, str]], scales: Mapping[Target, float]) -> AdapterDigest:
+def _digest(
+    tensors: TensorSource, parts: Parts, side: SideValues, gain: Callable[[Target], np.ndarray | None]
+) -> AdapterDigest:
     digest = hashlib.sha256()
-    for target in sorted(names):
-        for name in names[target]:
-            header = f"{target[0]} {target[1]} {scales[target].hex()} {tensors.dtypes[name]} {list(tensors.shapes[name])}\n"
-            digest.update(header.encode())
+    told = set()
+    for target in sorted(parts.linears):
+        part = parts.linears[target]
+        piece = "" if part.path.endswith(target[1]) else f"{part.outputs.start} "
+        for name in (part.a, part.b):
+            shape = list(tensors.shapes[name])
+            digest.update(f"{target[0]} {target[1]} {piece}{part.scale.hex()} {tensors.dtypes[name]} {shape}\n".encode())
             digest.update(tensors.raw(name))
+            told.add(name)
+        gain_O = gain(target)
+        if gain_O is not None:
+            digest.update(gain_O.tobytes())
+    for name in sorted(set(tensors.shapes) - told):
+        digest.update(f"{name} {tensors.dtypes[name]} {list(tensors.shapes[name])}\n".encode())
+        digest.update(tensors.raw(name))
+    scales = [part.scale.hex() for part in (parts.head,) if part] + [parts.embedding[2].hex() for _ in (1,) if parts.embedding]
+    listed = [(rows.kind, rows.token_ids) for rows, _ in side if rows.kind in ("embedding", "head")]
+    if scales or listed:
+        digest.update(repr((scales, listed)).encode())
     return AdapterDigest(digest.hexdigest())
 
 
-def _summarised(fault: str, subjects: list[str]) -> list[str]:
-    return [f"{subject} {fault}" for subject in subjects[:_REASONS_PER_KIND]] + _rest(subjects)
-
-
-def _rest(faults: list[str]) -> list[str]:
-    return [f"and {len(faults) - _REASONS_PER_KIND} more of this kind"] if len(faults) > _REASONS_PER_KIND else []
-
-
-__all__ = ["PeftAdapter", "read_adapter"]
+__all__ = ["BaseModel", "PeftAdapter", "max_weights_bytes", "read_adapter"]

@@ -15,8 +15,9 @@ import numpy as np
 
 from evenflow.base.errors import AdapterRejected
 from evenflow.serving.adapters.adapter_files import FileState
+from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.page_image import page_image
-from evenflow.serving.adapters.peft_reader import PeftAdapter, read_adapter
+from evenflow.serving.adapters.peft_reader import BaseModel, PeftAdapter, read_adapter
 from evenflow.serving.adapters.row_file import write_rows
 from evenflow.serving.core.adapter import AdapterRecord
 from evenflow.serving.core.request import AdapterDigest
@@ -36,6 +37,11 @@ class ReadAdapter(Protocol):
     @property
     def base_model(self) -> str:
         """What it says it was trained for."""
+        ...
+
+    @property
+    def depends_on_base(self) -> bool:
+        """True if the base model's weights went into it."""
         ...
 
     @property
@@ -86,6 +92,7 @@ class AdapterInMemory:
         self.digest = adapter.digest
         self.num_bytes = place(layout, adapter.signature).num_pages * layout.page_bytes
         self.base_model = adapter.base_model or ""
+        self.depends_on_base = adapter.depends_on_base
         self.warnings = adapter.warnings
         self.states = list(adapter.states)
 
@@ -102,18 +109,29 @@ class AdapterInMemory:
 
 
 class InProcessReading:
-    """``AdapterReading`` without bounds on time and memory, in the caller's process. ``roots``: see ``bounded_reading``."""
+    """``AdapterReading`` without bounds on time and memory, in the caller's process. ``roots``: see ``bounded_reading``.
 
-    def __init__(self, roots: Sequence[Path] = ()) -> None:
+    ``base``: for adapters that are worked out with the base model's weights.
+    """
+
+    def __init__(self, roots: Sequence[Path] = (), base: BaseWeights | None = None) -> None:
         self._roots = tuple(roots)
+        self.base = base
 
     def read(self, path: Path, layout: ArenaLayout, max_lora_rank: int | None, allowed: Sequence[Path]) -> AdapterInMemory:
         """See AdapterReading."""
-        adapter = read_adapter(path, layout.whole_shape, max_lora_rank, (*allowed, *self._roots))
+        adapter = read_adapter(path, model_of(layout, self.base), max_lora_rank, (*allowed, *self._roots))
         return AdapterInMemory(adapter, layout, path)
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def model_of(layout: ArenaLayout, weights: BaseWeights | None) -> BaseModel:
+    """What an adapter is read for: the model of this layout, and its weights if they can be had."""
+    columns = layout.page_bytes // (4 * layout.itemsize) // 16 * 16
+    asked = None if weights is None else weights.for_one_read()
+    return BaseModel(layout.whole_shape, asked, max_columns=max(16, columns))
 
 
 def image_of(adapter: PeftAdapter, layout: ArenaLayout, path: Path) -> tuple[np.ndarray, AdapterRecord]:
@@ -125,4 +143,4 @@ def image_of(adapter: PeftAdapter, layout: ArenaLayout, path: Path) -> tuple[np.
     return image, AdapterRecord(adapter.digest, adapter.signature, placement.num_pages, placement.size_bytes)
 
 
-__all__ = ["AdapterInMemory", "AdapterReading", "InProcessReading", "ReadAdapter", "image_of"]
+__all__ = ["AdapterInMemory", "AdapterReading", "InProcessReading", "ReadAdapter", "image_of", "model_of"]

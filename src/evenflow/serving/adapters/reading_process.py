@@ -13,15 +13,20 @@ import pickle
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from evenflow.base.children import die_with_parent
 from evenflow.base.errors import AdapterRejected, AdapterUnavailable, EvenFlowError
 from evenflow.base.logs import printable
 from evenflow.base.memory_size import format_size
 from evenflow.serving.adapters.adapter_files import as_host_fault
+from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.reading import AdapterInMemory, InProcessReading
+from evenflow.serving.adapters.tensor_source import prepare_for, weights_file
 
 _SPARE_BYTES = 256 << 20
 """For parsing: a header of 8 MiB of JSON takes a tenth of it."""
@@ -36,7 +41,8 @@ _FAULT_CHARACTERS = 200
 class Server:
     """One request after the other; holds at most one adapter."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._tell = tell
         self._held: AdapterInMemory | None = None
         self._at_first_bytes = _address_space_bytes()
         self._reading = InProcessReading()
@@ -76,18 +82,40 @@ class Server:
         return _address_space_bytes() - self._at_first_bytes > _GROWN_BYTES
 
     def _read(
-        self, path: Path, layout: Any, max_lora_rank: int | None, allowed: tuple[Path, ...], bound: int
+        self,
+        path: Path,
+        layout: Any,
+        max_lora_rank: int | None,
+        allowed: tuple[Path, ...],
+        bound: int,
+        base: tuple[Path, bool] | None,
     ) -> dict[str, Any]:
         self._held = None
+        self._lift_limit()
+        prepare_for(weights_file(path))
+        self._reading.base = None if base is None else _AnnouncedWeights(*base, lambda weights: self._expect(weights, bound))
         self._limit_memory(_SPARE_BYTES + _COPIES * bound)
         self._held = self._reading.read(path, layout, max_lora_rank, allowed)
         return {
             "digest": self._held.digest,
             "num_bytes": self._held.num_bytes,
             "base_model": self._held.base_model[:_FAULT_CHARACTERS],
+            "depends_on_base": self._held.depends_on_base,
             "warnings": list(self._held.warnings),
             "states": self._held.states,
         }
+
+    def _expect(self, weights: BaseWeights, bound: int) -> None:
+        """Base weights are about to be read: that takes time, and memory for the largest of them."""
+        self._limit_memory(_SPARE_BYTES + _COPIES * (bound + 2 * weights.largest_bytes))
+        self._tell({"reads_base_bytes": weights.size_bytes})
+
+    @staticmethod
+    def _lift_limit() -> None:
+        """Code that is loaded now is no adapter's, and the last one's limit is not meant for it."""
+        if hasattr(resource, "RLIMIT_AS"):
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
     def _limit_memory(self, num_bytes: int) -> None:
         self._allowed = format_size(num_bytes)
@@ -95,6 +123,25 @@ class Server:
         if hasattr(resource, "RLIMIT_AS"):
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
             resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
+
+
+class _AnnouncedWeights(BaseWeights):
+    """Says so before the first of them is read."""
+
+    def __init__(self, folder: Path, is_tied: bool, announce: Callable[[BaseWeights], None]) -> None:
+        super().__init__(folder, is_tied)
+        self._announce: Callable[[BaseWeights], None] | None = announce
+
+    def for_one_read(self) -> BaseWeights:
+        """It is made for one read."""
+        return self
+
+    def weight(self, path: str) -> np.ndarray | None:
+        """See BaseWeights."""
+        if self._announce is not None:
+            announce, self._announce = self._announce, None
+            announce(self)
+        return super().weight(path)
 
 
 def main() -> int:
@@ -105,7 +152,7 @@ def main() -> int:
     os.nice(_NICENESS)
     requests, answers = sys.stdin.buffer, os.dup(1)
     os.dup2(2, 1)  # whatever a library prints is no answer
-    server = Server()
+    server = Server(lambda answer: _send(answers, answer))
     _send(answers, {})
     while (request := _receive(requests)) is not None:
         answer = server.answer(request)

@@ -19,7 +19,7 @@ import os
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from evenflow.base.errors import AdapterDamaged
-from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
+from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature, SideRows
 from evenflow.serving.core.request import AdapterDigest
 
-_MAGIC = b"EVFLROW2"
-"""Another one for each format: files of the first, ``EVFLROWS``, had checksums by CRC-32."""
+_MAGIC = b"EVFLROW3"
+"""Another one for each format: files of the first, ``EVFLROWS``, had checksums by CRC-32, the second had no side rows."""
 _PREFIX = struct.Struct("<8sQQ")
 _ALIGNMENT = 4096
 _LONGEST_HEADER = 64 << 20
@@ -231,6 +231,8 @@ def write_rows(path: Path, record: AdapterRecord, target_modules: Sequence[str],
         "digest": record.digest,
         "layout": layout,
         "ranks": record.signature.lora_ranks,
+        "side": [asdict(rows) for rows in record.signature.side],
+        "vocab_size": record.signature.vocab_size,
         "num_pages": record.num_pages,
         "size_bytes": record.size_bytes,
         "page_bytes": image.shape[1],
@@ -297,7 +299,8 @@ def write_whole(path: Path, parts: Sequence[Any], *, is_durable: bool = True) ->
 
 
 def _parse(fields: dict[str, Any], signatures: dict[AdapterSignature, AdapterSignature]) -> RowHeader:
-    signature = AdapterSignature(tuple(tuple(layer) for layer in fields["ranks"]))
+    side = tuple(SideRows(**{**rows, "token_ids": tuple(rows["token_ids"])}) for rows in fields["side"])
+    signature = AdapterSignature(tuple(tuple(layer) for layer in fields["ranks"]), side, fields["vocab_size"])
     signature = signatures.setdefault(signature, signature)
     return RowHeader(
         record=AdapterRecord(AdapterDigest(fields["digest"]), signature, fields["num_pages"], fields["size_bytes"]),

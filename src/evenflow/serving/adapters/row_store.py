@@ -21,23 +21,27 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 from evenflow.base.errors import AdapterCacheFull, AdapterUnavailable, ConfigError
 from evenflow.base.memory_size import format_size
 from evenflow.serving.adapters.adapter_files import FileState, state_of
-from evenflow.serving.adapters.peft_format import CONFIG_FILE, WEIGHTS_FILE
+from evenflow.serving.adapters.base_weights import BaseWeights
+from evenflow.serving.adapters.peft_format import CONFIG_FILE
 from evenflow.serving.adapters.reading import AdapterReading, InProcessReading, ReadAdapter
-from evenflow.serving.adapters.row_file import RowFile, open_rows, write_whole
-from evenflow.serving.core.adapter import AdapterSignature
+from evenflow.serving.adapters.row_file import RowFile, open_rows, write_rows, write_whole
+from evenflow.serving.adapters.tensor_source import weights_file
+from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.memory.layout import ArenaLayout
 
 log = logging.getLogger("evenflow.lora")
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever the bytes of an image change their meaning: older files are then never read."""
 _SETTLED_NS = 2_000_000_000
 """A file changed less than this before it was read may change again within one tick of its time stamp: read it again."""
@@ -53,7 +57,8 @@ class RowStore:
     """Row files of one layout: under tensor parallelism each rank has a layout, and so rows, of its own.
 
     ``capacity_bytes``: of the whole cache folder; None: 64 GiB, or half of what the disk has left for it if that is
-    less. ``prepare`` may run on any thread, on several at once. Raises ConfigError if the folder cannot be used.
+    less. ``base``: what some adapters' rows are made with; ``reading`` must read with the same. ``prepare`` may run on any
+    thread, on several at once. Raises ConfigError if the folder cannot be used.
     """
 
     def __init__(
@@ -63,9 +68,11 @@ class RowStore:
         *,
         capacity_bytes: int | None = None,
         reading: AdapterReading | None = None,
+        base: BaseWeights | None = None,
     ) -> None:
         self.folder = folder
-        self._reading = reading or InProcessReading()
+        self._base = base
+        self._reading = reading or InProcessReading(base=base)
         self.layout = layout
         self.fingerprint = layout_fingerprint(layout)
         self._rows = folder / self.fingerprint / "rows"
@@ -111,6 +118,24 @@ class RowStore:
             os.utime(file.path)  # when it was last wanted: the cleaning goes by that
         return file
 
+    def keep(self, record: AdapterRecord, target_modules: Sequence[str], image: np.ndarray, in_use: Collection[str]) -> RowFile:
+        """The row file of rows that were made here, not read from a folder. Raises AdapterCacheFull, AdapterUnavailable."""
+        file = self._open(record.digest)
+        if file is None:
+            with self._lock:
+                self._make_room(image.nbytes, in_use, False)
+                self._size_bytes += image.nbytes
+            try:
+                write_rows(self._path(record.digest), record, target_modules, self.fingerprint, image)
+            except OSError as error:
+                with self._lock:
+                    self._size_bytes -= image.nbytes
+                raise AdapterUnavailable(f"the adapter cache cannot take it: {error.strerror}") from None
+            file = self._open(record.digest)
+        if file is None:
+            raise AdapterUnavailable(f"the rows of {record.digest[:12]} cannot be read back from {self._rows}")
+        return file
+
     def close(self) -> None:
         """End whatever reads folders for this store. Idempotent."""
         self._reading.close()
@@ -140,12 +165,17 @@ class RowStore:
             )
             if source["state"] != state or not has_settled:
                 return None
+            if source["base"] and source["base"] != self._base_identity():
+                return None
             file = self._open(AdapterDigest(source["digest"]))
             if file is not None:
                 file.base_model = str(source["base_model"])
             return file
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def _base_identity(self) -> str:
+        return "" if self._base is None else self._base.identity
 
     def _open(self, digest: AdapterDigest) -> RowFile | None:
         """The row file of ``digest``; None if there is none that is whole and of this layout."""
@@ -181,6 +211,7 @@ class RowStore:
             "read_ns": read_ns,
             "digest": read.digest,
             "base_model": read.base_model,
+            "base": self._base_identity() if read.depends_on_base else "",
         }
         with contextlib.suppress(OSError):  # without it the folder is read again next time
             write_whole(self._source(path), [json.dumps(source).encode()], is_durable=False)
@@ -280,7 +311,7 @@ def layout_fingerprint(layout: ArenaLayout) -> str:
 def _state_of(path: Path) -> SourceState | None:
     """What the files that decide the weights are like; None if one is not there."""
     try:
-        return [state_of((path / name).stat()) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        return [state_of((path / name).stat()) for name in (CONFIG_FILE, weights_file(path))]
     except OSError:
         return None
 

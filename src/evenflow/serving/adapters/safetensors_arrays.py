@@ -61,11 +61,7 @@ class FileTensors:
 
     def as_float32(self, name: str) -> np.ndarray:
         """One tensor, widened to fp32 without loss. Read-only."""
-        dtype = self.dtypes[name]
-        stored = np.frombuffer(self._raw[name], _FLOATS[dtype]).reshape(self.shapes[name])
-        if dtype == "BF16":
-            return (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(np.float32, copy=False)
+        return widened(self._raw[name], self.dtypes[name], self.shapes[name])
 
     def _place(self, header: dict[str, Any], body: memoryview) -> None:
         expected = 0
@@ -87,6 +83,14 @@ class FileTensors:
             raise ValueError("it has bytes that belong to no tensor")
 
 
+def widened(data: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Stored floats (F32, F16 or BF16) as fp32, without loss. Read-only if nothing had to be widened."""
+    stored = np.frombuffer(data, _FLOATS[dtype]).reshape(shape)
+    if dtype == "BF16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32, copy=False)
+
+
 def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
     """fp32 to the bits of the nearest bf16, ties to even: uint16. ``values`` must not hold NaN."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
@@ -104,4 +108,4 @@ def _in_words(error: Exception) -> str:
     return str(error) if type(error) is ValueError else f"{type(error).__name__} in its header"
 
 
-__all__ = ["FileTensors", "round_to_bfloat16"]
+__all__ = ["FileTensors", "round_to_bfloat16", "widened"]

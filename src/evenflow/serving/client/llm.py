@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from evenflow.serving.client.messages import (
     UnloadAdapter,
     Usage,
 )
+from evenflow.serving.client.model_files import with_model_folder
 from evenflow.serving.client.process import EngineConnection
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.config.option import fields_given
@@ -110,7 +112,7 @@ class LLM:
         command line takes: ``memory="2GiB"``, ``threads=2``. Raises ConfigError for an option that there is not.
         """
         given = fields_given(EngineConfig, {"model": model, **options}, "LLM")
-        config = EngineConfig(**given)
+        config = with_model_folder(EngineConfig(**given), os.environ)
         load_config(config.model)  # says what is wrong with the folder before a process is started
         self.tokenizer = Tokenizer.from_folder(config.text_folder)
         self._ids = itertools.count()

@@ -12,8 +12,10 @@ from evenflow.fairness.registry import DEFAULT_POLICY
 from evenflow.serving.config.kinds import Choice, Count, Names, Number, PathTo, Size, Switch, Table, Text
 from evenflow.serving.config.option import option, read_options
 from evenflow.serving.memory.eviction import EVICTION_ORDERS
+from evenflow.serving.quant.schemes import QUANTIZATIONS
 from evenflow.serving.scheduler.shedding import create_shedding
 
+QUANTIZATION_NAMES = ("none", *QUANTIZATIONS)
 DTYPES = ("auto", "bfloat16", "float32")
 MAX_BATCH_TOKENS = 512
 SHARDINGS = ("auto", "sharded", "replicated")
@@ -38,6 +40,14 @@ class EngineConfig:
         "Type of the numbers that the model computes with.",
         reason="auto is bfloat16 where the device is fast at it, else float32; float16 is read as auto, because no kernel "
         "computes in it.",
+    )
+    quantization: str = option(
+        Choice(QUANTIZATION_NAMES, {"None": "none"}),
+        "none",
+        "Bits of the weights: int8 and int4 quantise a model when it is loaded, on the CPU; adapters stay exact.",
+        reason="Half and a third of the memory, and a batch of few tokens is as much faster. What was made is kept beside the "
+        "adapter cache. A folder that is quantised already says so itself.",
+        short="-q",
     )
     device: str = option(Text("auto, cpu, cuda or cuda:N", "DEVICE"), "auto", "Where the model is computed.")
     memory_bytes: int | None = option(

@@ -75,6 +75,10 @@ class Shard:
             return range(first * dim, (first + max(1, heads // self.world_size)) * dim)
         return self._run(whole)
 
+    def adds_offsets(self, module: str) -> bool:
+        """True if this rank adds what is added to the output of ``module``: where partial sums are added up, one rank does."""
+        return self.rank == 0 or _SITE_OF[module] in COLUMN_SITES
+
     def a_rows(self, module: str, lora_rank: int) -> range:
         """Rows of A, of ``lora_rank``, that this rank holds. May be empty."""
         if not self.is_exchanged(module) or _SITE_OF[module] in ROW_SITES:

@@ -27,7 +27,7 @@ from evenflow.serving.memory.residency import Residency
 from evenflow.serving.models.model_config import ModelConfig, load_config
 from evenflow.serving.ranks.all_ranks import AllRanksCatalog, AllRanksExecutor
 from evenflow.serving.ranks.rank_processes import RankProcesses
-from evenflow.serving.runner.build_worker import build_worker, row_store
+from evenflow.serving.runner.build_worker import base_weights, build_worker, row_store
 from evenflow.serving.runner.executor import LocalExecutor
 from evenflow.serving.runner.membership import Membership, alone, check_parallel, join
 from evenflow.serving.runner.sampler import Sampler
@@ -150,10 +150,10 @@ def _catalog(
     on_freed: Callable[[AdapterDigest], object],
     is_bounded: bool,
 ) -> Catalog:
-    store = row_store(config, layout, is_bounded=is_bounded)
+    store, base = row_store(config, layout, is_bounded=is_bounded), base_weights(config)
     if ranks is None:
-        return Catalog(layout, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store)
-    return AllRanksCatalog(layout, ranks, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store)
+        return Catalog(layout, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store, base=base)
+    return AllRanksCatalog(layout, ranks, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store, base=base)
 
 
 def end_tokens(model: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evenflow.base.errors import ConfigError
-from evenflow.serving.core.adapter import AdapterSignature
+from evenflow.serving.core.adapter import AdapterSignature, SideRows
 from evenflow.serving.core.shape import MODULES, SITES, ModelShape
 from evenflow.serving.core.shard import Shard
 
@@ -127,6 +127,22 @@ class ArenaLayout:
         columns = self.held(module, part, 1)[1]
         return columns.stop - columns.start
 
+    def row_width_of_output(self, module: str) -> int:
+        """Output columns of ``module`` that this rank computes, as partial sums or alone."""
+        return self.shape.module_widths(module)[1] if self.shard is None else len(self.shard.outputs(module))
+
+    def held_columns(self, rows: SideRows) -> slice:
+        """Which elements of whole side rows lie in this arena."""
+        if self.shard is None or not rows.is_of_linear:
+            return slice(0, rows.width)
+        outputs = self.shard.outputs(rows.module)
+        return slice(outputs.start, outputs.stop)
+
+    def side_width(self, rows: SideRows) -> int:
+        """Elements of a side row in this arena, without the pad."""
+        columns = self.held_columns(rows)
+        return columns.stop - columns.start
+
     def num_pages_for_tokens(self, num_tokens: int) -> int:
         """Pages that hold the KV of ``num_tokens`` tokens of one request."""
         return -(-num_tokens // self.page_tokens)
@@ -156,10 +172,12 @@ class AdapterPlacement:
     """int32 [L, M]: number of the module's first A row; its ``a_rows`` rows are consecutive. 0 where it has none."""
     first_b: np.ndarray
     """int32 [L, M]: the same for B."""
+    first_side: tuple[int, ...] = ()
+    """Number of the first row of each of the signature's side rows."""
 
     @property
     def num_rows(self) -> int:
-        """All rows, A and B."""
+        """All rows: A, B and side rows."""
         return len(self.row_pages)
 
     def lines(self, pages: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -175,16 +193,26 @@ class AdapterPlacement:
         rows = slice(int(first[layer, index]), int(first[layer, index]) + int(count[layer, index]))
         return self.row_pages[rows] * self.layout.page_bytes + self.row_lines[rows] * LINE_BYTES
 
+    def side_slice(self, index: int) -> slice:
+        """Numbers of the rows of the signature's side rows ``index``."""
+        return slice(self.first_side[index], self.first_side[index] + self.signature.side[index].count)
+
+    def side_offsets(self, index: int) -> np.ndarray:
+        """int64 [rows]: byte offsets of the signature's side rows ``index`` in the page-form image [num_pages, page_bytes]."""
+        rows = self.side_slice(index)
+        return self.row_pages[rows] * self.layout.page_bytes + self.row_lines[rows] * LINE_BYTES
+
     def row_width(self, module: str, part: Part) -> int:
         """Elements in an A row (input width) or a B row (output width) of ``module``, without the pad."""
         return self.layout.row_width(module, part)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the factor rows, each filled up to whole lines; without what is left over at the ends of pages."""
+        """Bytes of all rows, each filled up to whole lines; without what is left over at the ends of pages."""
         layout = self.layout
         counts: dict[Part, np.ndarray] = {"A": self.a_rows, "B": self.lora_ranks}
-        return sum(
+        of_side = sum(rows.count * layout.row_bytes(layout.side_width(rows)) for rows in self.signature.side)
+        return of_side + sum(
             int(count[:, index].sum()) * layout.row_bytes(layout.row_width(module, part))
             for index, module in enumerate(MODULES)
             for part, count in counts.items()
@@ -221,40 +249,70 @@ def _pack(layout: ArenaLayout, signature: AdapterSignature) -> AdapterPlacement:
         (module, part): layout.row_bytes(layout.row_width(module, part)) // LINE_BYTES for module in MODULES for part in counts
     }
     first = {"A": np.zeros_like(lora_ranks), "B": np.zeros_like(lora_ranks)}
-    pages: list[np.ndarray] = []
-    lines: list[np.ndarray] = []
-    num_rows, page, free = 0, -1, 0
+    packing = _Packing(layout.lines_per_page)
     for layer in range(layout.shape.num_layers):
         for modules in SITES.values():
             for part in counts:
                 for module in modules:
                     index = MODULES.index(module)
-                    left = int(counts[part][layer, index])
-                    if not left:
-                        continue
-                    first[part][layer, index] = num_rows
-                    num_rows += left
-                    row_lines = lines_of[module, part]
-                    while left:
-                        if free < row_lines:
-                            page, free = page + 1, layout.lines_per_page
-                        fits = min(left, free // row_lines)
-                        start = layout.lines_per_page - free
-                        pages.append(np.full(fits, page))
-                        lines.append(start + np.arange(fits) * row_lines)
-                        left, free = left - fits, free - fits * row_lines
-    empty = [np.zeros(0, np.int64)]
+                    count = int(counts[part][layer, index])
+                    if count:
+                        first[part][layer, index] = packing.add(count, lines_of[module, part])
+    first_side = [
+        packing.add(rows.count, layout.row_bytes(layout.side_width(rows)) // LINE_BYTES, True) for rows in signature.side
+    ]
     return AdapterPlacement(
         layout=layout,
         signature=signature,
-        num_pages=page + 1,
-        row_pages=np.concatenate(pages or empty).astype(np.int64),
-        row_lines=np.concatenate(lines or empty).astype(np.int64),
+        num_pages=packing.num_pages,
+        row_pages=packing.row_pages,
+        row_lines=packing.row_lines,
         lora_ranks=lora_ranks,
         a_rows=counts["A"],
         first_a=first["A"],
         first_b=first["B"],
+        first_side=tuple(first_side),
     )
+
+
+class _Packing:
+    """Rows one after another into pages of ``lines_per_page`` lines: a row that does not fit any more begins the next page."""
+
+    def __init__(self, lines_per_page: int) -> None:
+        self._lines_per_page = lines_per_page
+        self._free = 0
+        self._num_rows = 0
+        self._pages: list[np.ndarray] = []
+        self._lines: list[np.ndarray] = []
+        self.num_pages = 0
+
+    def add(self, count: int, row_lines: int, is_matrix: bool = False) -> int:
+        """Place ``count`` rows of ``row_lines`` lines; returns the number of the first.
+
+        A matrix that fills a page or more begins a page of its own, so that as few runs of rows as possible make it up.
+        """
+        assert row_lines <= self._lines_per_page, "a row is wider than a page"
+        number, left = self._num_rows, count
+        self._num_rows += count
+        if is_matrix and count * row_lines > self._lines_per_page:
+            self._free = 0
+        while left:
+            if self._free < row_lines:
+                self.num_pages, self._free = self.num_pages + 1, self._lines_per_page
+            fits = min(left, self._free // row_lines)
+            start = self._lines_per_page - self._free
+            self._pages.append(np.full(fits, self.num_pages - 1))
+            self._lines.append(start + np.arange(fits) * row_lines)
+            left, self._free = left - fits, self._free - fits * row_lines
+        return number
+
+    @property
+    def row_pages(self) -> np.ndarray:
+        return np.concatenate(self._pages or [np.zeros(0, np.int64)]).astype(np.int64)
+
+    @property
+    def row_lines(self) -> np.ndarray:
+        return np.concatenate(self._lines or [np.zeros(0, np.int64)]).astype(np.int64)
 
 
 def _a_rows(shard: Shard, lora_ranks: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evenflow.base.errors import ModelError
+from evenflow.serving.quant.grouped_matrix import GroupedMatrix
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -37,9 +38,17 @@ class Checkpoint:
             self.close()
             raise
 
+    is_quantised = False
+    description = "safetensors"
+
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, as stored, on the CPU. Valid as long as the checkpoint is open."""
         return self._checked(name, self._file_of[name].get_tensor(name))
+
+    def raw(self, name: str) -> torch.Tensor:
+        """One tensor of any type, as stored. Raises KeyError for one that there is not."""
+        value: torch.Tensor = self._file_of[name].get_tensor(name)
+        return value
 
     def _checked(self, name: str, value: torch.Tensor) -> torch.Tensor:
         if not value.is_floating_point():
@@ -52,6 +61,10 @@ class Checkpoint:
         index = slice(rows.start, rows.stop)
         value: torch.Tensor = piece[index] if columns is None else piece[index, columns.start : columns.stop]
         return self._checked(name, value)
+
+    def grouped(self, name: str) -> GroupedMatrix | None:
+        """None: what is stored here is stored in floating point."""
+        return None
 
     def close(self) -> None:
         """Let go of the files."""

@@ -6,11 +6,15 @@ backends' business. Legend: T rows, L rows whose logits are wanted, H hidden, V 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 
 from evenflow.serving.backends.attention.attention_backend import AttentionBackend
 from evenflow.serving.backends.devices.batch import Batch
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
+from evenflow.serving.backends.lora.side_weights import SidedLoRA
 from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.layers import HeadNorm, RMSNorm, silu_and_multiply
@@ -26,13 +30,13 @@ class DecoderLayer:
 
     def __init__(self, index: int, weights: LayerWeights, shape: ModelShape, eps: float, group: Group) -> None:
         self.index = index
-        self._attention_norm = RMSNorm(weights.attention_norm, eps)
+        self.attention_norm = RMSNorm(weights.attention_norm, eps)
         self._qkv = ColumnLinear(weights.qkv, weights.qkv_bias, index, "qkv")
         self._head_norm: HeadNorm | None = None
         if weights.q_norm is not None and weights.k_norm is not None:
             self._head_norm = HeadNorm(weights.q_norm, weights.k_norm, shape.num_heads, shape.num_kv_heads, eps)
         self._o = RowLinear(weights.o, weights.o_bias, index, "o", group)
-        self._mlp_norm = RMSNorm(weights.mlp_norm, eps)
+        self.mlp_norm = RMSNorm(weights.mlp_norm, eps)
         self._gate_up = ColumnLinear(weights.gate_up, weights.gate_up_bias, index, "gate_up")
         self._down = RowLinear(weights.down, weights.down_bias, index, "down", group)
 
@@ -45,11 +49,11 @@ class DecoderLayer:
 
         ``delta_TH``: what the layer before left to be added. Returns what this layer leaves: [T, H].
         """
-        qkv_TC = self._qkv(self._attention_norm(hidden_TH, delta_TH), lora)
+        qkv_TC = self._qkv(self.attention_norm(hidden_TH, delta_TH), lora)
         if self._head_norm is not None:
             self._head_norm(qkv_TC)
         delta_TH = self._o(attention.run(self.index, qkv_TC), lora)
-        gate_up_T2I = self._gate_up(self._mlp_norm(hidden_TH, delta_TH), lora)
+        gate_up_T2I = self._gate_up(self.mlp_norm(hidden_TH, delta_TH), lora)
         return self._down(silu_and_multiply(gate_up_T2I), lora)
 
 
@@ -79,6 +83,17 @@ class Decoder:
     def bind(self, attention: AttentionBackend, lora: LoRABackend | None = None) -> None:
         """Use these backends from now on. Without a LoRA backend the base model alone is served."""
         self._attention, self._lora = attention, lora
+        side = lora.side if isinstance(lora, SidedLoRA) else None
+        self._embedding.side = self._head.side = side
+        for layer, name, norm in self._norms():
+            norm.own = None if side is None else partial(side.norm, layer, name)
+
+    def _norms(self) -> Iterator[tuple[int, str, RMSNorm]]:
+        """Norms that adapters may have their own weight for: (layer, its name in checkpoints, norm); layer -1 is the last."""
+        for layer in self._layers:
+            yield layer.index, "input_layernorm", layer.attention_norm
+            yield layer.index, "post_attention_layernorm", layer.mlp_norm
+        yield -1, "norm", self._norm
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:

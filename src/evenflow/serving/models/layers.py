@@ -5,16 +5,23 @@ Legend: T rows, H hidden, I intermediate width, C fused qkv width, D head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 import torch
 from torch.nn.functional import rms_norm, silu
 
+from evenflow.serving.backends.lora.side_weights import NormRule
 from evenflow.serving.kernels import pointwise_cpu
 from evenflow.serving.kernels.simd import element_of
 
 _SERIAL_NORM_ELEMENTS, _SERIAL_SILU_ELEMENTS = 65536, 16384
 """Up to so many elements one thread is faster: they take about 50 microseconds, and starting others takes longer."""
+
+
+OwnNorm = Callable[[NormRule, torch.Tensor, torch.Tensor], None]
+"""(the norm's rule, x, its norm with the base model's weight, which is changed in place)"""
 
 
 def _num_threads(num_elements: int, num_serial: int) -> int:
@@ -33,12 +40,24 @@ class RMSNorm:
         self._width = weight_H.shape[0]
         self._element = element_of(weight_H.dtype.itemsize) if _is_fused(weight_H) else None
         self._address = weight_H.data_ptr()
+        self.own: OwnNorm | None = None
+        """Where adapters have a weight of their own."""
+
+    def with_weight(self, x_NH: torch.Tensor, weight_NH: torch.Tensor) -> torch.Tensor:
+        """The norm of ``x_NH`` with other weights, one for each row: a new [N, H]."""
+        return (rms_norm(x_NH.float(), (self._width,), None, float(self._eps)) * weight_NH).to(x_NH.dtype)
 
     def __call__(self, x_TH: torch.Tensor, delta_TH: torch.Tensor | None = None) -> torch.Tensor:
         """Add ``delta_TH`` to ``x_TH`` in place, if given, and return the norm of the sum: a new [T, H].
 
         Both are contiguous.
         """
+        out_TH = self._of_base(x_TH, delta_TH)
+        if self.own is not None:
+            self.own(self.with_weight, x_TH, out_TH)
+        return out_TH
+
+    def _of_base(self, x_TH: torch.Tensor, delta_TH: torch.Tensor | None) -> torch.Tensor:
         if self._element is None:
             if delta_TH is not None:
                 x_TH.add_(delta_TH)

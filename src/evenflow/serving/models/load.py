@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -11,8 +12,11 @@ from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.decoder import Decoder
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.registry import FAMILIES
+from evenflow.serving.models.stored.stored_weights import weight_files
 from evenflow.serving.models.weights import load_weights
 from evenflow.serving.parallel.group import Group
+from evenflow.serving.quant.matrix_cache import MatrixCache, model_digest
+from evenflow.serving.quant.schemes import find_quantization
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -41,10 +45,27 @@ def load_model(
     device: torch.device | str = "cpu",
     group: Group | None = None,
     shard: Shard | None = None,
+    quantization: str = "none",
+    cache_folder: Path | None = None,
 ) -> Decoder:
-    """Read a folder's weights, or a shard of them, into a decoder of ``config``. ``bind`` it before use. Raises ModelError."""
+    """Read a folder's weights, or a shard of them, into a decoder of ``config``. ``bind`` it before use. Raises ModelError.
+
+    ``quantization``: a name of ``quant.schemes``; matrices are then kept in ``cache_folder`` for the next time. Raises
+    ConfigError for one that there is not, or that this device does not compute with.
+    """
+    device = torch.device(device)
+    chosen = find_quantization(quantization)
+    if chosen is not None and device.type != "cpu":
+        raise ConfigError(f"quantization is {quantization!r}; it is computed on the CPU alone, and the device is {device}")
     make: type[Decoder] = FAMILIES[config.architecture].decoder_class()
-    return make(config, load_weights(path, config, dtype, torch.device(device), shard), group, shard)
+    with contextlib.ExitStack() as stack:
+        cache = None
+        if chosen is not None and cache_folder is not None:
+            part = "whole" if shard is None else f"{shard.rank} of {shard.world_size}"
+            digest = model_digest(weight_files(path), chosen, part)
+            cache = stack.enter_context(MatrixCache(cache_folder, digest))
+        weights = load_weights(path, config, dtype, device, shard, chosen, cache)
+        return make(config, weights, group, shard)
 
 
 __all__ = ["has_fast_bfloat16", "load_model", "resolve_dtype"]

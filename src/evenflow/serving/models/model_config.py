@@ -18,11 +18,11 @@ from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.models.generation_config import read_generation_config, sampling_defaults
 from evenflow.serving.models.registry import ModelFamily, family_of
 from evenflow.serving.models.rope import RopeSpec, read_rope
+from evenflow.serving.models.stored.quantization_config import read_quantization_config
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "quantization_config": (None,),
     "compression_config": (None,),
     "attn_logit_softcapping": (None, 0, 0.0),
     "final_logit_softcapping": (None, 0, 0.0),
@@ -114,6 +114,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
             raise ModelError(f"{name} is {config[name]!r}; it is not supported")
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ModelError(f"hidden_act is {config['hidden_act']!r}; supported: 'silu'")
+    read_quantization_config(config)  # says what is wrong with it; whoever reads the weights reads it again
     num_heads = _integer(config, "num_attention_heads")
     hidden_size = _integer(config, "hidden_size")
     shape = ModelShape(

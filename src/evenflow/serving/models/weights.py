@@ -6,6 +6,7 @@ Legend: H hidden, V vocabulary; matrices are [output, input].
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,16 @@ from pathlib import Path
 
 import torch
 
-from evenflow.base.errors import ModelError
+from evenflow.base.errors import ConfigError, ModelError
+from evenflow.serving.backends.devices.weight_products import Weight
 from evenflow.serving.core.shard import Shard
-from evenflow.serving.models.checkpoint import Checkpoint
+from evenflow.serving.models.matrices import Matrices
 from evenflow.serving.models.model_config import ModelConfig
+from evenflow.serving.models.stored.stored_weights import StoredWeights, open_weights
+from evenflow.serving.quant.matrix_cache import MatrixCache
+from evenflow.serving.quant.schemes import Quantization
+
+log = logging.getLogger("evenflow.engine")
 
 _ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """A buffer that old Llama checkpoints hold; it is not needed, since it follows from the config."""
@@ -28,16 +35,16 @@ class LayerWeights:
     """One decoder layer. qkv is [q | k | v] and gate_up [gate | up], rows one after another."""
 
     attention_norm: torch.Tensor
-    qkv: torch.Tensor
+    qkv: Weight
     qkv_bias: torch.Tensor | None
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    o: torch.Tensor
+    o: Weight
     o_bias: torch.Tensor | None
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
+    gate_up: Weight
     gate_up_bias: torch.Tensor | None
-    down: torch.Tensor
+    down: Weight
     down_bias: torch.Tensor | None
 
 
@@ -45,10 +52,10 @@ class LayerWeights:
 class ModelWeights:
     """A whole model. ``layers`` is produced, and can be consumed, one layer at a time."""
 
-    embedding: torch.Tensor
+    embedding: Weight
     layers: deque[LayerWeights]
     norm: torch.Tensor
-    head: torch.Tensor
+    head: Weight
     """The embedding itself where they are tied."""
 
 
@@ -82,21 +89,38 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def load_weights(
-    path: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, shard: Shard | None = None
+    path: str | Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: Shard | None = None,
+    quantization: Quantization | None = None,
+    cache: MatrixCache | None = None,
 ) -> ModelWeights:
-    """Read the folder's safetensors, or one rank's shard. Raises ModelError naming missing, left-over or misshapen tensors."""
+    """Read the folder's weights, or one rank's shard. Raises ModelError naming missing, left-over or misshapen tensors.
+
+    ``quantization``: what becomes of the matrices; None: they stay as they are stored. ``cache``: what was made before.
+    """
     shard = shard or Shard(config.shape, 0, 1)
-    with Checkpoint(path) as checkpoint:
-        _check(checkpoint.shapes, config, Path(path))
-        source = _Source(checkpoint, dtype, device)
-        vocabulary = [shard.vocabulary()]
-        embedding = source.stacked(["model.embed_tokens.weight"], vocabulary)
+    with open_weights(path) as stored:
+        _check(stored.shapes, config, Path(path))
+        if quantization is not None and stored.is_quantised:
+            raise ConfigError(
+                f"quantization is {quantization.name!r}, and the weights are quantised already "
+                f"({stored.description}): leave it out"
+            )
+        log.info("weights: %s%s", stored.description, "" if quantization is None else f", quantised to {quantization.name}")
+        matrices = Matrices(stored, dtype, device, quantization, cache)
+        source = _Source(stored, dtype, device, matrices)
+        vocabulary = shard.vocabulary()
+        embedding: Weight
         if not config.tie_word_embeddings:
-            head = source.stacked(["lm_head.weight"], vocabulary)
+            embedding = source.stacked(["model.embed_tokens.weight"], [vocabulary])
+            head = matrices.vocabulary("lm_head.weight", vocabulary)
         else:
-            head = embedding
-            if "lm_head.weight" in checkpoint.shapes and not torch.equal(
-                source.stacked(["lm_head.weight"], vocabulary), embedding
+            head = embedding = matrices.vocabulary("model.embed_tokens.weight", vocabulary)
+            if "lm_head.weight" in stored.shapes and not torch.equal(
+                *(source.stacked([name], [vocabulary]) for name in ("lm_head.weight", "model.embed_tokens.weight"))
             ):
                 raise ModelError(
                     f"{path}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight"
@@ -106,29 +130,26 @@ def load_weights(
 
 
 class _Source:
-    """Tensors of a checkpoint in the serving dtype on the device, alone or stacked."""
+    """Tensors of a checkpoint in the serving dtype on the device, alone or stacked; matrices in the form of products."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        self._checkpoint, self._dtype, self._device = checkpoint, dtype, device
+    def __init__(self, stored: StoredWeights, dtype: torch.dtype, device: torch.device, matrices: Matrices) -> None:
+        self._stored, self._dtype, self._device, self.matrices = stored, dtype, device, matrices
 
     def tensor(self, name: str) -> torch.Tensor:
         # Always a copy, even with dtype and device unchanged, since the mapped file is closed after loading.
-        return self._checkpoint.tensor(name).to(device=self._device, dtype=self._dtype, copy=True)
+        return self._stored.tensor(name).to(device=self._device, dtype=self._dtype, copy=True)
 
     def stacked(self, names: list[str], rows: list[range]) -> torch.Tensor:
-        """The given rows of each of the named matrices, one matrix after another."""
-        shape = self._checkpoint.shapes[names[0]][1:]
-        total = torch.empty((sum(map(len, rows)), *shape), dtype=self._dtype, device=self._device)
-        start = 0
-        for name, some in zip(names, rows):
-            total[start : start + len(some)].copy_(self._checkpoint.part(name, some))
-            start += len(some)
-        return total
+        """The given rows of each of the named tensors, one after another, unquantised."""
+        return self.matrices.plain(names, rows)
 
-    def columns(self, name: str, columns: range) -> torch.Tensor:
+    def matrix(self, names: list[str], rows: list[range]) -> Weight:
+        """The given rows of each of the named matrices, one matrix after another."""
+        return self.matrices.linear(names, rows)
+
+    def columns(self, name: str, columns: range) -> Weight:
         """These columns of a matrix."""
-        rows = range(self._checkpoint.shapes[name][0])
-        return self._checkpoint.part(name, rows, columns).to(device=self._device, dtype=self._dtype, copy=True).contiguous()
+        return self.matrices.linear([name], [range(self._stored.shapes[name][0])], columns)
 
 
 def _layers(source: _Source, config: ModelConfig, shard: Shard) -> Iterator[LayerWeights]:
@@ -142,14 +163,14 @@ def _layers(source: _Source, config: ModelConfig, shard: Shard) -> Iterator[Laye
         o, down = prefix + "self_attn.o_proj", prefix + "mlp.down_proj"
         yield LayerWeights(
             attention_norm=source.tensor(prefix + "input_layernorm.weight"),
-            qkv=source.stacked([name + ".weight" for name in qkv], qkv_rows),
+            qkv=source.matrix([name + ".weight" for name in qkv], qkv_rows),
             qkv_bias=source.stacked([name + ".bias" for name in qkv], qkv_rows) if config.has_qkv_bias else None,
             q_norm=source.tensor(prefix + "self_attn.q_norm.weight") if config.has_qk_norm else None,
             k_norm=source.tensor(prefix + "self_attn.k_norm.weight") if config.has_qk_norm else None,
             o=source.columns(o + ".weight", shard.inputs("o_proj")),
             o_bias=source.tensor(o + ".bias") if config.has_o_bias and holds_biases else None,
             mlp_norm=source.tensor(prefix + "post_attention_layernorm.weight"),
-            gate_up=source.stacked([name + ".weight" for name in gate_up], gate_up_rows),
+            gate_up=source.matrix([name + ".weight" for name in gate_up], gate_up_rows),
             gate_up_bias=source.stacked([name + ".bias" for name in gate_up], gate_up_rows) if config.has_mlp_bias else None,
             down=source.columns(down + ".weight", shard.inputs("down_proj")),
             down_bias=source.tensor(down + ".bias") if config.has_mlp_bias and holds_biases else None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from evenflow.serving.backends.devices.weight_products import prepare_matmul
+from evenflow.serving.backends.devices.weight_products import Weight, prepare_matmul
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.parallel.group import Group
 
@@ -18,7 +18,7 @@ from evenflow.serving.parallel.group import Group
 class ColumnLinear:
     """y_TO = x_TI W^T + b + LoRA. Several modules of one site may share the matrix (qkv, gate and up)."""
 
-    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, layer: int, site: str) -> None:
+    def __init__(self, weight_OI: Weight, bias_O: torch.Tensor | None, layer: int, site: str) -> None:
         self.layer, self.site = layer, site
         self._matmul = prepare_matmul(weight_OI, bias_O)
 
@@ -33,7 +33,7 @@ class ColumnLinear:
 class RowLinear:
     """y_TO = sum over ranks of (x_TI W^T + LoRA) + b. The bias belongs to one rank of the group."""
 
-    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, layer: int, site: str, group: Group) -> None:
+    def __init__(self, weight_OI: Weight, bias_O: torch.Tensor | None, layer: int, site: str, group: Group) -> None:
         self.layer, self.site = layer, site
         self._matmul = prepare_matmul(weight_OI, bias_O)
         self._group = group

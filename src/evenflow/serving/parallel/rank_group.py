@@ -39,7 +39,7 @@ class RankGroup:
         self._exchanges: dict[str, Exchange] = {}
         self._told: set[str] = set()
         """Sites where a token row was too large to be encoded, at least once."""
-        self._compressor, self._transport = serving_compressor(compress, width)
+        self._compressor, self._transport = serving_compressor(compress, width, self.world_size)
         self._largest = _largest_sent(self._compressor, self.world_size)
 
     def sum_outputs(self, y_TO: torch.Tensor, site: str) -> torch.Tensor:
@@ -96,8 +96,11 @@ def _largest_sent(compressor: Compressor | None, world_size: int) -> float:
     return torch.finfo(torch.float32).max * _HEADROOM / world_size
 
 
-def serving_compressor(text: str, width: int) -> tuple[Compressor | None, Transport | None]:
-    """What ``spec`` or ``spec/transport`` names, ready for outputs of ``width``; None for ``none``. Raises: see RankGroup."""
+def serving_compressor(text: str, width: int, world_size: int) -> tuple[Compressor | None, Transport | None]:
+    """What ``spec`` or ``spec/transport`` names, for outputs of ``width`` of so many ranks; None for ``none``.
+
+    Raises: see RankGroup.
+    """
     spec, _, transport = text.partition("/")
     compressor = get_compressor(spec)
     if spec.strip() == "none" and not transport:
@@ -113,7 +116,7 @@ def serving_compressor(text: str, width: int) -> tuple[Compressor | None, Transp
         )
     if compressor.algebra is Algebra.LINEAR and transport not in ("", "all-reduce"):
         raise ConfigError(f"compress is {text!r}; allowed for {spec}: {spec}/all-reduce")
-    return compressor, get_transport(transport or None, compressor)
+    return compressor, get_transport(transport or None, compressor, world_size)
 
 
 __all__ = ["RankGroup", "serving_compressor"]

@@ -9,20 +9,30 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-from evenflow.serving.backends.devices.weight_products import prepare_matmul
+from evenflow.serving.backends.devices.weight_products import Weight, prepare_matmul
+from evenflow.serving.backends.lora.side_weights import SideWeights
 from evenflow.serving.parallel.group import Group, OneRank
 
 
 class Embedding:
     """Rows of a table by token id. ``first``: token id of this rank's row 0."""
 
-    def __init__(self, weight_PH: torch.Tensor, first: int = 0, group: Group | None = None) -> None:
+    def __init__(self, weight_PH: Weight, first: int = 0, group: Group | None = None) -> None:
         self._weight_PH = weight_PH
         self._first = first
         self._group = group or OneRank()
+        self.side: SideWeights | None = None
+        """Adapters' own embeddings."""
 
     def __call__(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """A new [T, H]."""
+        if self.side is None or not self.side.is_active:
+            return self._rows(token_ids_T)
+        hidden_TH = self._rows(self.side.base_ids(token_ids_T))
+        self.side.embed(token_ids_T, hidden_TH)
+        return hidden_TH
+
+    def _rows(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         if self._group.world_size == 1:
             return self._weight_PH.index_select(0, token_ids_T)
         num_held, width = self._weight_PH.shape
@@ -39,15 +49,23 @@ class Embedding:
 class OutputHead:
     """Hidden states to logits. ``vocab_size``: V, where ``weight_PH`` is one rank's part of ceil(V / N) rows or fewer."""
 
-    def __init__(self, weight_PH: torch.Tensor, vocab_size: int | None = None, group: Group | None = None) -> None:
+    def __init__(self, weight_PH: Weight, vocab_size: int | None = None, group: Group | None = None) -> None:
         self._num_held = len(weight_PH)
         self._matmul = prepare_matmul(weight_PH) if self._num_held else None
         self._group = group or OneRank()
         self._vocab_size = vocab_size or self._num_held
         self._share = -(-self._vocab_size // self._group.world_size)
+        self.side: SideWeights | None = None
+        """Adapters' own heads."""
 
     def __call__(self, hidden_LH: torch.Tensor) -> torch.Tensor:
-        """A new [L, V] in the model's dtype, on every rank."""
+        """A new [L, V] in the model's dtype, on every rank. Wider where an adapter knows more tokens."""
+        logits_LV = self._logits(hidden_LH)
+        if self.side is None or not self.side.is_active:
+            return logits_LV
+        return self.side.logits(hidden_LH, logits_LV)
+
+    def _logits(self, hidden_LH: torch.Tensor) -> torch.Tensor:
         num_rows = len(hidden_LH)
         part_LP = hidden_LH.new_zeros(num_rows, 0) if self._matmul is None else self._matmul(hidden_LH)
         if self._group.world_size == 1 or not num_rows:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.catalog import Catalog, PreparedAdapter
 from evenflow.serving.adapters.row_store import RowStore
 from evenflow.serving.core.plan import StepPlan, StepResult
@@ -53,12 +54,13 @@ class AllRanksCatalog(Catalog):
         max_lora_rank: int | None,
         on_freed: Callable[[AdapterDigest], object],
         store: RowStore | None,
+        base: BaseWeights | None = None,
     ) -> None:
         def freed_on_all_ranks(digest: AdapterDigest) -> None:
             on_freed(digest)
             ranks.forget(digest)
 
-        super().__init__(layout, max_lora_rank=max_lora_rank, on_freed=freed_on_all_ranks, store=store)
+        super().__init__(layout, max_lora_rank=max_lora_rank, on_freed=freed_on_all_ranks, store=store, base=base)
         self._ranks = ranks
 
     def prepare(

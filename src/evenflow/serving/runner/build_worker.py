@@ -10,16 +10,18 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import format_size, free_memory_bytes, total_memory_bytes
+from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.bounded_reading import BoundedReading
-from evenflow.serving.adapters.reading import InProcessReading
+from evenflow.serving.adapters.reading import AdapterReading, InProcessReading
 from evenflow.serving.adapters.row_store import RowStore
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
+from evenflow.serving.backends.lora.side_weights import SidedLoRA, SideWeights
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model
-from evenflow.serving.models.model_config import ModelConfig
+from evenflow.serving.models.model_config import ModelConfig, load_config
 from evenflow.serving.models.rope_table import rope_table
 from evenflow.serving.parallel.sharded_lora import ExchangedLoRA
 from evenflow.serving.runner.forward import EagerForward, Forward, GraphedForward, graph_sizes
@@ -49,7 +51,7 @@ def build_worker(
     All ranks of the group call it, with the same config. Raises ModelError or ConfigError.
     """
     device, dtype, shard, group = membership.device, membership.dtype, membership.shard, membership.group
-    model = load_model(config.model, model_config, dtype, device, group, shard)
+    model = load_model(config.model, model_config, dtype, device, group, shard, config.quantization, matrix_folder(config))
     if shard is None:
         layout = ArenaLayout(model_config.shape, dtype.itemsize, config.page_tokens)
     else:
@@ -64,6 +66,7 @@ def build_worker(
     lora: LoRABackend = LORA_BACKENDS.load(names.lora)(storage)
     if shard is not None and shard.exchanged:
         lora = ExchangedLoRA(lora, shard, group)
+    lora = SidedLoRA(lora, SideWeights(storage, model_config.shape.vocab_size))
     eager = EagerForward(model, storage, attention, lora)
     is_graphed = (
         device.type == "cuda" and shard is None and names == BackendNames("triton", "triton") and not config.enforce_eager
@@ -74,6 +77,11 @@ def build_worker(
     return BuiltWorker(worker, layout, num_pages, max_model_len, names)
 
 
+def matrix_folder(config: EngineConfig) -> Path | None:
+    """Where quantised weights are kept between starts, beside the converted adapters; None: they are not."""
+    return None if config.adapter_cache is None else config.adapter_cache.parent / "quantised"
+
+
 def row_store(config: EngineConfig, layout: ArenaLayout, *, is_bounded: bool) -> RowStore | None:
     """The rank's store of adapters' rows on disk; None: they are kept in memory.
 
@@ -82,8 +90,16 @@ def row_store(config: EngineConfig, layout: ArenaLayout, *, is_bounded: bool) ->
     if config.adapter_cache is None:
         return None
     roots = [Path(root) for root in config.adapter_roots]
-    reading = BoundedReading(config.adapter_load_timeout_s, roots) if is_bounded else InProcessReading(roots)
-    return RowStore(config.adapter_cache, layout, capacity_bytes=config.adapter_cache_bytes, reading=reading)
+    base = base_weights(config)
+    reading: AdapterReading = InProcessReading(roots, base)
+    if is_bounded:
+        reading = BoundedReading(config.adapter_load_timeout_s, roots, base)
+    return RowStore(config.adapter_cache, layout, capacity_bytes=config.adapter_cache_bytes, reading=reading, base=base)
+
+
+def base_weights(config: EngineConfig) -> BaseWeights:
+    """The base model's weights, for adapters that are worked out with them. Raises ModelError."""
+    return BaseWeights(Path(config.model), load_config(config.model).tie_word_embeddings)
 
 
 def arena_pages(config: EngineConfig, layout: ArenaLayout, device: torch.device) -> int:
@@ -132,4 +148,4 @@ def context_length(config: EngineConfig, model: ModelConfig, layout: ArenaLayout
     return min(supported, held)
 
 
-__all__ = ["BuiltWorker", "arena_pages", "build_worker", "context_length", "row_store"]
+__all__ = ["BuiltWorker", "arena_pages", "base_weights", "build_worker", "context_length", "row_store"]

@@ -19,6 +19,7 @@ from evenflow.serving.backends.devices.batch import Batch, build_batch, build_fi
 from evenflow.serving.backends.devices.staging import CopiedStaging, Staging, make_staging
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
+from evenflow.serving.backends.lora.side_weights import SidedLoRA
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, StepPlan
 from evenflow.serving.models.decoder import Decoder
 
@@ -136,13 +137,18 @@ class GraphedForward:
         """See Forward."""
         count = len(plan.sequences)
         size = next((size for size in self._sizes if size >= count), None)
-        if size is None or not self._recorded or not is_decode(plan):
+        if size is None or not self._recorded or not is_decode(plan) or self._has_side_weights(plan):
             return self._eager(plan)
         has_adapters = any(sequence.adapter_slot != NO_ADAPTER_SLOT for sequence in plan.sequences)
         recorded = self._recorded[size, has_adapters]
         self._plan(plan, size, has_adapters, recorded.staging)
         recorded.replay()
         return recorded.logits_LV[:count]
+
+    def _has_side_weights(self, plan: StepPlan) -> bool:
+        """True if an adapter of the plan changes more than linears: which tensors it has differs from adapter to adapter."""
+        lora = self._eager.lora
+        return isinstance(lora, SidedLoRA) and any(lora.side.has(sequence.adapter_slot) for sequence in plan.sequences)
 
     def _plan(self, plan: StepPlan, size: int, has_adapters: bool, staging: Staging) -> Batch:
         eager = self._eager

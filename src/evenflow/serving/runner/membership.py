@@ -69,7 +69,7 @@ def check_parallel(config: EngineConfig, model: ModelConfig) -> None:
             raise ConfigError(f"compress is {config.compress!r}; one rank sends nothing; allowed with 2 ranks or more")
         return
     check_divisible(model.shape, config.tensor_parallel)
-    serving_compressor(config.compress, model.shape.hidden_size)
+    serving_compressor(config.compress, model.shape.hidden_size, config.tensor_parallel)
     device = resolve_device(config.device)
     if device.type == "cuda" and (device.index is not None or torch.cuda.device_count() < config.tensor_parallel):
         raise ConfigError(

@@ -158,6 +158,8 @@ def _apply_masks(values_LV: torch.Tensor, rows: Sequence[int], specs: Sequence[S
     for k in np.flatnonzero(~packed_MB.any(axis=1)).tolist():
         failed[known[k]] = "the constraint allows no further token"
     bits_MV = np.unpackbits(~packed_MB, axis=1, bitorder="little")[:, : values_LV.shape[1]]
+    # Tokens that only an adapter knows are not in the base model's grammar.
+    bits_MV = np.pad(bits_MV, ((0, 0), (0, values_LV.shape[1] - bits_MV.shape[1])), constant_values=1)
     forbidden_MV = torch.from_numpy(bits_MV.view(np.bool_)).to(values_LV.device)
     if len(known) == values_LV.shape[0]:
         values_LV.masked_fill_(forbidden_MV, _NOTHING)

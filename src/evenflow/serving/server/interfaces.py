@@ -69,6 +69,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
+        """Register the weighted sum of registered adapters, (name, weight); returns what is known of ``name``."""
+        ...
+
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget ``name``, with ``purge`` its file in the adapter cache too; returns what still drains under it."""
         ...

@@ -113,6 +113,38 @@ class ServerConfig:
     adapter_dir: Path | None = option(
         PathTo(), None, "Folder whose sub-folders are adapters, loaded when their name is first asked for.", when_none="none"
     )
+    hub_cache: Path | None = option(
+        PathTo(),
+        None,
+        "Cache folder of Hugging Face's hub client: adapters in it are served as org/name, or org/name@revision.",
+        when_none="none",
+    )
+    adapter_resolver: str = option(
+        Text("MODULE:CLASS", "MODULE:CLASS"),
+        "",
+        "Your own class that says where the adapter of a name lies: resolve(name), or vLLM's resolve_lora.",
+    )
+    adapter_text: str = option(
+        Choice(("base", "own")),
+        "base",
+        "Chat template and added tokens of requests: the base model's, or an adapter's own where its folder has some.",
+        reason="A template is code: it can take any time and memory of the server. Choose own for folders that you trust.",
+    )
+    adapter_downloads: Path | None = option(
+        PathTo(),
+        None,
+        "Folder into which adapters of other storage (s3:// and the like) are copied.",
+        when_none="a folder of your own in the system's folder for temporary files",
+    )
+    adapter_downloads_bytes: int = option(
+        Size(),
+        16 << 30,
+        "That folder holds at most so much; what was used longest ago goes first.",
+        name="adapter_downloads_size",
+    )
+    adapter_download_timeout_s: float = option(
+        Number(above=0, unit="seconds", metavar="S"), 120.0, "For copying one adapter.", name="adapter_download_timeout"
+    )
     max_queue: int = option(
         Count(1),
         4096,
@@ -178,11 +210,27 @@ class ServerConfig:
         'Clients, and adapters, with series of their own in /metrics; the rest is summed as "other".',
         name="metrics_top",
     )
+    accounts: str = option(
+        Text("a file, or postgresql://...", "WHERE"),
+        "",
+        "Keep what every client used, by hour, adapter and outcome, in this file (SQLite) or database.",
+        reason="Read by GET /v1/usage, /v1/admin/usage, the console and `evenflow usage`.",
+    )
+    accounts_days: int = option(Count(0), 0, "Hours of accounts older than so many days are forgotten; 0: never.")
+    prices: Path | None = option(
+        PathTo("FILE"),
+        None,
+        "TOML of prices for a million tokens, for the column cost of accounts.",
+        when_none="no column cost",
+    )
     uds: Path | None = option(
         PathTo("FILE"), None, "Unix socket to listen at, instead of host and port.", when_none="host and port"
     )
     root_path: str = option(
         Text("a path", "PATH"), "", "Path under which a proxy offers the server; requests may come with it or without it."
+    )
+    console: bool = option(
+        Switch(), True, "The console: pages at /console/ that show the running server, to each key what it may see."
     )
     ssl_keyfile: Path | None = option(PathTo("FILE"), None, "Private key of the certificate, for HTTPS.", when_none="HTTP")
     ssl_certfile: Path | None = option(PathTo("FILE"), None, "Certificate of the server, for HTTPS.", when_none="HTTP")

@@ -59,6 +59,15 @@ class Tokenizer:
         _add_missing_tokens(backend, config, file)
         return cls(backend, special_tokens_of(config), config)
 
+    def with_tokens(self, added: Sequence[tuple[int, str, bool]]) -> Tokenizer:
+        """The same and further tokens (id, text, whether special). Raises ModelError if their ids do not follow."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        for token_id, text, is_special in added:
+            backend.add_tokens([tokenizers.AddedToken(text, special=is_special, normalized=False)])
+            if backend.token_to_id(text) != token_id:
+                raise ModelError(f"its added token {text[:40]!r} is {token_id}; the next id is {backend.token_to_id(text)}")
+        return Tokenizer(backend, self.special_tokens)
+
     @property
     def vocab_size(self) -> int:
         """One more than the highest token id, added tokens included."""

@@ -28,7 +28,9 @@ def merge(weights: ModelWeights, layout: ArenaLayout, signature: AdapterSignatur
                 if placement.lora_ranks[layer, MODULES.index(module)]:
                     a_RI = _rows(flat, placement, layer, module, "A", weights.embedding.dtype)
                     b_RO = _rows(flat, placement, layer, module, "B", weights.embedding.dtype)
-                    part_OI = matrices[site][first : first + outputs]
+                    whole_OI = matrices[site]
+                    assert isinstance(whole_OI, torch.Tensor), "adapters are merged into weights that are not quantised"
+                    part_OI = whole_OI[first : first + outputs]
                     part_OI.copy_(part_OI.float() + b_RO.T @ a_RI)
                 first += outputs
 

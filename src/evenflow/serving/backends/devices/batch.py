@@ -44,6 +44,8 @@ class Batch:
     """int32 [S], host: LoRA slot of each sequence, -1 for base-only."""
     logits_rows: torch.Tensor
     """int64 [L], on the device: rows whose logits are wanted (last rows of sequences that sample, and prompt logprobs)."""
+    logits_row_numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """The same on the host."""
     staging: Staging = field(default_factory=DirectStaging)
     """Where backends add what they want on the device; the caller uploads it once, after all have planned."""
     is_fixed: bool = False
@@ -93,6 +95,7 @@ def build_batch(plan: StepPlan, page_tokens: int, device: torch.device, staging:
         page_slot_of_row=positions % page_tokens,
         adapter_slots=np.fromiter((s.adapter_slot for s in sequences), np.int32, len(sequences)),
         logits_rows=staging.add(np.array(logits_rows, np.int64)),
+        logits_row_numbers=np.array(logits_rows, np.int64),
         staging=staging,
     )
 
@@ -130,6 +133,7 @@ def build_fixed_batch(plan: StepPlan, num_rows: int, page_tokens: int, staging: 
         page_slot_of_row=positions % page_tokens,
         adapter_slots=column((s.adapter_slot for s in sequences), NO_ADAPTER_SLOT).astype(np.int32),
         logits_rows=staging.add(np.arange(num_rows)),
+        logits_row_numbers=np.arange(num_rows),
         staging=staging,
         is_fixed=True,
     )

@@ -1,8 +1,9 @@
 """The folder whose sub-folders are adapters by name. Never walked for a request: a name costs a few system calls.
 
-A name is a sub-folder, or, as on a hub, a sub-folder of one: ``org/name``. One that appears can be asked for at once, one
-that disappears cannot be any more. The listing is kept and brought up to date when a folder's own time stamp says that
-names came or went; only those are looked into. What is not served is passed over with its reason, and logged once.
+A name is a sub-folder, or, as on a hub, a sub-folder of one: ``org/name``. Deeper ones can be asked for, but are not
+listed. One that appears can be asked for at once, one that disappears cannot be any more. The listing is kept and brought
+up to date when a folder's own time stamp says that names came or went; only those are looked into. What is not served is
+passed over with its reason, and logged once.
 
 A first sub-folder may be a link to anywhere inside the folder, since only whoever owns the folder can make it. What lies
 deeper may be a stranger's, and its links must stay inside its first sub-folder (``boundary``).
@@ -21,12 +22,14 @@ CONFIG_FILE = "adapter_config.json"
 _UNSETTLED_NS = 2_000_000_000
 """A folder changed less than this ago may change again within one tick of its time stamp."""
 _MOST_TOLD = 1000
+_MOST_PARTS = 6
+"""Of a name. Names of more than two are found, but not listed."""
 
 
 def is_folder_name(name: str) -> bool:
-    """True if a sub-folder of that name can be an adapter: one or two parts, printable, of any script, not hidden."""
+    """True if a sub-folder of that name can be an adapter: one or more parts, printable, of any script, not hidden."""
     parts = name.split("/")
-    return len(parts) <= 2 and all(map(_is_part, parts))
+    return len(parts) <= _MOST_PARTS and all(map(_is_part, parts))
 
 
 def _is_part(part: str) -> bool:
@@ -89,7 +92,7 @@ class AdapterFolder:
     def _fault(self, name: str) -> str | None:
         """Why the sub-folder ``name`` is not served; None if it is."""
         if not is_folder_name(name):
-            return "its name is not allowed: one or two parts, printable, not hidden, no blanks around them"
+            return "its name is not allowed: at most six parts, printable, not hidden, no blanks around them"
         folder, boundary = self._folder / name, self.boundary(name)
         if self._folder not in boundary.parents:  # os.path.realpath: Path.resolve raises at a loop of links
             return "it is a link that leads out of the adapter folder"

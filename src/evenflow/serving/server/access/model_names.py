@@ -28,7 +28,11 @@ from evenflow.base.errors import (
 from evenflow.serving.adapters.base_model_hint import is_same_model
 from evenflow.serving.client.messages import AdapterInfo
 from evenflow.serving.server.access.adapter_folder import AdapterFolder
+from evenflow.serving.server.access.adapter_sources import AdapterSources
+from evenflow.serving.server.access.adapter_texts import AdapterTexts
 from evenflow.serving.server.access.asked import Asked
+from evenflow.serving.server.access.combinations import PREFIX, Combinations, parse_combination
+from evenflow.serving.server.access.name_rules import LONGEST_NAME, is_adapter_name, no_such_model
 from evenflow.serving.server.interfaces import Engine
 
 log = logging.getLogger("evenflow.server")
@@ -41,29 +45,6 @@ RETRY_UNAVAILABLE_S = 1.0
 
 _JUST_ASKED_S = 1.0
 """Whoever was resolved so recently may be about to submit: their adapter is not taken from them."""
-
-LONGEST_NAME = 255
-"""Characters of an adapter's name."""
-
-
-def no_such_model(name: str) -> str:
-    """What is said of a model that the caller cannot use, whether it exists or not: nobody learns others' names."""
-    return f"the model {name!r} does not exist; GET /v1/models lists those that do"
-
-
-def is_adapter_name(name: str) -> bool:
-    """True if an adapter may be called so: letters of any script, digits, spaces and signs, but nothing that cannot be
-    printed, no leading or trailing space, no leading dot or slash and no ``..`` between slashes.
-    """
-    return (
-        0 < len(name) <= LONGEST_NAME
-        and name.isprintable()
-        and name == name.strip()
-        and name[0] not in "./"
-        and not name.endswith("/")
-        and not any(part in ("", ".", "..") for part in name.split("/"))
-        and "\\" not in name
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +67,23 @@ class ModelNames:
         clock: Callable[[], float],
         unix_time: Callable[[], float],
         model_names: tuple[str, ...] = (),
+        sources: AdapterSources | None = None,
+        texts: AdapterTexts | None = None,
     ) -> None:
         self.base_names = base_names
         self._model_names = model_names
         self._engine = engine
         self._dir = None if adapter_dir is None else AdapterFolder(adapter_dir, lambda: int(unix_time() * 1e9))
+        self._sources = sources
+        self._combinations = Combinations()
+        self._combining = asyncio.Lock()
+        self._texts = texts
+        self._folders: dict[str, tuple[str, str]] = {}
+        """Folder and boundary that each name was loaded from."""
         self._from_dir: dict[str, float] = {}
-        """Names that were loaded from the adapter folder, and when each was last asked for: the longest ago first."""
+        """Names that were loaded on demand, and when each was last asked for: the longest ago first."""
+        self._from_sources: set[str] = set()
+        """Those of them that do not lie in the adapter folder."""
         self._clock = clock
         self._unix_time = unix_time
         self._adapters: dict[str, NamedAdapter] = {}
@@ -133,18 +124,51 @@ class ModelNames:
 
         Raises AdapterNotFound (no such name, or not this client's), before anything is loaded.
         """
-        name = self._find(model, client)
+        try:
+            name = await self._find_anywhere(model, client)
+        except AdapterNotFound:
+            parts = parse_combination(model)
+            if parts is None:
+                raise
+            return await self._combined(parts, client)
         if name is None:
             return None
         if name not in self._adapters:
             await self._load_once(name)
         if self._from_dir.pop(name, None) is not None:
             self._from_dir[name] = self._clock()
+        if self._texts is not None and name in self._folders and name in self._adapters:
+            await self._texts.prepare(name, self._adapters[name].info.digest, *self._folders[name])
         return name
+
+    async def _combined(self, parts: list[tuple[str, float]], client: Client) -> str:
+        """The engine's name of several adapters together, each of which the client may use."""
+        names = []
+        for name, weight in parts:
+            adapter = await self.resolve(name, client) if name not in self.base_names and name else None
+            if adapter is None:
+                raise AdapterNotFound(no_such_model(name))
+            names.append((adapter, weight))
+        digests = [(self._adapters[name].info.digest, weight) for name, weight in names]
+        async with self._combining:
+            found = self._combinations.find(digests)
+            if found is None:
+                found = self._combinations.new_name()
+                await self._engine.combine_adapters(found, names)
+                for old in self._combinations.add(digests, found):
+                    await self._unload_quietly(old)
+        return found
 
     async def check(self, model: str, client: Client) -> None:
         """Raise AdapterNotFound unless ``model`` means something to this client; nothing is loaded."""
-        self._find(model, client)
+        try:
+            await self._find_anywhere(model, client)
+        except AdapterNotFound:
+            parts = parse_combination(model)
+            if parts is None:
+                raise
+            for name, _ in parts:
+                await self._find_anywhere(name, client)
 
     def named(self, asked: Asked) -> str:
         """The model that a body names, in one way or the other. Raises InvalidRequest if it names two."""
@@ -168,16 +192,38 @@ class ModelNames:
                 return name
         raise AdapterNotFound(no_such_model(model))
 
+    async def _find_anywhere(self, model: str, client: Client) -> str | None:
+        """As ``_find``, and in the sources too: they are asked for names that the client may use alone."""
+        try:
+            return self._find(model, client)
+        except AdapterNotFound:
+            if self._sources is None or self._sources.is_empty:
+                raise
+        base, _, rest = model.partition(":")
+        for name in (model, rest) if base in self.base_names and rest else (model,):
+            if is_adapter_name(name) and client.may_use(name) and await self._sources.knows(name):
+                return name
+        raise AdapterNotFound(no_such_model(model))
+
     async def load(self, name: str, path: str, *, replace: bool = False, must_read: bool = False) -> None:
-        """Register the adapter in folder ``path``. Raises InvalidRequest (no name), AdapterExists, AdapterRejected.
+        """Register the adapter at ``path``, a folder or an address (see ``adapter_sources``).
+
+        Raises InvalidRequest (no name), AdapterExists, AdapterRejected.
 
         ``must_read``: look at what its files hold, even if their sizes and times say that it is known.
         """
         self.check_name(name)
-        for info in await self._engine.load_adapter(name, path, replace, must_read=must_read):
+        folder = path if self._sources is None else await self._sources.folder_of(path)
+        for info in await self._engine.load_adapter(name, folder, replace, must_read=must_read):
             self._record(info)
+        self._folders[name] = folder, ""
         self._broken.pop(name, None)
         self._from_dir.pop(name, None)
+        self._from_sources.discard(name)
+
+    def is_address(self, text: str) -> bool:
+        """True if ``text`` says where an adapter lies without being a plain path."""
+        return self._sources is not None and self._sources.is_address(text)
 
     async def unload(self, name: str, *, purge: bool = False) -> None:
         """Forget ``name``. Raises AdapterNotFound. (A folder of that name will load again when it is asked for.)
@@ -217,11 +263,14 @@ class ModelNames:
     def forget(self, name: str) -> None:
         """The engine no longer knows ``name``."""
         self._adapters.pop(name, None)
+        self._folders.pop(name, None)
+        self._combinations.forget(name)
         self._from_dir.pop(name, None)
+        self._from_sources.discard(name)
 
     def _is_there(self, name: str) -> bool:
         """True if ``name`` is loaded, or can be. One whose sub-folder has gone is unloaded: those who run with it finish."""
-        if name in self._from_dir:
+        if name in self._from_dir and name not in self._from_sources:
             assert self._dir is not None
             if not self._dir.has(name):
                 log.warning("the adapter %r is unloaded: its folder is gone", name)
@@ -243,10 +292,14 @@ class ModelNames:
         task = self._loading.get(name)
         if task is None:
             folder = self._dir.find(name) if self._dir is not None else None
-            if folder is None:
+            address = None if self._sources is None else self._sources.take_address(name)
+            if folder is not None and self._dir is not None:
+                load = self._load_with_room(name, str(folder), str(self._dir.boundary(name)))
+            elif address is not None:
+                load = self._load_from_source(name, address)
+            else:
                 raise AdapterNotFound(no_such_model(name))
-            assert self._dir is not None
-            task = asyncio.create_task(self._load_with_room(name, str(folder), str(self._dir.boundary(name))))
+            task = asyncio.create_task(load)
             self._loading[name] = task
             task.add_done_callback(lambda done: self._loaded(name, done))
         try:
@@ -269,6 +322,13 @@ class ModelNames:
             self._broken[name] = (self._clock(), told)
             raise told from None
 
+    async def _load_from_source(self, name: str, address: str) -> list[AdapterInfo]:
+        assert self._sources is not None
+        folder = await self._sources.folder_of(address)
+        infos = await self._load_with_room(name, folder, folder)
+        self._from_sources.add(name)
+        return infos
+
     async def _load_with_room(self, name: str, folder: str, boundary: str) -> list[AdapterInfo]:
         """Load. While there is no room, unload those of the adapter folder that nobody has asked for for longest.
 
@@ -277,7 +337,9 @@ class ModelNames:
         count = 1
         while True:
             try:
-                return await self._engine.load_adapter(name, folder, boundary=boundary)
+                infos = await self._engine.load_adapter(name, folder, boundary=boundary)
+                self._folders[name] = folder, boundary
+                return infos
             except AdapterCacheFull:
                 idle = await self._idle_names()
                 if not idle:
@@ -295,7 +357,7 @@ class ModelNames:
         return [name for name, asked_s in self._from_dir.items() if name in idle and asked_s <= latest_s]
 
     def _record(self, info: AdapterInfo, before: NamedAdapter | None = None) -> None:
-        if info.state == "draining":
+        if info.state == "draining" or info.name.startswith(PREFIX):
             return
         before = before or self._adapters.get(info.name)
         is_same = before is not None and before.info.digest == info.digest

@@ -155,7 +155,7 @@ async def _load(state: ServerState, body: LoadLoraAdapterRequest) -> str:
     state.names.check_name(name)
     if name in state.names and not body.load_inplace:
         raise _already_loaded(name)
-    if not _is_folder(path):
+    if not state.names.is_address(path) and not _is_folder(path):
         raise AdapterNotFound(f"Loading lora {name} failed: No adapter found for {path}")
     try:
         await state.names.load(name, path, replace=bool(body.load_inplace), must_read=True)

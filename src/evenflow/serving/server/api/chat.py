@@ -59,7 +59,7 @@ class ChatView:
         truncation = Truncation(body.truncate_prompt_tokens, body.truncation_side or "left", max_tokens)
 
         async def read_prompts() -> list[Prompt]:
-            prompt = await state.reader.from_messages(
+            prompt = await state.reader_of(caller.adapter).from_messages(
                 turns, add_special_tokens=bool(body.add_special_tokens), truncation=truncation
             )
             return [prompt]

@@ -48,7 +48,7 @@ class CompletionView:
         truncation = Truncation(body.truncate_prompt_tokens, body.truncation_side or "left", max_tokens)
 
         async def read_prompts() -> list[Prompt]:
-            return await state.reader.from_completion(
+            return await state.reader_of(caller.adapter).from_completion(
                 prompts, add_special_tokens=body.add_special_tokens is not False, truncation=truncation
             )
 
@@ -79,7 +79,7 @@ class CompletionView:
 
     def answer(self, running: RunningCall, body: CompletionRequest, choices: Sequence[Choice]) -> Completion:
         """All choices at once, in the order of the prompts."""
-        call, reader = running.call, self._state.reader
+        call, reader = running.call, self._state.reader_of(running.call.adapter)
         whole = Completion(call.response_id, call.created_s, call.model, [], usage=running.usage())
         whole.service_tier = whole.system_fingerprint = None
         for index, said in enumerate(choices):
@@ -111,7 +111,7 @@ class CompletionWriter:
     """One event per step and choice, the prompt before the first with ``echo``; then the usage, then [DONE]."""
 
     def __init__(self, state: ServerState, running: RunningCall, body: CompletionRequest) -> None:
-        self._reader = state.reader
+        self._reader = state.reader_of(running.call.adapter)
         self._running = running
         self._body = body
         options = body.stream_options

@@ -52,8 +52,8 @@ class SamplingRules:
     ) -> SamplingParams:
         """SamplingParams for one completion of ``body`` (n is the caller's business). Raises InvalidRequest, naming the field.
 
-        ``logprobs_param``: field that says how many. ``scores_prompt``: the prompt's tokens get as many log-probabilities as the answer's. ``keeps_special_tokens``: they
-        are needed in the text, whatever the body says.
+        ``logprobs_param``: field that says how many. ``scores_prompt``: the prompt's tokens get as many log-probabilities as
+        the answer's. ``keeps_special_tokens``: they are needed in the text, whatever the body says.
         """
         check_token_ids(body.stop_token_ids or (), self.vocab_size, "stop_token_ids")
         check_token_ids(body.allowed_token_ids or (), self.vocab_size, "allowed_token_ids")

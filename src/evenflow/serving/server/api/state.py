@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from evenflow.access.identity import Client, Directory, read_directory
+from evenflow.accounts.account_book import AccountBook
+from evenflow.accounts.account_row import Sums
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerFull
 from evenflow.base.version import __version__
+from evenflow.serving.server.access.adapter_sources import AdapterSources, HubCache, ResolverSource, make_resolver
+from evenflow.serving.server.access.adapter_texts import AdapterTexts
+from evenflow.serving.server.access.downloads import DownloadCache
 from evenflow.serving.server.access.limits import Limits
 from evenflow.serving.server.access.model_names import ModelNames
 from evenflow.serving.server.api.answer_form import AnswerForms
@@ -24,6 +32,8 @@ from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
 from evenflow.serving.server.metrics.figure import Server
 from evenflow.serving.server.metrics.metrics_page import Metrics
 from evenflow.serving.server.server_config import ServerConfig
+from evenflow.serving.text import Tokenizer as TextTokenizer
+from evenflow.serving.text.own_text import OwnText
 
 log = logging.getLogger("evenflow.server")
 
@@ -33,6 +43,14 @@ class Endable(Protocol):
 
     def cut_off(self) -> None:
         """End now, with ServerFull for whoever waits."""
+        ...
+
+
+class Watcher(Protocol):
+    """Told what becomes of requests, inside the event loop: must be quick, and must not raise."""
+
+    def ended(self, client: str, adapter: str | None, outcome: str, sums: Sums) -> None:
+        """Completions of ``client`` ended: "stop", "length", "abort" or "error"."""
         ...
 
 
@@ -53,10 +71,28 @@ class ServerState:
         self.config = config
         self.clock = clock
         """time.monotonic, or a test's."""
+        self.unix_time = unix_time
+        self.watchers: list[Watcher] = []
+        self.accounts: AccountBook | None = None
         self.directory = self._read_directory()
         self.connections = ConnectionBooks()
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
-        self.names = ModelNames(engine, config.served_model_names, config.adapter_dir, clock, unix_time, config.model_names)
+        self.texts = (
+            AdapterTexts(tokenizer, chat_template)
+            if config.adapter_text == "own" and isinstance(tokenizer, TextTokenizer)
+            else None
+        )
+        """What adapters have of their own; None: nothing is looked for."""
+        self.names = ModelNames(
+            engine,
+            config.served_model_names,
+            config.adapter_dir,
+            clock,
+            unix_time,
+            config.model_names,
+            self._sources(),
+            self.texts,
+        )
         self.metrics = Metrics(engine, config.served_model_names[0], __version__, config.metrics_top_k, unix_time)
         self.started_s = int(unix_time())
         self.generations: set[Endable] = set()
@@ -101,7 +137,20 @@ class ServerState:
         assert self._sampling_rules is not None, "the engine is not warm yet"
         return self._sampling_rules
 
-    async def open_or_fail(self, adapters: Mapping[str, Path]) -> None:
+    def reader_of(self, adapter: str | None) -> PromptReader:
+        """Tokenises for requests of ``adapter``, with its own template and tokens if it has some."""
+        own = self.own_text(adapter)
+        if own is None:
+            return self.reader
+        info = self.engine.info
+        size = max(info.vocab_size, own.tokenizer.vocab_size)
+        return PromptReader(own.tokenizer, own.template, info.max_model_len, size)
+
+    def own_text(self, adapter: str | None) -> OwnText | None:
+        """What ``adapter`` has of its own; None if nothing."""
+        return None if self.texts is None or adapter is None else self.texts.of(adapter)
+
+    async def open_or_fail(self, adapters: Mapping[str, str | Path]) -> None:
         """``open``; what that raises is kept in ``failure``."""
         try:
             await self.open(adapters)
@@ -110,7 +159,7 @@ class ServerState:
             self.failure = error
             self.has_failed.set()
 
-    async def open(self, adapters: Mapping[str, Path]) -> None:
+    async def open(self, adapters: Mapping[str, str | Path]) -> None:
         """Wait for the engine, register ``adapters``, then take requests. Raises what the engine or an adapter fails of."""
         info = await self.engine.wait_until_ready()
         await self._tell_weights()
@@ -134,7 +183,16 @@ class ServerState:
 
     def figures(self) -> Server:
         """What /metrics tells of the server itself."""
-        return Server(self.is_open, self.num_in_flight, self.limits.num_waiting, self.connections)
+        shown = Server(self.is_open, self.num_in_flight, self.limits.num_waiting, self.connections)
+        if (book := self.accounts) is not None:
+            shown = replace(
+                shown,
+                are_accounts_away=book.is_away,
+                num_account_rows_waiting=book.num_waiting,
+                num_account_failures=book.num_failures,
+                num_account_overflows=book.num_overflowed,
+            )
+        return shown
 
     def cache_namespace(self, client: Client, salt: str) -> str:
         """Only requests of the same namespace find each other's prefixes in the cache."""
@@ -177,6 +235,18 @@ class ServerState:
         return read_directory(
             config.clients_file, api_keys=config.api_keys, is_open=config.is_open, client_headers=config.client_headers
         )
+
+    def _sources(self) -> AdapterSources:
+        config = self.config
+        resolver = config.adapter_resolver and ResolverSource(
+            make_resolver(config.adapter_resolver), config.served_model_names[0]
+        )
+        downloads = DownloadCache(
+            config.adapter_downloads or Path(tempfile.gettempdir()) / f"evenflow-downloads-{os.getuid()}",
+            config.adapter_downloads_bytes,
+            config.adapter_download_timeout_s,
+        )
+        return AdapterSources(None if config.hub_cache is None else HubCache(config.hub_cache), resolver or None, downloads)
 
     def _warn_if_exposed(self) -> None:
         if self.directory.needs_key:

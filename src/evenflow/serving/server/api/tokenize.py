@@ -9,7 +9,7 @@ from starlette.responses import Response
 from evenflow.access.identity import Client
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.server.api.endpoint import json_reply, read_request
-from evenflow.serving.server.api.prompts import Conversation
+from evenflow.serving.server.api.prompts import Conversation, PromptReader
 from evenflow.serving.server.api.responses import DetokenizeResponse, TokenizeResponse, TokenizerInfo
 from evenflow.serving.server.api.schema import DetokenizeRequest, TokenizeRequest
 from evenflow.serving.server.api.state import ServerState
@@ -31,7 +31,7 @@ def add_tokenize_routes(app: FastAPI, state: ServerState) -> None:
         """Token ids of a prompt or of messages."""
         state.check_open()
         body, ignored, holder = await read_request(state, request, tokenize_parser)
-        await _check_model(state, request, holder, body.model)
+        reader = await _reader(state, request, holder, body.model)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("one of prompt and messages is needed, and not both", "prompt")
         if body.messages is not None:
@@ -45,12 +45,12 @@ def add_tokenize_routes(app: FastAPI, state: ServerState) -> None:
                 body.chat_template_kwargs,
                 [tool.for_template() for tool in form.offered.tools] if form.offered is not None else [],
             )
-            text = await state.reader.render(turns)
-            tokens = await state.reader.encode(text, "messages", add_special_tokens=bool(body.add_special_tokens))
+            text = await reader.render(turns)
+            tokens = await reader.encode(text, "messages", add_special_tokens=bool(body.add_special_tokens))
         else:
             assert body.prompt is not None
-            tokens = await state.reader.encode(body.prompt, "prompt", add_special_tokens=body.add_special_tokens is not False)
-        texts = await state.reader.texts_of_tokens(tokens) if body.return_token_strs else None
+            tokens = await reader.encode(body.prompt, "prompt", add_special_tokens=body.add_special_tokens is not False)
+        texts = await reader.texts_of_tokens(tokens) if body.return_token_strs else None
         answer = TokenizeResponse(len(tokens), state.engine.info.max_model_len, tokens, texts)
         return json_reply(answer, headers=ignored_fields_header(ignored))
 
@@ -62,8 +62,8 @@ def add_tokenize_routes(app: FastAPI, state: ServerState) -> None:
         """Text of token ids."""
         state.check_open()
         body, ignored, holder = await read_request(state, request, detokenize_parser)
-        await _check_model(state, request, holder, body.model)
-        text = await state.reader.decode(body.tokens, "tokens")
+        reader = await _reader(state, request, holder, body.model)
+        text = await reader.decode(body.tokens, "tokens")
         return json_reply(DetokenizeResponse(text), headers=ignored_fields_header(ignored))
 
 
@@ -77,8 +77,12 @@ def _add_tokenizer_info(app: FastAPI, state: ServerState) -> None:
         return json_reply({**state.tokenizer.config, "tokenizer_class": kind, "chat_template": template})
 
 
-async def _check_model(state: ServerState, request: Request, holder: Client | None, model: str | None) -> None:
-    """Every model here has the base model's tokenizer; a name that nobody serves is 404 all the same."""
-    if model is not None:
-        client = state.directory.client(holder, request.headers, None)
-        await state.names.check(model, client)
+async def _reader(state: ServerState, request: Request, holder: Client | None, model: str | None) -> PromptReader:
+    """The base model's reader, unless the model has a text side of its own; a name that nobody serves is 404 either way."""
+    if model is None:
+        return state.reader
+    client = state.directory.client(holder, request.headers, None)
+    if state.texts is not None:
+        return state.reader_of(await state.names.resolve(model, client))
+    await state.names.check(model, client)
+    return state.reader

@@ -3,7 +3,7 @@
 Two tenants share a backend that serves one request at a time. One sends long prompts by the dozen, the other a short
 question now and then. VTC decides who is next; the printed account shows that both got the same service while both waited.
 
-    python examples/gateway_fairness.py
+    python examples/gateway_dispatch.py
 """
 
 from __future__ import annotations
