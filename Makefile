@@ -11,7 +11,7 @@ OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidi
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
     nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-hostile soak gpu check docs reference picture lock sbom wheel format clean help
+.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-console console test-hostile soak gpu check docs reference picture lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -57,9 +57,25 @@ test-clients: $(STAMP)  ## openai, anthropic, litellm, langchain, ... against a 
 	@$(PYTHON) tests/clients/environment.py
 	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-clients/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/clients/test_clients.py
 
+console:  ## build the console's assets from console/ into the package (needs npm; 10 seconds, 60 MB)
+	@cd console && npm ci --silent --no-audit --no-fund && npm run --silent types && node build.mjs
+
+test-console: $(STAMP)  ## the console in Chromium, against running servers (apt-get install chromium; 4 minutes, 255 MB)
+	@test -x $(HOME)/.cache/evenflow/env-console/bin/python || $(PYTHON) -m venv $(HOME)/.cache/evenflow/env-console
+	@$(HOME)/.cache/evenflow/env-console/bin/python -m pip install --quiet 'playwright>=1.49' 'pytest>=8' httpx
+	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-console/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/console/test_browser.py
+
+test-remote: $(STAMP)  ## adapters at s3:// against a local server of its interface, in an environment of its own (a minute, 150 MB)
+	@$(PYTHON) tests/remote/environment.py
+	@PYTHONPATH=src $(HOME)/.cache/evenflow/env-remote/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/remote/test_s3.py
+
 test-vllm:  ## fairness inside vLLM, in an environment of its own that is built on first use (CPU build, 8 minutes, 4.1 GB)
 	@$(PYTHON) tests/vllm/environment.py
 	@$(HOME)/.cache/evenflow/env-vllm/bin/python -m pytest -p no:cacheprovider tests/vllm
+
+test-ray: $(STAMP)  ## several engines on a local Ray cluster, killed and replaced, in an environment over the project's own (8 minutes, 370 MB)
+	@$(PYTHON) tests/on_ray/environment.py $(abspath $(BIN)/python)
+	@$(HOME)/.cache/evenflow/env-ray/bin/python -m pytest -p no:cacheprovider tests/on_ray
 
 gpu:  ## on a GPU machine, with $(PYTHON) as it is: GPU tests, then the LoRA benchmark (HARDWARE=name)
 	@TRITON_INTERPRET=0 PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/contracts tests/serving/runner/test_forward.py tests/serving/backends tests/e2e/test_triton_engine.py
@@ -74,6 +90,7 @@ check: $(STAMP)  ## format, lint, sizes, spelling, dead code, import contracts, 
 	@$(BIN)/lint-imports
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(VENV)/site
 	@$(BIN)/mypy
+	@$(BIN)/mypy --no-warn-unused-ignores benchmarks/recipes   # apart: some are called like modules of tests and tools
 
 docs: $(STAMP)  ## the manual on 127.0.0.1:8001, built again when a page changes
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -55,7 +56,7 @@ def test_promtool_agrees(words):
 def test_manifests_are_yaml_and_whole(file):
     for document in yaml.safe_load_all(file.read_text()):
         assert document
-        if "kubernetes" in file.parts:
+        if {"kubernetes", "kuberay"} & set(file.parts):
             assert {"apiVersion", "kind"} <= document.keys()
 
 
@@ -82,6 +83,52 @@ def test_the_selector_finds_the_pods():
     volumes = {volume["name"] for volume in deployment["spec"]["template"]["spec"]["volumes"]}
     mounts = {mount["name"] for mount in deployment["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]}
     assert volumes == mounts
+
+
+def ray_applications():
+    """The serve configurations that are deployed: a file of its own, and a text inside KubeRay's manifest."""
+    service = yaml.safe_load((DEPLOY / "kuberay/rayservice.yaml").read_text())
+    return [yaml.safe_load((DEPLOY / "ray/serve.yaml").read_text()), yaml.safe_load(service["spec"]["serveConfigV2"])]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_arguments_of_ray_serve_are_options(index, tmp_path):
+    """Read as Ray Serve's builder reads them, with folders that exist here."""
+    from evenflow.cli.ray import read_arguments
+    from evenflow.cluster.ray_options import RayOptions
+    from evenflow.demo.assets import model_path
+
+    config = ray_applications()[index]
+    (application,) = config["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    (tmp_path / "clients.toml").write_text("")
+    here = {"model": str(model_path()), "adapter_dir": str(tmp_path), "clients": str(tmp_path / "clients.toml")}
+    assert here.keys() <= application["args"].keys()
+    command = read_arguments({**application["args"], **here})
+    options = RayOptions(**command.further)
+    assert (options.replicas, options.fronts, options.doors) == (4, 2, "ray")
+    assert command.engine.policy == "vtc-shared"
+
+
+def test_ray_and_kubernetes_agree_on_the_schema():
+    """Ray's own schema, where it is installed; else the fields that it has had since Serve's version 2 configuration."""
+    allowed = {"proxy_location", "http_options", "grpc_options", "logging_config", "applications"}
+    for config in ray_applications():
+        assert config.keys() <= allowed
+        assert config["http_options"]["port"] == 8000
+        if importlib.util.find_spec("ray") is not None:
+            from ray.serve.schema import ServeDeploySchema
+
+            ServeDeploySchema.model_validate(config)
+    service = yaml.safe_load((DEPLOY / "kuberay/rayservice.yaml").read_text())
+    cluster = service["spec"]["rayClusterConfig"]
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for pod in pods:
+        spec = pod["template"]["spec"]
+        assert {m["name"] for c in spec["containers"] for m in c["volumeMounts"]} == {v["name"] for v in spec["volumes"]}
+    (route,) = yaml.safe_load_all((DEPLOY / "kuberay/route.yaml").read_text())
+    assert route["spec"]["rules"][0]["backendRefs"][0]["name"] == f"{service['metadata']['name']}-serve-svc"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

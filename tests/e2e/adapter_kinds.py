@@ -12,8 +12,6 @@ from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.random.random_adapter import make_adapter
 
 ROOT = "base_model.model."
-DIVIDED = ("dora", "bias", "norms")
-"""Kinds that are served on several tensor-parallel ranks."""
 
 
 def make_kinds(folder: Path, config: ModelConfig) -> dict[str, Path]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from adapter_kinds import DIVIDED, make_kinds
-from engine_harness import EngineHarness
+import torch
+from adapter_kinds import make_kinds
+from engine_harness import Answer, EngineHarness
 from safetensors.torch import load_file, save_file
 
 from evenflow import LLM, SamplingParams
-from evenflow.base.errors import AdapterRejected
+from evenflow.serving.client.messages import Submit
 from evenflow.serving.models.model_config import load_config
+from evenflow.serving.models.random.random_adapter import make_adapter
 
 PROMPTS = [list(range(5, 5 + n)) for n in (3, 37, 17)]
 
@@ -96,15 +98,37 @@ def test_dora_is_worked_out_again_when_the_base_weights_change(tiny_model, kinds
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_two_ranks_serve_what_is_divided_and_refuse_the_rest(tiny_model, kinds, alone):
-    settings = {"dtype": "float32", "memory": "32MiB", "num_threads": 1}
-    divided = {name: kinds[name] for name in DIVIDED}
+def test_two_ranks_serve_every_kind_as_one_does(tiny_model, kinds, alone):
+    settings = {"dtype": "float32", "memory": "64MiB", "num_threads": 1}
     greedy = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
     for sharding in ("sharded", "replicated"):
-        with LLM(tiny_model, divided, tensor_parallel=2, lora_sharding=sharding, **settings) as llm:
-            for name in divided:
+        with LLM(tiny_model, kinds, tensor_parallel=2, lora_sharding=sharding, **settings) as llm:
+            for name in kinds:
                 results = llm.generate(PROMPTS, greedy, adapters=[name] * len(PROMPTS))
                 assert [r.token_ids for r in results] == [alone[name, i] for i in range(len(PROMPTS))], (name, sharding)
-            for name in kinds.keys() - divided.keys():
-                with pytest.raises(AdapterRejected, match="several tensor-parallel ranks"):
-                    llm.load_adapter(name, kinds[name])
+
+
+def test_tokens_that_an_adapter_adds_are_drawn_and_told(tiny_model, tmp_path):
+    """A vocabulary of one token more, which a bias makes the likeliest: it is said, in its own words, and read back."""
+    config = load_config(tiny_model)
+    size, hidden = config.shape.vocab_size + 1, config.shape.hidden_size
+    folder = make_adapter(tmp_path / "a", config, lora_rank=2, target_modules=["q_proj"])
+    file = folder / "adapter_model.safetensors"
+    generator = torch.Generator().manual_seed(1)
+    tables = {name: torch.randn(size, hidden, generator=generator) for name in ("model.embed_tokens", "lm_head")}
+    save_file({**load_file(file), **{f"base_model.model.{name}.weight": table for name, table in tables.items()}}, file)
+    engine = EngineHarness(tiny_model, {"a": folder}, memory_bytes=32 << 20)
+    added = [(engine.engine._tokenizer.vocab_size, "<new>", False)]
+    new = size - 1
+    assert added[0][0] <= new
+    sampling = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, logit_bias=((new, 100.0),))
+    submit = Submit("r", "c", [1, new, 2], sampling, "a")
+    submit.added_tokens = [(i, f"<{i}>", False) for i in range(added[0][0], size)]
+    assert engine.engine.submit(submit) is None
+    engine.answers["r"] = Answer([], "", None)
+    engine.run()
+    assert engine.answers["r"].token_ids == [new] * 3
+    assert engine.answers["r"].text == f"<{new}>" * 3
+    refused = engine.engine.submit(Submit("s", "c", [1, new], SamplingParams(max_tokens=3), None))
+    assert refused is not None, "the base model does not know the token"
+    assert "allowed: 0 to" in refused.error

@@ -19,7 +19,8 @@ import pytest
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.fairness import ClientQueues, create_policy, without_secrets
-from evenflow.fairness.policies.shared import Batch, RedisStore, SharedVTC
+from evenflow.fairness.books.exchange import Batch
+from evenflow.fairness.policies.shared import RedisStore, SharedVTC
 from evenflow.fairness.toy_server import ToyServer
 
 pytestmark = [

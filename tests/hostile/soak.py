@@ -31,6 +31,8 @@ from evenflow.demo.assets import model_path, questions, random_adapter
 
 IN_FLIGHT_AT_CAPACITY = 64
 ANSWER_WITHIN_S = 120.0
+FOLDERS_PER_MINUTE = 70
+"""2,100 hostile folders in half an hour."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def main() -> int:
         options += ["--send-timeout", "10", "--body-timeout", "10", "--max-num-seqs", "32", "--drain-timeout", "60"]
         with Victim(str(model_path()), *options) as victim:
             victim.ready().close()
-            faults = Faults(victim, root, adapters, keys, args.seed)
+            faults = Faults(victim, root, adapters, keys, args.seed, round(FOLDERS_PER_MINUTE * args.minutes))
             clients = Clients(victim.url, keys, asked)
             results = asyncio.run(soak(victim, clients, faults, args.minutes, rng))
             victim.process.terminate()

@@ -20,20 +20,22 @@ from victim import Victim
 
 READING = "evenflow.serving.adapters.reading_process"
 PAUSE_S = 0.3
-NUM_FOLDERS = 2000
 
 
 class Faults:
-    """Injects them until ``stop``. ``done``: how often each kind; ``statuses``: what the server answered to it."""
+    """Injects them until ``stop``, ``num_folders`` hostile ones among them.
 
-    def __init__(self, victim: Victim, root: Path, adapters: list[str], keys: list[str], seed: int) -> None:
+    ``done``: how often each kind; ``statuses``: what the server answered to it.
+    """
+
+    def __init__(self, victim: Victim, root: Path, adapters: list[str], keys: list[str], seed: int, num_folders: int) -> None:
         self._victim = victim
         self._root = root
         self._adapters = adapters
         self._keys = keys
         self._rng = Random(seed + 1)
         self._good = root / "adapters" / adapters[0]
-        self._folders = drawn(NUM_FOLDERS)
+        self._folders = drawn(num_folders)
         self._is_over = asyncio.Event()
         self.done: Counter[str] = Counter()
         self.statuses: dict[str, Counter[str]] = defaultdict(Counter)

@@ -50,6 +50,16 @@ def under_load(victim: Victim, http: httpx.Client, num_requests: int = 6) -> Ite
         yield answers
 
 
+@contextlib.contextmanager
+def loaded_if(is_loaded: bool, victim: Victim, http: httpx.Client, num_requests: int = 6) -> Iterator[list[httpx.Response]]:
+    """``under_load``, or nothing at all."""
+    if not is_loaded:
+        yield []
+        return
+    with under_load(victim, http, num_requests) as answers:
+        yield answers
+
+
 def test_a_second_signal_cuts_off_what_runs_and_ends_in_words(tiny_model):
     with Victim(str(tiny_model), *SMALL, "--drain-timeout", "60") as victim, victim.ready() as http:
         with under_load(victim, http) as answers, unread_stream(victim):
@@ -79,7 +89,7 @@ def test_a_server_that_is_stopped_for_longer_than_the_watchdog_goes_on(tiny_mode
             time.sleep(4)
             stopped.resume()
         with victim.ready() as http:
-            with under_load(victim, http) if stage == "load" else contextlib.nullcontext([]) as answers:
+            with loaded_if(stage == "load", victim, http) as answers:
                 if stage != "start":
                     stopped.suspend()
                     time.sleep(4)
@@ -118,8 +128,8 @@ def wait_for_either(victim: Victim) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_reader_lost_while_the_server_serves(tiny_model, tiny_adapter, tmp_path, number, stage):
     """Nobody who is served notices; the next adapter is read by another one, at once or once the time is up."""
-    options = ("--adapters", f"neighbour={tiny_adapter}", "--adapter-load-timeout", "2", "--drain-timeout", "60")
-    options = (*options, "--adapter-cache", str(tmp_path))
+    options = ["--adapters", f"neighbour={tiny_adapter}", "--adapter-load-timeout", "2", "--drain-timeout", "60"]
+    options += ["--adapter-cache", str(tmp_path)]
     with Victim(str(tiny_model), *SMALL, *options) as victim, victim.ready() as http:
         reader = victim.reader
 
@@ -127,7 +137,7 @@ def test_a_reader_lost_while_the_server_serves(tiny_model, tiny_adapter, tmp_pat
             body = {"lora_name": name, "lora_path": str(tiny_adapter), "load_inplace": True}
             return http.post("/v1/load_lora_adapter", json=body).status_code
 
-        with under_load(victim, http, 4) if stage != "warm" else contextlib.nullcontext([]) as answers:
+        with loaded_if(stage != "warm", victim, http, 4) as answers:
             if stage == "drain":
                 victim.process.send_signal(signal.SIGTERM)
                 victim.wait_for("(draining)")

@@ -31,6 +31,8 @@ CALLED_BY_OTHERS = {
     "FairSyncScheduler": "vLLM loads it by its name",
     "ClientStatLogger": "vLLM loads it by its name",
     "for_template": "the chat endpoint will hand offered tools to the template by it",
+    "check_health": "Ray Serve calls it",
+    "record_autoscaling_stats": "Ray Serve calls it",
     "log_engine_initialized": "vLLM calls it",
 }
 """Names that look unused, and who uses them."""

@@ -15,7 +15,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "licences.md"
 INTRO = """\
 What `pip install evenflow` brings along, without extras: every package, its tested version and its
 licence as the package states it. `requirements.lock` has the hashes, and `make sbom` writes a bill
-of materials in CycloneDX's form beside this page. EvenFlow itself is under Apache-2.0."""
+of materials in CycloneDX's form beside this page. EvenFlow itself is under Apache-2.0. The built
+files of the console hold uPlot 1.6.32, (c) 2022 Leon Sorokin, MIT."""
 
 
 def dependencies(name: str = "evenflow") -> list[str]:

@@ -25,6 +25,7 @@
     ├── WireError                what ranks send each other cannot be encoded, decoded or delivered
     │   └── NonFiniteInput       NaN, infinity, or a value beyond the range of the wire format
     └── EngineDead               the engine process ended; nothing can be served
+        └── ReplicaLost          one of several engines ended; others may be there
 
 "Not now" inside the engine is a return value, "impossible" is an assert; neither is in this tree.
 HTTP status codes are chosen in ``evenflow.serving.server`` and nowhere else.
@@ -157,3 +158,7 @@ class NonFiniteInput(WireError):
 
 class EngineDead(EvenFlowError):
     """The engine process ended; no request can be served any more."""
+
+
+class ReplicaLost(EngineDead):
+    """One of several engines, or the connection to it, has ended; others may be there."""

@@ -17,7 +17,7 @@ from evenflow.cli.flexible_parser import FlexibleParser
 
 _LINGER_S = 3.0
 
-COMMANDS = ("demo", "serve", "generate", "keys", "replay", "profile", "bench", "mcbench")
+COMMANDS = ("demo", "serve", "ray", "generate", "quantize", "eval", "keys", "usage", "replay", "profile", "bench", "mcbench")
 """Modules of this package, each with ``add_parser(subparsers)`` and ``run(args) -> exit status``."""
 
 
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 good, 1 failed, 2 wrong use, 130 interrupted)."""
     args = build_parser().parse_args(argv)
-    args.log_level = args.log_level or ("info" if args.command == "serve" else "warning")
+    args.log_level = args.log_level or ("info" if args.command in ("serve", "ray") else "warning")
     configure_logging(args.log_level)
     try:
         return importlib.import_module(f"evenflow.cli.{args.command}").run(args)

@@ -29,6 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "  evenflow replay --workload overload --policy vtc,vtc-oracle:0.5 --seeds 5 --json out.json\n"
         "  evenflow replay TRACE.csv --policy fcfs,hierarchy --clients clients.toml --server chunked --html mine.html\n"
         "  evenflow replay TRACE.csv --profile mine.toml --cost profiled     # mine.toml: from evenflow profile\n"
+        "  evenflow replay --workload slora:n=400,rate=64 --replicas 16 --router affinity,random --policy vtc-shared \\\n"
+        "      --server chunked                              # 16 engines that share their counters\n"
         "policies: "
         + ", ".join(sorted(set(policy_registry()) - {"vtc-shared"}))
         + "\n  some take an argument: rpm:20, drr:500, vtc-predict:ewma, vtc-oracle:0.5, vtc-preempt:500",
@@ -63,6 +65,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--slo-ttft", type=float, metavar="S", help="objective for the first token: of the measures, and to shed by (6)"
+    )
+    parser.add_argument("--replicas", metavar="N,...", help="several engines behind a router, instead of one; compares them")
+    parser.add_argument(
+        "--router",
+        metavar="NAME[:ARG],...",
+        help="with --replicas: affinity[:FRACTION], least-loaded, random, multiplexed (affinity)",
     )
     parser.add_argument("--clients", type=Path, metavar="FILE", help="clients.toml with weights and tiers")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="first seed (0)")
@@ -105,8 +113,10 @@ def run(args: argparse.Namespace) -> int:
     policies = [name.strip() for name in args.policy.split(",") if name.strip()]
     if not policies:
         raise ConfigError("--policy names no policy")
+    is_fleet = args.replicas is not None or args.router is not None
     for name in dict.fromkeys(policies):
-        check_policy(name, is_simulation=True)
+        if not (is_fleet and name == "vtc-shared"):  # it shares in memory there
+            check_policy(name, is_simulation=True)
     if args.slo_ttft is not None and not 0 < args.slo_ttft < math.inf:
         raise ConfigError(f"--slo-ttft is {args.slo_ttft}; allowed: finite and above 0")
     create_shedding(args.shed, None if args.shed == "none" else args.slo_ttft)
@@ -118,6 +128,11 @@ def run(args: argparse.Namespace) -> int:
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"cannot write {path}: there is no folder {path.parent}")
     seeds = range(args.seed, args.seed + args.seeds)
+    if is_fleet:
+        from evenflow.cli.replay_fleet import replay_fleet
+
+        replay_fleet(args, console, policies, server, step_time, shares, _cost(args.cost, profile))
+        return 0
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True, disable=args.quiet) as progress:

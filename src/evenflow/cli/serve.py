@@ -32,6 +32,8 @@ class ServeCommand:
     """Folders or addresses of the adapters to register at the start, by name."""
     ignored: tuple[str, ...]
     """Flags of vLLM that were given and have no effect here, each with the reason."""
+    further: Mapping[str, Any]
+    """What was given of the options that another command has beside these."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -54,9 +56,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-def read_command(args: argparse.Namespace, environment: Mapping[str, str]) -> ServeCommand:
-    """Return what parsed arguments and the environment ask for. Raises ConfigError for what cannot be served."""
-    given = options_given(args, ServeOptions, ServerConfig, EngineConfig, VllmFlags)
+def read_command(
+    args: argparse.Namespace, environment: Mapping[str, str], further: type | None = None, *, policy: str | None = None
+) -> ServeCommand:
+    """Return what parsed arguments and the environment ask for. Raises ConfigError for what cannot be served.
+
+    ``further``: options that the command has beside those of ``evenflow serve``. ``policy``: what serves if none is named.
+    """
+    others = () if further is None else (further,)
+    given = options_given(args, ServeOptions, ServerConfig, EngineConfig, VllmFlags, *others)
     ignored = ignored_flags(given[VllmFlags])
     options = ServeOptions(**given[ServeOptions])
     adapters = parse_adapters(options.adapters)
@@ -77,6 +85,8 @@ def read_command(args: argparse.Namespace, environment: Mapping[str, str]) -> Se
     for field, value in _spelled_otherwise(options).items():
         if of_engine.setdefault(field, value) != value:
             raise ConfigError(f"{field} is {of_engine[field]!r}, and a flag of vLLM says {value!r}; give one of them")
+    if policy is not None:
+        of_engine.setdefault("policy", policy)
     given_engine = EngineConfig(**{"log_level": args.log_level, **of_engine})
     from evenflow.serving.client.model_files import with_model_folder
 
@@ -90,7 +100,14 @@ def read_command(args: argparse.Namespace, environment: Mapping[str, str]) -> Se
             **of_server,
         }
     )
-    return ServeCommand(options=options, engine=engine, server=server, adapters=adapters, ignored=tuple(ignored))
+    return ServeCommand(
+        options=options,
+        engine=engine,
+        server=server,
+        adapters=adapters,
+        ignored=tuple(ignored),
+        further={} if further is None else given[further],
+    )
 
 
 def run(args: argparse.Namespace) -> int:

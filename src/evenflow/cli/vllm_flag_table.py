@@ -231,7 +231,7 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
     _refused(
         "it would change answers in a way that is not served",
         switches="return_tokens_as_token_ids enable_force_include_usage enable_return_routed_experts return_sampling_mask "
-        "enable_trace_replay enable_prompt_embeds enable_sleep_mode enable_tokenizer_info_endpoint enable_prompt_adapter",
+        "enable_trace_replay enable_prompt_embeds enable_sleep_mode enable_prompt_adapter",
         lists="lora_target_modules prompt_adapters",
         logprobs_mode="raw_logprobs",
         max_prompt_adapters="1",
@@ -239,7 +239,6 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
     ),
     _refused("the queue is bounded by requests: --max-queue", max_num_queued_tokens=""),
     _refused("a certificate is read when the server starts", switches="enable_ssl_refresh"),
-    _refused("at most 20 log-probabilities a token are answered", max_logprobs=" ".join(str(n) for n in range(21))),
 )  # fmt: skip
 
 SHORT_FLAGS: Mapping[str, str] = MappingProxyType(

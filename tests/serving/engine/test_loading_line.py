@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ class Folders:
 
         self.line.submit(prepare, client_id)
 
-    def good(self, client_id: str, result: object = None):
+    def good(self, client_id: str, result: Any = None):
         return self.line.submit(lambda: result, client_id)
 
 

@@ -9,6 +9,7 @@ import torch
 from model_harness import Harness
 from safetensors.torch import load_file, save_file
 
+from evenflow.base.errors import AdapterRejected
 from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.catalog import Catalog
 from evenflow.serving.memory.layout import ArenaLayout
@@ -251,3 +252,48 @@ def test_bf16_stays_close_to_peft(tmp_path, transformers):
     for kind, output, rows in zip(kinds, outputs, logits):
         expected, _ = expected_logits(transformers, base, tmp_path / kind, [5, 9, 3, 40], output)
         assert (expected - rows).abs().max() < BF16_LOGITS * max(1, float(expected.abs().max()) / 5), kind
+
+
+def test_several_adapters_together_equal_pefts_concatenation(tmp_path, transformers):
+    import peft
+
+    base = tmp_path / "base"
+    config = make_model(base)
+    fields = {"a": {"lora_rank": 3}, "b": {"lora_rank": 8, "target_modules": ["q_proj", "down_proj"], "alpha": 5}}
+    folders = [make_adapter(tmp_path / name, config, seed=i, **kind) for i, (name, kind) in enumerate(fields.items())]
+    parts = [("a", 0.7), ("b", -0.5)]
+    harness = Harness(base, config)
+    catalog = Catalog(harness.layout)
+    for folder in folders:
+        catalog.register(folder.name, folder)
+    digest = catalog.register("both", catalog.combiner(parts)())
+    harness.load(0, *catalog.host_image(digest))
+    outputs, logits = harness.generate([[5, 9, 3, 40]], NUM_TOKENS, [0])
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        served = peft.PeftModel.from_pretrained(model, folders[0], adapter_name="a")
+        served.load_adapter(folders[1], "b")
+        served.add_weighted_adapter(["a", "b"], [weight for _, weight in parts], "both", combination_type="cat")
+        served.set_adapter("both")
+        expected = served(torch.tensor([[5, 9, 3, 40, *outputs[0]]])).logits[0, 3:-1]
+    assert (expected - logits[0]).abs().max() < FP32_LOGITS
+    assert catalog.combiner(parts)().record.digest == digest
+    assert catalog.combiner([("a", 0.7), ("b", 0.5)])().record.digest != digest
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([("a", 1.0), ("a", float("nan"))], "the weight of a is nan"),
+        ([("a", 1000.0)], "allowed: a number from -100 to 100"),
+        ([("a", 1.0)] * 9, "it names 9 adapters"),
+        ([("a", 1.0)] * 3, "together they have rank 9, above the configured maximum of 8"),
+    ],
+)
+def test_combinations_that_cannot_be_served_are_refused(tmp_path, parts, reason):
+    config = make_model(tmp_path / "base")
+    catalog = Catalog(ArenaLayout(config.shape, 4), max_lora_rank=8)
+    catalog.register("a", make_adapter(tmp_path / "a", config, lora_rank=3))
+    with pytest.raises(AdapterRejected, match=reason):
+        catalog.combiner(parts)()

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from evenflow.base.errors import ConfigError
 from evenflow.serving.backends.devices.quantised_products import QuantisedWeight, quantised_weight
+from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.load import load_model
 from evenflow.serving.models.model_config import load_config
 from evenflow.serving.models.random.random_model import make_model
@@ -50,6 +51,24 @@ def test_memory_is_that_of_the_formats(folder, name):
             assert isinstance(matrix, QuantisedWeight)
             outputs, inputs = matrix.shape
             assert matrix.num_bytes == pytest.approx(outputs * inputs * chosen.linears.bits_per_weight / 8, rel=0.05)
+
+
+def test_ranks_hold_parts_of_the_same_codes(tmp_path):
+    make_model(tmp_path, hidden_size=128, intermediate_size=192)
+    config = load_config(tmp_path)
+    whole = quantised(tmp_path, "int8").layers[0]
+    for rank in range(2):
+        shard = Shard(config.shape, rank, 2)
+        part = load_weights(tmp_path, config, torch.float32, CPU, shard, QUANTIZATIONS["int8"]).layers[0]
+        assert isinstance(whole.down, QuantisedWeight)
+        assert isinstance(part.down, QuantisedWeight)
+        assert isinstance(whole.gate_up, QuantisedWeight)
+        assert isinstance(part.gate_up, QuantisedWeight)
+        down = whole.down.dequantise(torch.float32)[:, 96 * rank : 96 * (rank + 1)]
+        assert torch.equal(part.down.dequantise(torch.float32), down)
+        gate_up = whole.gate_up.dequantise(torch.float32)
+        expected = torch.cat([gate_up[first + 96 * rank : first + 96 * (rank + 1)] for first in (0, 192)])
+        assert torch.equal(part.gate_up.dequantise(torch.float32), expected)
 
 
 def test_an_embedding_of_its_own_stays_as_it_is(tmp_path):

@@ -23,13 +23,20 @@ def spec(prompt=(), output=(), salt=0, **fields):
 def brute_force_logits(logits, s, eos):
     """Logits after bias, bans and penalties, token by token."""
     p = s.sampling
-    out = [float(x) for x in logits]
+    said = tuple(s.output_token_ids)
+    banned = {word[-1] for word in p.bad_word_ids if said[len(said) - len(word) + 1 :] == word[:-1] or len(word) == 1}
+    free = [
+        token for token in range(len(logits)) if token in (p.allowed_token_ids or range(len(logits))) and token not in banned
+    ]
+    out = [float(x) if token in free else -math.inf for token, x in enumerate(logits)]
     for token, bias in p.logit_bias:
         if token < len(out):
             out[token] += bias
     if len(s.output_token_ids) < p.min_tokens:
         for token in {*p.stop_token_ids, *(() if p.ignore_eos else eos)}:
             out[token] = -math.inf
+    if max(out) == -math.inf:
+        return [0.0 if token in free else -math.inf for token in range(len(out))]
     for token in range(len(out)):
         if token in s.prompt_token_ids or token in s.output_token_ids:
             out[token] = out[token] / p.repetition_penalty if out[token] > 0 else out[token] * p.repetition_penalty
@@ -74,6 +81,8 @@ sampling_fields = st.fixed_dictionaries(
         "min_tokens": st.sampled_from([0, 2, 9]),
         "stop_token_ids": st.sampled_from([(), (4, 5)]),
         "ignore_eos": st.booleans(),
+        "allowed_token_ids": st.sampled_from([None, (0, 4), (1, 2, 3, 9, 4 * V), tuple(range(V))]),
+        "bad_word_ids": st.sampled_from([(), ((3,),), ((1, 2), (1, 1, 9), (9, 9, 9)), ((5,), (2, 9))]),
         "seed": st.integers(-(2**63), 2**64),
     },
 )
@@ -91,9 +100,12 @@ def test_only_tokens_of_the_right_distribution_come_at_the_right_place(rows, noi
     tokens = draw(logits, specs, Sampler(eos_token_ids=(0,)))
     assert torch.equal(before, logits), "the model's logits were changed"
     for row, token, s in zip(logits.tolist(), tokens, specs):
+        expected = brute_force_logits(row, s, (0,))
+        if len({value for value in expected if value > -math.inf}) == 1:  # equal tokens have no order
+            assert expected[token] > -math.inf
+            continue
         if s.sampling.is_greedy:
-            expected = brute_force_logits(row, s, (0,))
-            assert expected[token] == pytest.approx(max(expected), rel=1e-5)
+            assert expected[token] == pytest.approx(max(expected), rel=1e-5, abs=1e-5)
             continue
         probs = brute_force_probs(row, s, (0,))
         assert probs[token] > 0
@@ -256,3 +268,13 @@ def test_what_is_kept_between_steps_changes_no_choice():
         assert chosen == [token.token_id for token in Sampler()(logits, fresh)]
         for (_, output, _), token in zip(running, chosen, strict=True):
             output.append(token)
+
+
+def test_a_row_whose_rules_leave_nothing_is_refused_and_its_neighbours_are_not():
+    logits = torch.randn(3, V, generator=torch.Generator().manual_seed(2))
+    empty = spec(allowed_token_ids=(3,), bad_word_ids=((3,),))
+    first, refused, last = Sampler()(logits, [spec(temperature=0.0), empty, spec(temperature=0.0, allowed_token_ids=(7, 8))])
+    assert (first.token_id, first.error) == (int(logits[0].argmax()), None)
+    assert refused.error_type == "ConstraintFailed"
+    assert "allowed_token_ids and bad_words" in refused.error
+    assert last.token_id == (7 if logits[2, 7] > logits[2, 8] else 8)

@@ -39,6 +39,8 @@ BOS, EOS = 256, 257
 class FakeTokenizer:
     """UTF-8 bytes, with a BOS if special tokens are asked for."""
 
+    config = {"tokenizer_class": "FakeTokenizer", "bos_token": "<bos>"}
+
     def special_token_id(self, text: str) -> int | None:
         return {"<bos>": BOS, "<eos>": EOS}.get(text)
 
@@ -61,7 +63,20 @@ class FakeTemplate:
 
     source = "{{ tools }} <tool_call>"
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def knows_role(self, role: str) -> bool:
+        return role in ("user", "narrator")
+
+    def reads(self, variable: str) -> bool:
+        return variable in ("tools", "documents")
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
         if messages[0]["role"] == "assistant":
             raise InvalidRequest("a conversation starts with the user", "messages")
         contents = [c if isinstance(c, str) else "\n".join(p["text"] for p in c) for c in (m["content"] for m in messages)]
@@ -89,6 +104,7 @@ class FakeEngine:
         self.weights: dict[str, float] = {}
         self.infos: dict[str, AdapterInfo] = {}
         self.num_loads = 0
+        self.combined: list[list[tuple[str, float]]] = []
         self.purged: list[str] = []
         self.fail_with: RequestOutput | None = None
         """Sent instead of token number ``fail_at``."""
@@ -217,6 +233,13 @@ class FakeEngine:
             raise AdapterExists(f"{name} is taken")
         digest = hashlib.sha256(content).hexdigest()
         self.infos[name] = AdapterInfo(name, digest, 8, 4096, 1, "host", False, 0, ["q_proj"])
+        return [self.infos[name]]
+
+    async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
+        await asyncio.sleep(0)
+        self.combined.append(list(parts))
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+        self.infos[name] = AdapterInfo(name, digest, 16, 8192, 2, "host", False, 0, ["q_proj"])
         return [self.infos[name]]
 
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:

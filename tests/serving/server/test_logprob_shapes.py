@@ -35,7 +35,7 @@ def test_places_are_those_of_the_characters():
     for entry in ENTRIES:
         places += completion_logprobs([entry], offsets=offsets).text_offset
     assert places == [0, 1, 1, 1, 1, 2, 4], "a stream says the same"
-    assert completion_logprobs([None, *ENTRIES[:2]], "<s>").text_offset == [0, 3, 4]
+    assert completion_logprobs([None, *ENTRIES[:2]], (0, "<s>")).text_offset == [0, 3, 4]
 
 
 def test_the_engine_tells_the_bytes_of_what_is_no_text():

@@ -62,7 +62,7 @@ def error_of(response: Any) -> dict[str, Any]:
         ("chat", {"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "sets tools"),
         ("chat", {"top_logprobs": 3}, "top_logprobs", "logprobs true"),
         ("chat", {"logprobs": 3}, "logprobs", "got int"),
-        ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "<= 20"),
+        ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
         ("chat", {"n": 0}, "n", ">= 1"),
         ("chat", {"n": 129}, "n", "<= 128"),
         ("chat", {"temperature": "hot"}, "temperature", "expected float | null, got str"),
@@ -89,7 +89,7 @@ def error_of(response: Any) -> dict[str, Any]:
         ("text", {"prompt": [258]}, "prompt", "0 to 257"),
         ("text", {"prompt": [-1]}, "prompt", "0 to 257"),
         ("text", {"prompt": {}}, "prompt", "got object"),
-        ("text", {"logprobs": 21}, "logprobs", "<= 20"),
+        ("text", {"logprobs": 21}, "logprobs", "0 to 20"),
         ("text", {"prompt": ["x"] * 600, "n": 2}, "prompt", "1024"),
     ],
 )

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from evenflow.base.errors import ConfigError
 from evenflow.bench.replay.clients_file import ClientShares
 from evenflow.bench.replay.profiles import ServerSettings
 from evenflow.bench.replay.trace import Trace
+from evenflow.bench.replay.trace_requests import requests_of
 from evenflow.fairness import ClientQueues, CostFunction, Policy, Schedulable, Service, WeightedTokens, create_policy
 from evenflow.fairness.books.weights import tiered
 from evenflow.fairness.measures.runlog import Interval, RequestRecord, RunLog, ServiceLog
 from evenflow.fairness.policies.passthrough import PassThrough
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, StepPlan
-from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
-from evenflow.serving.core.sampling import GREEDY
+from evenflow.serving.core.request import FinishReason
 from evenflow.serving.engine.simulated import StepTime, simulate
 from evenflow.serving.scheduler import create_shedding
 
@@ -149,7 +149,7 @@ def replay(
         if progress is not None and told % 200 == 0:
             progress(end_s)
 
-    requests = _requests(trace, max_output, server.serves_adapters)
+    requests = requests_of(trace, max_output, server.serves_adapters)
     result = simulate(scheduler, requests, step_time, observe=observe)
     records = [
         RequestRecord(
@@ -179,22 +179,3 @@ def replay(
         time.process_time() - started_s,
         num_adapters / max(told, 1),
     )
-
-
-def _requests(trace: Trace, max_output_tokens: int, serves_adapters: bool) -> Iterator[Request]:
-    """Requests in order of arrival. Prompts of one length are one list: nobody writes to it."""
-    prompts: dict[int, list[int]] = {}
-    for i, row in enumerate(trace):
-        prompt = prompts.get(row.input_len)
-        if prompt is None:
-            prompt = prompts[row.input_len] = [0] * row.input_len
-        yield Request(
-            RequestId(str(i)),
-            ClientId(row.client),
-            prompt,
-            GREEDY,
-            row.arrival_s,
-            adapter=AdapterDigest(row.adapter) if row.adapter is not None and serves_adapters else None,
-            max_output_tokens=max_output_tokens,
-            known_output_tokens=row.output_len,
-        )

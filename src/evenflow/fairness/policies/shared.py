@@ -28,15 +28,16 @@ import math
 import os
 import socket
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
 
 from evenflow.base.errors import ConfigError, RegistryError
 from evenflow.fairness.books.bill import ticks, units
 from evenflow.fairness.books.cost import CostFunction
+from evenflow.fairness.books.exchange import Answer, Batch, Store
 from evenflow.fairness.books.level import Level
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.books.weights import Weights, weight_lookup
+from evenflow.fairness.policies.book_socket import SCHEME, BookSocket
 from evenflow.fairness.policies.prediction import LengthPredictor, PredictedVTC
 from evenflow.fairness.policies.shared_script import SCRIPT
 from evenflow.fairness.registry import PolicySettings, without_secrets
@@ -46,47 +47,6 @@ log = logging.getLogger("evenflow.fairness")
 
 LIGHTEST_SHARED, HEAVIEST_SHARED = 1e-3, 1e3
 """Lighter and heavier clients count as these: Redis counts in doubles, which cannot hold a wider range."""
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one exchange sends. Repeated as it is until it was answered."""
-
-    number: int
-    charges: dict[str, float] = field(default_factory=dict)
-    """By client, divided by weights."""
-    joined: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    wanted: list[str] = field(default_factory=list)
-    """Clients whose counters are asked for."""
-    known: dict[str, float] = field(default_factory=dict)
-    """For a store that has lost this server: counters to start from, and who waits."""
-    waiting: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Answer:
-    """What the store knows after a batch."""
-
-    virtual_time: float
-    counters: dict[str, float]
-
-
-class Store(Protocol):
-    """Where servers meet."""
-
-    def exchange(self, batch: Batch) -> Answer | None:
-        """Apply the batch once and answer; None if the store is away. Never raises for a store that is away."""
-        ...
-
-    @property
-    def num_failures(self) -> int:
-        """Exchanges that were not answered, or not well."""
-        ...
-
-    def close(self) -> None:
-        """Give the connection back."""
-        ...
 
 
 class RedisStore:
@@ -110,6 +70,7 @@ class RedisStore:
         self._ttl_s = ttl_s
         self._fault = ""
         self.num_failures = 0
+        self.tells_changes = False
 
     def exchange(self, batch: Batch) -> Answer | None:
         """One script call; a second one if the store has lost this server. Never raises, whatever is answered."""
@@ -168,6 +129,7 @@ class SharedLevel(Level):
         self._reply: Future[Answer | None] | None = None
         self._last_s = float("-inf")
         self._number = 0
+        self._introduces = True
 
     def shift(self, name: str, received: int, ahead: int, in_advance: int) -> None:
         """Charge here at once, and there with the next exchange: what was received. Charges in advance stay here."""
@@ -207,19 +169,34 @@ class SharedLevel(Level):
             charges={name: units(amount) for name, amount in self._pending.items()},
             joined=sorted(waiting - self._announced),
             left=sorted(self._announced - waiting),
-            wanted=sorted(self._received),
-            known={name: units(received - self._pending.get(name, 0)) for name, received in self._received.items()},
-            waiting=sorted(waiting),
+            introduces=self._introduces,
         )
         self._pending = {}
         self._announced = waiting
+        if self._introduces:
+            self._introduce(batch)
         return batch
+
+    def _introduce(self, batch: Batch) -> None:
+        """Add to ``batch`` what a store needs that has never heard of this server, or has lost it: as of that batch."""
+        owed = {name: self._pending.get(name, 0) + ticks(batch.charges.get(name, 0.0)) for name in self._received}
+        batch.introduces = True
+        batch.wanted = sorted(self._received)
+        batch.known = {name: units(received - owed[name]) for name, received in self._received.items()}
+        batch.waiting = sorted(self._waiting)
+        self._announced = set(self._waiting)
 
     def _take(self, answer: Answer | None) -> None:
         """Apply an answer; without one the same batch is sent again next time."""
         self._reply = None
         if answer is None:
             return
+        if answer.is_unknown:
+            assert self._batch is not None, "an answer to nothing"
+            self._introduce(self._batch)
+            self._last_s = float("-inf")  # at once
+            return
+        self._introduces = not self._store.tells_changes
         self._batch = None
         for name, counter in answer.counters.items():
             before = self._received.get(name)
@@ -259,11 +236,16 @@ class SharedVTC(PredictedVTC):
 
     @classmethod
     def from_settings(cls, settings: PolicySettings, argument: str | None) -> SharedVTC:
-        """``vtc-shared:redis://HOST:PORT/DB``."""
+        """``vtc-shared:redis://HOST:PORT/DB``, or ``vtc-shared:book:///FILE`` for a socket in front of a book."""
         if not argument or "://" not in argument:
             shown = None if argument is None else without_secrets(argument)
             raise RegistryError(f"vtc-shared takes the address of a Redis, redis://HOST:PORT/DB, got {shown!r}")
-        store = RedisStore(argument, server_id=f"{socket.gethostname()}:{os.getpid()}:{id(settings.queues):x}")
+        server_id = f"{socket.gethostname()}:{os.getpid()}:{id(settings.queues):x}"
+        store: Store
+        if argument.startswith(SCHEME):
+            store = BookSocket(Path(argument.removeprefix(SCHEME)), server_id=server_id)
+        else:
+            store = RedisStore(argument, server_id=server_id)
         return cls(settings.queues, settings.weights, settings.cost, store=store)
 
     def pick(self, now_s: float) -> Schedulable | None:

@@ -19,17 +19,26 @@ _LONGEST_HEADER = 100 << 20
 
 
 class BaseWeights:
-    """The safetensors files in a model's ``folder``, whose headers are read when a tensor is first asked for."""
+    """The safetensors files in a model's ``folder``, whose headers are read when a tensor is first asked for.
 
-    def __init__(self, folder: Path) -> None:
+    ``is_tied``: embedding and head are one tensor; None: what config.json and the names of the tensors say.
+    """
+
+    def __init__(self, folder: Path, is_tied: bool | None = None) -> None:
         self._folder = folder
+        self._is_tied = is_tied
         self._tensors: dict[str, tuple[Path, int, int, str, tuple[int, ...]]] | None = None
         self.was_asked = False
         """True once something was made of a weight: what was made is of this base model only."""
 
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self._folder
+
     def for_one_read(self) -> BaseWeights:
         """The same weights, for reading one adapter: ``was_asked`` is about that one alone."""
-        return BaseWeights(self._folder)
+        return BaseWeights(self._folder, self._is_tied)
 
     @property
     def identity(self) -> str:
@@ -43,6 +52,8 @@ class BaseWeights:
     @property
     def is_tied(self) -> bool:
         """True if embedding and head are one tensor."""
+        if self._is_tied is not None:
+            return self._is_tied
         try:
             config = json.loads((self._folder / "config.json").read_bytes())
         except (OSError, ValueError):

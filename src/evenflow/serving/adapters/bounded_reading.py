@@ -24,6 +24,7 @@ from typing import Any
 from evenflow.base.children import ChildProcess, error_from_name
 from evenflow.base.errors import AdapterRejected, AdapterUnavailable
 from evenflow.serving.adapters.adapter_files import FileState
+from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.peft_reader import max_weights_bytes
 from evenflow.serving.adapters.tensor_source import weights_file
 from evenflow.serving.core.request import AdapterDigest
@@ -44,13 +45,13 @@ _FATAL_SIGNALS = (-4, -6, -7, -8, -11)
 class BoundedReading:
     """``AdapterReading``. ``timeout_s``: for a small folder. ``roots``: folders where any adapter's links may lead.
 
-    ``base``: folder of the base model, whose weights some adapters are worked out with.
+    ``base``: the base model's, with which some adapters are worked out.
     """
 
-    def __init__(self, timeout_s: float, roots: Sequence[Path] = (), base: Path | None = None) -> None:
+    def __init__(self, timeout_s: float, roots: Sequence[Path] = (), base: BaseWeights | None = None) -> None:
         self._timeout_s = timeout_s
         self._roots = tuple(roots)
-        self._base = base
+        self._base = None if base is None else (base.folder, base.is_tied)
         self._idle: list[_Reader] = []
         self._busy: set[_Reader] = set()
         self._lock = threading.Lock()

@@ -17,6 +17,7 @@ import numpy as np
 
 from evenflow.base.errors import AdapterExists, AdapterNotFound, InvalidRequest
 from evenflow.serving.adapters.base_weights import BaseWeights
+from evenflow.serving.adapters.combining import combine
 from evenflow.serving.adapters.host_tier import HostTier
 from evenflow.serving.adapters.peft_reader import read_adapter
 from evenflow.serving.adapters.reading import image_of, model_of
@@ -108,6 +109,26 @@ class Catalog:
         image, record = image_of(adapter, self._layout, folder)
         rows, base_model = MemoryRows(image), adapter.base_model or ""
         return PreparedAdapter(record, rows, adapter.target_modules, folder, base_model, boundary)
+
+    def combiner(self, parts: Sequence[tuple[str, float]]) -> Callable[[], PreparedAdapter]:
+        """What makes the weighted sum of registered adapters, (name, weight), on any thread; see ``combining``.
+
+        Raises AdapterNotFound. The call raises AdapterRejected, AdapterDamaged, and what keeping the rows raises.
+        """
+        entries = [(name, self._entry(self.resolve(name)).prepared, weight) for name, weight in parts]
+
+        def make() -> PreparedAdapter:
+            read = []
+            for name, prepared, weight in entries:
+                image = np.empty((prepared.record.num_pages, self._layout.page_bytes), np.uint8)
+                prepared.rows.read(0, [image])
+                read.append((name, prepared.record, image, weight))
+            record, image = combine(read, self._layout, self._max_lora_rank)
+            modules = tuple(dict.fromkeys(m for _, prepared, _ in entries for m in prepared.target_modules))
+            rows = MemoryRows(image) if self._store is None else self._store.keep(record, modules, image, self._entries.keys())
+            return PreparedAdapter(record, rows, modules, Path("combined"))
+
+        return make
 
     def register(self, name: str, adapter: PreparedAdapter | str | Path, *, replace: bool = False) -> AdapterDigest:
         """Serve ``adapter`` (prepared, or a folder) under ``name`` from now on.

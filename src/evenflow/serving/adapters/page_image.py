@@ -25,7 +25,12 @@ def page_image(adapter: PeftAdapter, layout: ArenaLayout) -> tuple[AdapterPlacem
         _write(image, placement, layer, module, "B", b_RO[layout.held(module, "B", len(b_RO))])
     for index, (rows, make) in enumerate(adapter.side):
         values = make()[:, layout.held_columns(rows)]
-        if rows.kind == "offset" and layout.shard is not None and not layout.shard.adds_offsets(rows.module):
+        if (
+            rows.kind == "offset"
+            and rows.is_of_linear
+            and layout.shard is not None
+            and not layout.shard.adds_offsets(rows.module)
+        ):
             values = np.zeros_like(values)
         _write_rows(image, placement, placement.side_offsets(index), values, f"{rows.kind} of layer {rows.layer} {rows.module}")
     return placement, image

@@ -45,8 +45,6 @@ class BaseModel:
     """None: they cannot be had, so that DoRA is refused and own tables are kept whole."""
     max_columns: int = _NARROWEST_PAGE
     """Elements of the longest row that fits into a page a few times."""
-    is_divided: bool = False
-    """Over tensor-parallel ranks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,8 +133,6 @@ def read_adapter(
         side, vocab_size = reading.values(), reading.vocab_size
     except (OSError, ValueError) as error:
         raise AdapterRejected(str(folder), [f"the base weights cannot be read ({error})"]) from None
-    if model.is_divided and any(rows.is_vocabulary_wide for rows, _ in side):
-        reasons.append("it changes the embedding or the output head, which is not served on several tensor-parallel ranks")
     if reasons:
         raise AdapterRejected(str(folder), _told(reasons))
     lora_ranks = tuple(

@@ -131,7 +131,7 @@ def model_of(layout: ArenaLayout, weights: BaseWeights | None) -> BaseModel:
     """What an adapter is read for: the model of this layout, and its weights if they can be had."""
     columns = layout.page_bytes // (4 * layout.itemsize) // 16 * 16
     asked = None if weights is None else weights.for_one_read()
-    return BaseModel(layout.whole_shape, asked, max_columns=max(16, columns), is_divided=layout.shard is not None)
+    return BaseModel(layout.whole_shape, asked, max_columns=max(16, columns))
 
 
 def image_of(adapter: PeftAdapter, layout: ArenaLayout, path: Path) -> tuple[np.ndarray, AdapterRecord]:

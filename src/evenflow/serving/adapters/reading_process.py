@@ -82,11 +82,18 @@ class Server:
         return _address_space_bytes() - self._at_first_bytes > _GROWN_BYTES
 
     def _read(
-        self, path: Path, layout: Any, max_lora_rank: int | None, allowed: tuple[Path, ...], bound: int, base: Path | None
+        self,
+        path: Path,
+        layout: Any,
+        max_lora_rank: int | None,
+        allowed: tuple[Path, ...],
+        bound: int,
+        base: tuple[Path, bool] | None,
     ) -> dict[str, Any]:
         self._held = None
+        self._lift_limit()
         prepare_for(weights_file(path))
-        self._reading.base = None if base is None else _AnnouncedWeights(base, lambda weights: self._expect(weights, bound))
+        self._reading.base = None if base is None else _AnnouncedWeights(*base, lambda weights: self._expect(weights, bound))
         self._limit_memory(_SPARE_BYTES + _COPIES * bound)
         self._held = self._reading.read(path, layout, max_lora_rank, allowed)
         return {
@@ -103,6 +110,13 @@ class Server:
         self._limit_memory(_SPARE_BYTES + _COPIES * (bound + 2 * weights.largest_bytes))
         self._tell({"reads_base_bytes": weights.size_bytes})
 
+    @staticmethod
+    def _lift_limit() -> None:
+        """Code that is loaded now is no adapter's, and the last one's limit is not meant for it."""
+        if hasattr(resource, "RLIMIT_AS"):
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
     def _limit_memory(self, num_bytes: int) -> None:
         self._allowed = format_size(num_bytes)
         limit = _address_space_bytes() + num_bytes
@@ -114,8 +128,8 @@ class Server:
 class _AnnouncedWeights(BaseWeights):
     """Says so before the first of them is read."""
 
-    def __init__(self, folder: Path, announce: Callable[[BaseWeights], None]) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, is_tied: bool, announce: Callable[[BaseWeights], None]) -> None:
+        super().__init__(folder, is_tied)
         self._announce: Callable[[BaseWeights], None] | None = announce
 
     def for_one_read(self) -> BaseWeights:

@@ -21,9 +21,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 from evenflow.base.errors import AdapterCacheFull, AdapterUnavailable, ConfigError
 from evenflow.base.memory_size import format_size
@@ -31,9 +33,9 @@ from evenflow.serving.adapters.adapter_files import FileState, state_of
 from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.peft_format import CONFIG_FILE
 from evenflow.serving.adapters.reading import AdapterReading, InProcessReading, ReadAdapter
-from evenflow.serving.adapters.row_file import RowFile, open_rows, write_whole
+from evenflow.serving.adapters.row_file import RowFile, open_rows, write_rows, write_whole
 from evenflow.serving.adapters.tensor_source import weights_file
-from evenflow.serving.core.adapter import AdapterSignature
+from evenflow.serving.core.adapter import AdapterRecord, AdapterSignature
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.memory.layout import ArenaLayout
 
@@ -114,6 +116,24 @@ class RowStore:
                 file = self._read(path, max_lora_rank, in_use, boundary, displaces)
         with contextlib.suppress(OSError):
             os.utime(file.path)  # when it was last wanted: the cleaning goes by that
+        return file
+
+    def keep(self, record: AdapterRecord, target_modules: Sequence[str], image: np.ndarray, in_use: Collection[str]) -> RowFile:
+        """The row file of rows that were made here, not read from a folder. Raises AdapterCacheFull, AdapterUnavailable."""
+        file = self._open(record.digest)
+        if file is None:
+            with self._lock:
+                self._make_room(image.nbytes, in_use, False)
+                self._size_bytes += image.nbytes
+            try:
+                write_rows(self._path(record.digest), record, target_modules, self.fingerprint, image)
+            except OSError as error:
+                with self._lock:
+                    self._size_bytes -= image.nbytes
+                raise AdapterUnavailable(f"the adapter cache cannot take it: {error.strerror}") from None
+            file = self._open(record.digest)
+        if file is None:
+            raise AdapterUnavailable(f"the rows of {record.digest[:12]} cannot be read back from {self._rows}")
         return file
 
     def close(self) -> None:

@@ -7,27 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import partial
 
 import zmq
 import zmq.asyncio
 
-from evenflow.base.children import error_from_name
 from evenflow.base.errors import EngineDead, EvenFlowError
 from evenflow.serving.client.codec import encoder, from_engine_decoder
-from evenflow.serving.client.completion_stream import CompletionStream
+from evenflow.serving.client.conversation import Conversation, Sink
 from evenflow.serving.client.messages import (
-    Abort,
     AdapterInfo,
-    Answer,
     EngineStats,
     Failed,
-    ListAdapters,
-    LoadAdapter,
-    Outputs,
-    PinAdapter,
     Ready,
     RequestOutput,
     SetWeights,
@@ -35,7 +26,6 @@ from evenflow.serving.client.messages import (
     Submit,
     SubmitAll,
     ToEngine,
-    UnloadAdapter,
 )
 from evenflow.serving.client.process import STOP_S, EngineProcess
 from evenflow.serving.config.engine_config import EngineConfig
@@ -61,12 +51,7 @@ class EngineClient:
             self._socket.close(0)
             self._context.term()
             raise
-        self._queues: dict[str, asyncio.Queue[RequestOutput | EvenFlowError]] = {}
-        self._calls: dict[int, asyncio.Future[list[AdapterInfo]]] = {}
-        self._call_ids = itertools.count(1)
-        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        self._stats = EngineStats()
-        self._death: EvenFlowError | None = None
+        self._talk = Conversation(self._send, self._send_unless_closing)
         self._is_closing = False
         self._reader = asyncio.create_task(self._read())
         self._watcher = asyncio.create_task(self._watch())
@@ -74,73 +59,55 @@ class EngineClient:
     @property
     def is_alive(self) -> bool:
         """True until the engine process has ended."""
-        return self._death is None
+        return self._talk.death is None
 
     @property
     def trouble(self) -> str | None:
         """Why nothing can be served, or probably soon nothing: the engine is dead, or shows no life. None: all is well."""
-        return str(self._death) if self._death is not None else self.process.trouble
+        return str(self._talk.death) if self._talk.death is not None else self.process.trouble
 
     @property
     def is_ready(self) -> bool:
         """True once the engine is warm."""
-        return self.is_alive and self._ready.done() and self._ready.exception() is None
+        return self._talk.is_ready
 
     @property
     def info(self) -> Ready:
         """What the engine said when it was warm; only after ``wait_until_ready``."""
-        return self._ready.result()
+        return self._talk.ready.result()
 
     @property
     def stats(self) -> EngineStats:
         """The latest snapshot."""
-        return self._stats
+        return self._talk.stats
 
     async def wait_until_ready(self) -> Ready:
         """Wait until the engine is warm. Raises what it died of."""
-        return await asyncio.shield(self._ready)
+        return await asyncio.shield(self._talk.ready)
 
     async def wait_until_dead(self) -> EvenFlowError | None:
         """Wait until the engine has ended; the reason, or None after ``close``."""
         await asyncio.wait([self._reader])
-        return None if self._is_closing else self._death
+        return None if self._is_closing else self._talk.death
 
     def submit(self, submit: Submit) -> AsyncIterator[RequestOutput]:
         """Run one request; yields until an output has ``finish_reason`` or ``error_type``.
 
         Closing or cancelling the iterator before that aborts the request in the engine.
         """
-        return self._streams(submit, [submit.request_id])[0]
+        return self._talk.streams(submit)[0]
 
     def submit_all(self, group: SubmitAll) -> list[AsyncIterator[RequestOutput]]:
         """Run several completions of one prompt; one iterator each, as ``submit`` gives. Sent when the first is read."""
-        return list(self._streams(group, [submit.request_id for submit in group.submits()]))
+        return list(self._talk.streams(group))
 
-    def _streams(self, message: Submit | SubmitAll, request_ids: Sequence[str]) -> list[CompletionStream]:
-        self._check_alive()
-        sending: asyncio.Task[None] | None = None
+    async def relay(self, message: Submit | SubmitAll, sinks: Mapping[str, Sink]) -> None:
+        """As ``submit`` and ``submit_all`` for whoever passes outputs on: no stream, no task. See Conversation."""
+        await self._talk.relay(message, sinks)
 
-        async def start() -> None:
-            nonlocal sending
-            if sending is None:
-                sending = asyncio.create_task(self._send(message))
-            await asyncio.shield(sending)
-
-        def forget(request_id: str, is_running: bool) -> None:
-            self._queues.pop(request_id, None)
-            if is_running and sending is not None:
-                sending.add_done_callback(lambda _: self._abort(request_id))  # not before it was sent
-
-        streams = []
-        for request_id in request_ids:
-            assert request_id not in self._queues, f"request {request_id} is running already"
-            streams.append(CompletionStream(start, partial(forget, request_id)))
-            self._queues[request_id] = streams[-1].queue
-        return streams
-
-    def _abort(self, request_id: str) -> None:
-        if self.is_alive and not self._is_closing:
-            self._send_now(encoder.encode(Abort([request_id])))
+    def forget(self, request_id: str, *, is_running: bool) -> None:
+        """End a relayed request's outputs; ``is_running``: abort it."""
+        self._talk.forget(request_id, is_running=is_running)
 
     async def load_adapter(
         self,
@@ -153,20 +120,23 @@ class EngineClient:
         client_id: str = "",
     ) -> list[AdapterInfo]:
         """Register the PEFT adapter in folder ``path``, for ``client_id``. Raises AdapterRejected and other AdapterErrors."""
-        message = LoadAdapter(next(self._call_ids), name, path, replace, must_read, boundary, client_id)
-        return await self._call(message)
+        return await self._talk.load_adapter(name, path, replace, must_read=must_read, boundary=boundary, client_id=client_id)
+
+    async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
+        """Register the weighted sum of registered adapters. Raises AdapterRejected, AdapterNotFound or AdapterExists."""
+        return await self._talk.combine_adapters(name, parts)
 
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget ``name``; memory is freed when its last request ends. Raises AdapterNotFound."""
-        return await self._call(UnloadAdapter(next(self._call_ids), name, purge))
+        return await self._talk.unload_adapter(name, purge)
 
     async def pin_adapter(self, name: str, is_pinned: bool) -> list[AdapterInfo]:
         """Keep the adapter in the arena, or let it be evicted again. Raises AdapterNotFound."""
-        return await self._call(PinAdapter(next(self._call_ids), name, is_pinned))
+        return await self._talk.pin_adapter(name, is_pinned)
 
     async def list_adapters(self) -> list[AdapterInfo]:
         """Every registered adapter, and those that still drain."""
-        return await self._call(ListAdapters(next(self._call_ids)))
+        return await self._talk.list_adapters()
 
     async def set_weights(
         self,
@@ -190,13 +160,17 @@ class EngineClient:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        self._fail_everything(EngineDead("the server is shutting down"))
+        self._talk.end(EngineDead("the server is shutting down"))
         self._socket.close(0)
         self._context.term()
 
     def _check_alive(self) -> None:
-        if self._death is not None:
-            raise self._death
+        if self._talk.death is not None:
+            raise self._talk.death
+
+    def _send_unless_closing(self, message: ToEngine) -> None:
+        if not self._is_closing:
+            self._send_now(encoder.encode(message))
 
     async def _send(self, message: ToEngine) -> None:
         """Hand one message over; waits while the engine is starting. Raises what the engine died of, also meanwhile."""
@@ -213,15 +187,6 @@ class EngineClient:
         assert sent.done(), "a send without waiting is done when it returns"
         return sent.exception() is None
 
-    async def _call(self, message: LoadAdapter | UnloadAdapter | PinAdapter | ListAdapters) -> list[AdapterInfo]:
-        future: asyncio.Future[list[AdapterInfo]] = asyncio.get_running_loop().create_future()
-        self._calls[message.call_id] = future
-        try:
-            await self._send(message)
-            return await future
-        finally:
-            self._calls.pop(message.call_id, None)
-
     async def _watch(self) -> None:
         """End an engine that is stuck: what it was asked is answered with the reason by whoever reads its socket."""
         while self.process.is_alive:
@@ -233,41 +198,10 @@ class EngineClient:
         while True:
             if not await self._socket.poll(_WATCH_S * 1000):
                 if not self.process.is_alive and not await self._socket.poll(0):
-                    self._fail_everything(self.process.death())
+                    self._talk.end(self.process.death())
                     return
                 continue
             message = from_engine_decoder.decode(await self._socket.recv())
-            if isinstance(message, Outputs):
-                for output in message.outputs:
-                    queue = self._queues.get(output.request_id)
-                    if queue is not None:
-                        queue.put_nowait(output)
-                if message.stats is not None:
-                    self._stats = message.stats
-            elif isinstance(message, Answer):
-                self._answer(message)
-            elif isinstance(message, Ready):
-                self._ready.set_result(message)
-            elif isinstance(message, Failed):
-                self._fail_everything(error_from_name(message.error_type, message.error))
+            self._talk.take(message)
+            if isinstance(message, Failed):
                 return
-
-    def _answer(self, answer: Answer) -> None:
-        future = self._calls.get(answer.call_id)
-        if future is None or future.done():
-            return
-        if answer.error_type is None:
-            future.set_result(answer.adapters)
-        else:
-            future.set_exception(error_from_name(answer.error_type, answer.error, answer.reasons))
-
-    def _fail_everything(self, error: EvenFlowError) -> None:
-        self._death = error
-        if not self._ready.done():
-            self._ready.set_exception(error)
-            self._ready.exception()  # retrieved: nobody may be waiting
-        for queue in self._queues.values():
-            queue.put_nowait(error)
-        for future in self._calls.values():
-            if not future.done():
-                future.set_exception(error)

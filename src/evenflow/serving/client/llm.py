@@ -41,6 +41,7 @@ from evenflow.serving.config.option import fields_given
 from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.models.model_config import load_config
 from evenflow.serving.text import Tokenizer
+from evenflow.serving.text.bad_words import with_bad_words
 
 Prompt = str | Sequence[int]
 
@@ -144,6 +145,8 @@ class LLM:
         params = _for_each(sampling_params or SamplingParams(), SamplingParams, len(prompt_list), "sampling_params")
         adapter_names = _for_each(adapters, (str, type(None)), len(prompt_list), "adapters")
         client_ids = _for_each(clients, str, len(prompt_list), "clients")
+        encode = self.tokenizer.encode_rendered
+        params = [with_bad_words(one, encode) for one in params]
         results = [
             Generation(p, self._encode(p), [CompletionOutput() for _ in range(s.n)]) for p, s in zip(prompt_list, params)
         ]

@@ -26,6 +26,8 @@ class Submit(msgspec.Struct, tag=True, array_like=True):
     """Only requests with the same salt share cached prefixes."""
     slo_ttft_s: float | None = None
     """The request's own objective for its time to first token; None: the engine's default."""
+    added_tokens: list[tuple[int, str, bool]] = []
+    """Tokens that the adapter knows and the base model's tokenizer lacks: id, text, whether special."""
 
 
 class SubmitAll(msgspec.Struct, tag=True, array_like=True):
@@ -63,6 +65,8 @@ class LoadAdapter(msgspec.Struct, tag=True, array_like=True):
     """True: look at what the files hold, even if their sizes and times say that it is known."""
     boundary: str = ""
     """A folder inside which links of the adapter may lead, beside its own; empty: none."""
+    parts: list[tuple[str, float]] = []
+    """Names of registered adapters and their weights: register their sum, and read no folder."""
     client_id: str = ""
     """Who asks for it: loads of different clients take turns. Empty: the server itself."""
 

@@ -33,9 +33,9 @@ class SideRows:
     """Ascending; empty for a table of all tokens from 0 on."""
 
     @property
-    def is_vocabulary_wide(self) -> bool:
-        """True for embedding and head, which tensor-parallel ranks divide by token."""
-        return self.kind not in ("gain", "offset", "norm") or self.module == "lm_head"
+    def is_of_linear(self) -> bool:
+        """True for what follows a layer's linear over tensor-parallel ranks; everything else is whole on every rank."""
+        return self.kind in ("gain", "offset") and self.layer >= 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.core.structured import StructuredOutputs
 
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 1024
+"""Log-probabilities of one token; a server allows fewer unless it is told otherwise."""
 MOST_STOPS = 16
 """Stop strings of one request."""
+MOST_ALLOWED_TOKENS = 65_536
+MOST_BAD_WORDS = 128
+"""As text, and as token sequences."""
+LONGEST_BAD_WORD = 256
+"""Characters, and tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,12 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, added to its logit) pairs."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """No other tokens are chosen; None: all are allowed."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that the output will not hold as the tokenizer writes them, at the beginning of a word or inside one."""
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    """``bad_words`` as token sequences, whose last token is not chosen behind the others. Made by ``text.bad_words``."""
     seed: int | None = None
     """The same seed gives the same text, whatever else is in the batch."""
     stop: tuple[str, ...] = ()
@@ -63,6 +75,18 @@ class SamplingParams:
 
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "bad_words", (self.bad_words,) if isinstance(self.bad_words, str) else tuple(self.bad_words))
+        object.__setattr__(self, "bad_word_ids", tuple(map(tuple, self.bad_word_ids)))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+            _check_count("allowed_token_ids", len(self.allowed_token_ids), 1, MOST_ALLOWED_TOKENS)
+        _check_count("bad_words", max(len(self.bad_words), len(self.bad_word_ids)), 0, MOST_BAD_WORDS)
+        lengths = [len(word) for word in (*self.bad_words, *self.bad_word_ids)]
+        if lengths and not (min(lengths) >= 1 and max(lengths) <= LONGEST_BAD_WORD):
+            raise InvalidRequest(
+                f"bad_words holds a word of {max(lengths) if min(lengths) else 0} characters; allowed: 1 to {LONGEST_BAD_WORD}",
+                "bad_words",
+            )
         bias = self.logit_bias
         if isinstance(bias, dict):
             object.__setattr__(self, "logit_bias", tuple((int(k), float(v)) for k, v in bias.items()))
@@ -100,6 +124,19 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
+def _check_count(name: str, count: int, least: int, most: int) -> None:
+    if not least <= count <= most:
+        raise InvalidRequest(f"{name} has {count} entries; allowed: {least} to {most}", name)
+
+
 GREEDY = SamplingParams(temperature=0.0)
 
-__all__ = ["GREEDY", "MAX_LOGPROBS", "MOST_STOPS", "SamplingParams"]
+__all__ = [
+    "GREEDY",
+    "LONGEST_BAD_WORD",
+    "MAX_LOGPROBS",
+    "MOST_ALLOWED_TOKENS",
+    "MOST_BAD_WORDS",
+    "MOST_STOPS",
+    "SamplingParams",
+]

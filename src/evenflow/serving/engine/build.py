@@ -13,7 +13,6 @@ from evenflow.base.openmp import start_numba_threads
 from evenflow.fairness.books.live_shares import LiveShares
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.registry import create_policy, without_secrets
-from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.catalog import Catalog
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.request import AdapterDigest
@@ -28,7 +27,7 @@ from evenflow.serving.memory.residency import Residency
 from evenflow.serving.models.model_config import ModelConfig, load_config
 from evenflow.serving.ranks.all_ranks import AllRanksCatalog, AllRanksExecutor
 from evenflow.serving.ranks.rank_processes import RankProcesses
-from evenflow.serving.runner.build_worker import build_worker, row_store
+from evenflow.serving.runner.build_worker import base_weights, build_worker, row_store
 from evenflow.serving.runner.executor import LocalExecutor
 from evenflow.serving.runner.membership import Membership, alone, check_parallel, join
 from evenflow.serving.runner.sampler import Sampler
@@ -151,7 +150,7 @@ def _catalog(
     on_freed: Callable[[AdapterDigest], object],
     is_bounded: bool,
 ) -> Catalog:
-    store, base = row_store(config, layout, is_bounded=is_bounded), BaseWeights(Path(config.model))
+    store, base = row_store(config, layout, is_bounded=is_bounded), base_weights(config)
     if ranks is None:
         return Catalog(layout, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store, base=base)
     return AllRanksCatalog(layout, ranks, max_lora_rank=config.max_lora_rank, on_freed=on_freed, store=store, base=base)

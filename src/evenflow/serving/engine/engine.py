@@ -42,6 +42,9 @@ from evenflow.serving.text import Tokenizer
 
 log = logging.getLogger("evenflow.engine")
 
+_MOST_TOKENIZERS = 64
+"""Of adapters with tokens of their own, kept ready."""
+
 
 class Engine:
     """Owns the replies and the catalog's references; the scheduler owns the requests. One thread."""
@@ -70,6 +73,8 @@ class Engine:
         self._residency = residency
         self._executor = executor
         self._tokenizer = tokenizer
+        self._extended: dict[tuple[object, ...], Tokenizer] = {}
+        """By the tokens that an adapter adds."""
         self._shares = shares
         self._eos_token_ids = tuple(eos_token_ids)
         self._vocab_size = vocab_size
@@ -279,7 +284,7 @@ class Engine:
             if mask is None:
                 return
         request.token_mask = mask
-        reply = Reply(request, self._tokenizer, self._eos_token_ids)
+        reply = Reply(request, self._tokenizer_of(message), self._eos_token_ids)
         verdict = self._scheduler.add(request, self._clock())
         if not verdict.is_accepted:
             raise ClientOverLimit(verdict.reason or "the policy rejects the request", verdict.retry_after_s)
@@ -289,6 +294,17 @@ class Engine:
                 # Opens the row file, so that the system reads it from the disk while the request waits.
                 self.catalog.rows(digest)
         self._replies[request.request_id] = reply
+
+    def _tokenizer_of(self, message: Submit) -> Tokenizer:
+        """The base model's, with the tokens that the request's adapter adds."""
+        if not message.added_tokens:
+            return self._tokenizer
+        key = tuple(tuple(token) for token in message.added_tokens)
+        if key not in self._extended:
+            if len(self._extended) >= _MOST_TOKENIZERS:
+                self._extended.pop(next(iter(self._extended)))
+            self._extended[key] = self._tokenizer.with_tokens(message.added_tokens)
+        return self._extended[key]
 
     def _read(self, plan: StepPlan, result: StepResult, gained: list[RequestOutput]) -> dict[RequestId, FinishReason]:
         """Turn tokens into text, appended to ``gained``; return the requests that are done, and why."""

@@ -20,9 +20,13 @@ def make_request(
         raise InvalidRequest(f"the prompt has a token id {max(prompt, key=abs)}; allowed: 0 to {vocab_size - 1}", "prompt")
     room = max(1, max_model_len - len(prompt))  # a prompt that leaves no room is refused by the scheduler
     wanted = message.sampling.max_tokens
-    for token_id, _ in message.sampling.logit_bias:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequest(f"logit_bias names token {token_id}; allowed: 0 to {vocab_size - 1}", "logit_bias")
+    sampling = message.sampling
+    for name, token_ids in (
+        ("logit_bias", [token_id for token_id, _ in sampling.logit_bias]),
+        ("allowed_token_ids", sampling.allowed_token_ids or ()),
+    ):
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+            raise InvalidRequest(f"{name} names token {max(token_ids, key=abs)}; allowed: 0 to {vocab_size - 1}", name)
     return Request(
         request_id=RequestId(message.request_id),
         client_id=ClientId(message.client_id),

@@ -127,7 +127,7 @@ class EngineLoop:
             elif isinstance(message, Shutdown):
                 self._is_stopping = True
             elif isinstance(message, LoadAdapter):
-                self._loads.append((message, self._loader.submit(partial(self._prepare, message), message.client_id)))
+                self._loads.append((message, self._begin_load(message)))
             else:
                 self._answer(message, self._admin(message))
         return outputs
@@ -172,6 +172,16 @@ class EngineLoop:
                 outputs.append(RequestOutput(message.request_id, error_type=type(error).__name__, error=str(error)))
             else:
                 self._submit(message, outputs)
+
+    def _begin_load(self, message: LoadAdapter) -> Future[PreparedAdapter]:
+        if not message.parts:
+            return self._loader.submit(partial(self._prepare, message), message.client_id)
+        try:  # what the names mean is known to this thread alone
+            return self._loader.submit(self._engine.catalog.combiner(message.parts), message.client_id)
+        except EvenFlowError as error:
+            failed: Future[PreparedAdapter] = Future()
+            failed.set_exception(error)
+            return failed
 
     def _prepare(self, message: LoadAdapter) -> PreparedAdapter:
         boundary = Path(message.boundary) if message.boundary else None

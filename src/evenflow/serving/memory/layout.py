@@ -133,7 +133,7 @@ class ArenaLayout:
 
     def held_columns(self, rows: SideRows) -> slice:
         """Which elements of whole side rows lie in this arena."""
-        if self.shard is None or rows.kind not in ("gain", "offset"):
+        if self.shard is None or not rows.is_of_linear:
             return slice(0, rows.width)
         outputs = self.shard.outputs(rows.module)
         return slice(outputs.start, outputs.stop)

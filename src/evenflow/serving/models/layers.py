@@ -43,9 +43,9 @@ class RMSNorm:
         self.own: OwnNorm | None = None
         """Where adapters have a weight of their own."""
 
-    def with_weight(self, x_TH: torch.Tensor, weight_H: torch.Tensor) -> torch.Tensor:
-        """The norm of ``x_TH`` with another weight: a new [T, H]."""
-        return rms_norm(x_TH, (self._width,), weight_H, float(self._eps))
+    def with_weight(self, x_NH: torch.Tensor, weight_NH: torch.Tensor) -> torch.Tensor:
+        """The norm of ``x_NH`` with other weights, one for each row: a new [N, H]."""
+        return (rms_norm(x_NH.float(), (self._width,), None, float(self._eps)) * weight_NH).to(x_NH.dtype)
 
     def __call__(self, x_TH: torch.Tensor, delta_TH: torch.Tensor | None = None) -> torch.Tensor:
         """Add ``delta_TH`` to ``x_TH`` in place, if given, and return the norm of the sum: a new [T, H].

@@ -51,11 +51,10 @@ def main(folder: Path, rank: int, heartbeat: int, parent: int) -> int:
 
 def _serve(config: EngineConfig, folder: Path, rank: int, parent: int, heart: Heart) -> None:
     from evenflow.base.openmp import start_numba_threads
-    from evenflow.serving.adapters.base_weights import BaseWeights
     from evenflow.serving.adapters.catalog import Catalog
     from evenflow.serving.models.model_config import load_config
     from evenflow.serving.ranks.rank_adapters import RankAdapters
-    from evenflow.serving.runner.build_worker import build_worker, row_store
+    from evenflow.serving.runner.build_worker import base_weights, build_worker, row_store
     from evenflow.serving.runner.membership import join
 
     start_numba_threads()
@@ -70,9 +69,7 @@ def _serve(config: EngineConfig, folder: Path, rank: int, parent: int, heart: He
     membership = join(config, model_config, rank, folder)
     built = build_worker(config, model_config, membership, None, lambda digest: held.host_rows(digest))
     store = row_store(config, built.layout, is_bounded=True)
-    held = RankAdapters(
-        Catalog(built.layout, max_lora_rank=config.max_lora_rank, store=store, base=BaseWeights(Path(config.model)))
-    )
+    held = RankAdapters(Catalog(built.layout, max_lora_rank=config.max_lora_rank, store=store, base=base_weights(config)))
     threading.Thread(target=held.serve, args=(adapters,), name="adapters", daemon=True).start()
     heart.is_ready()
     while True:

@@ -21,7 +21,7 @@ from evenflow.serving.backends.lora.side_weights import SidedLoRA, SideWeights
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model
-from evenflow.serving.models.model_config import ModelConfig
+from evenflow.serving.models.model_config import ModelConfig, load_config
 from evenflow.serving.models.rope_table import rope_table
 from evenflow.serving.parallel.sharded_lora import ExchangedLoRA
 from evenflow.serving.runner.forward import EagerForward, Forward, GraphedForward, graph_sizes
@@ -90,11 +90,16 @@ def row_store(config: EngineConfig, layout: ArenaLayout, *, is_bounded: bool) ->
     if config.adapter_cache is None:
         return None
     roots = [Path(root) for root in config.adapter_roots]
-    base = BaseWeights(Path(config.model))
+    base = base_weights(config)
     reading: AdapterReading = InProcessReading(roots, base)
     if is_bounded:
-        reading = BoundedReading(config.adapter_load_timeout_s, roots, Path(config.model))
+        reading = BoundedReading(config.adapter_load_timeout_s, roots, base)
     return RowStore(config.adapter_cache, layout, capacity_bytes=config.adapter_cache_bytes, reading=reading, base=base)
+
+
+def base_weights(config: EngineConfig) -> BaseWeights:
+    """The base model's weights, for adapters that are worked out with them. Raises ModelError."""
+    return BaseWeights(Path(config.model), load_config(config.model).tie_word_embeddings)
 
 
 def arena_pages(config: EngineConfig, layout: ArenaLayout, device: torch.device) -> int:
@@ -143,4 +148,4 @@ def context_length(config: EngineConfig, model: ModelConfig, layout: ArenaLayout
     return min(supported, held)
 
 
-__all__ = ["BuiltWorker", "arena_pages", "build_worker", "context_length", "row_store"]
+__all__ = ["BuiltWorker", "arena_pages", "base_weights", "build_worker", "context_length", "row_store"]

@@ -1,9 +1,7 @@
 """From logits to the next tokens of a batch, each request by its own rules.
 
-Order, as in vLLM: logit_bias, min_tokens, repetition, then frequency and presence penalty, temperature,
-min_p, top_k, top_p (of what top_k left). What a constraint forbids is ruled out before temperature.
-Log-probabilities are those of the model's own distribution,
-before any of this (vLLM's default, ``raw_logprobs``).
+First the rules of ``token_rules``; then, as in vLLM, temperature, min_p, top_k, top_p (of what top_k left).
+Log-probabilities are those of the model's own distribution, before any of this (vLLM's default, ``raw_logprobs``).
 
 A draw is the inverse of the cumulative distribution at one uniform number that depends on (seed, index
 of the token) alone, so a request gets the same tokens whatever else is in the batch. It knows no
@@ -13,16 +11,11 @@ requests' lives and ends none. Legend: L rows, R rows drawn at random, V vocabul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
-import numpy as np
 import torch
 
-from evenflow.base.errors import ConstraintFailed
 from evenflow.serving.core.plan import SampledToken, SampleSpec, TokenLogprobs
-from evenflow.serving.core.structured import TokenMask
-from evenflow.serving.runner.kept_tensors import KeptTensors
-from evenflow.serving.runner.token_history import TokenHistories
+from evenflow.serving.runner.token_rules import TokenRules
 
 NOT_FINITE = "the model's logits are not finite (NaN or infinity); the adapter or the model is broken"
 
@@ -41,10 +34,7 @@ class Sampler:
     """
 
     def __init__(self, eos_token_ids: Sequence[int] = ()) -> None:
-        self._eos_token_ids = tuple(eos_token_ids)
-        self._histories = TokenHistories()
-        self._biases = KeptTensors()
-        self._stops = KeptTensors()
+        self._rules = TokenRules(eos_token_ids)
 
     @torch.inference_mode()
     def __call__(self, logits_LV: torch.Tensor, specs: Sequence[SampleSpec]) -> list[SampledToken]:
@@ -56,14 +46,12 @@ class Sampler:
         finite_L = torch.isfinite(logits_LV.sum(-1, dtype=torch.float32))
         values_LV = logits_LV
         refused: dict[int, str] = {}
-        adjusted = [i for i, spec in enumerate(specs) if self._is_adjusted(spec)]
-        if adjusted:
+        ruled = [i for i, spec in enumerate(specs) if self._rules.concern(spec)]
+        if ruled:
             values_LV = logits_LV.to(torch.float32, copy=True)
-            self._adjust(values_LV, adjusted, specs)
-            for i in adjusted:
-                mask = specs[i].mask
-                if mask is not None and (why := _apply_mask(values_LV[i], mask)) is not None:
-                    refused[i] = why
+            refused = self._rules.apply(values_LV, ruled, specs)
+            for i in refused:
+                values_LV[i].zero_()
         ids_L = values_LV.argmax(-1)
         drawn = [i for i, spec in enumerate(specs) if not spec.sampling.is_greedy]
         if drawn:
@@ -84,72 +72,6 @@ class Sampler:
             else SampledToken(token_id, logprobs.get(i))
             for i, token_id in enumerate(ids)
         ]
-
-    def _is_adjusted(self, spec: SampleSpec) -> bool:
-        sampling = spec.sampling
-        return (
-            spec.mask is not None
-            or bool(sampling.logit_bias)
-            or sampling.has_penalties
-            or len(spec.output_token_ids) < sampling.min_tokens
-        )
-
-    def _adjust(self, values_LV: torch.Tensor, rows: Sequence[int], specs: Sequence[SampleSpec]) -> None:
-        """Bias, ban and penalise ``rows`` of fp32 ``values_LV`` in place. Ids beyond the vocabulary are ignored."""
-        vocab_size, device = values_LV.shape[1], values_LV.device
-        self._biases.next_step()
-        self._stops.next_step()
-        for i in rows:
-            sampling = specs[i].sampling
-            if sampling.logit_bias:
-                ids, biases = self._biases.of(sampling.logit_bias, partial(_biases, sampling.logit_bias, vocab_size, device))
-                values_LV[i].index_add_(0, ids, biases)
-            if len(specs[i].output_token_ids) < sampling.min_tokens:
-                if sampling.stop_token_ids:
-                    (stops,) = self._stops.of(
-                        sampling.stop_token_ids, partial(_ids, sampling.stop_token_ids, vocab_size, device)
-                    )
-                    values_LV[i].index_fill_(0, stops, float("-inf"))
-                if not sampling.ignore_eos:
-                    values_LV[i].index_fill_(0, *_ids(self._eos_token_ids, vocab_size, device), float("-inf"))
-        penalised = [i for i in rows if specs[i].sampling.has_penalties]
-        histories = self._histories.of([specs[i] for i in penalised], vocab_size, values_LV.device)
-        for i, history in zip(penalised, histories, strict=True):
-            history.penalise(values_LV[i], specs[i].sampling)
-
-
-def _biases(pairs: Sequence[tuple[int, float]], vocab_size: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Ids (int64) and what is added to their logits (fp32)."""
-    known = [(token_id, bias) for token_id, bias in pairs if 0 <= token_id < vocab_size]
-    ids, biases = [token_id for token_id, _ in known], [bias for _, bias in known]
-    return torch.tensor(ids, dtype=torch.int64, device=device), torch.tensor(biases, dtype=torch.float32, device=device)
-
-
-def _ids(token_ids: Sequence[int], vocab_size: int, device: torch.device) -> tuple[torch.Tensor]:
-    """Those that the vocabulary has (int64)."""
-    known = [token_id for token_id in token_ids if 0 <= token_id < vocab_size]
-    return (torch.tensor(known, dtype=torch.int64, device=device),)
-
-
-def _apply_mask(row_V: torch.Tensor, mask: TokenMask) -> str | None:
-    """Rule out in place what ``mask`` forbids; return why nothing can be drawn, if so.
-
-    Where min_tokens has banned all that the constraint allows, which is the end of the answer, the constraint wins.
-    """
-    try:
-        words = mask.words()
-    except ConstraintFailed as error:
-        return str(error)
-    bits_V = np.unpackbits(np.frombuffer(words, dtype=np.uint8), bitorder="little")[: row_V.shape[0]]
-    # Tokens that only an adapter knows are not in the base model's grammar.
-    bits_V = np.pad(bits_V, (0, row_V.shape[0] - len(bits_V)))
-    allowed_V = torch.from_numpy(bits_V.view(np.bool_)).to(row_V.device)
-    row_V.masked_fill_(~allowed_V, float("-inf"))
-    if bool(torch.isneginf(row_V.amax())):
-        if not bool(allowed_V.any()):
-            return "the constraint allows no further token"
-        row_V[allowed_V] = 0.0
-    return None
 
 
 @torch.inference_mode()

@@ -161,6 +161,11 @@ class Scheduler:
         return self._book.get(request_id)
 
     @property
+    def residency(self) -> Residency:
+        """Which adapters are in the arena: to be read."""
+        return self._residency
+
+    @property
     def has_work(self) -> bool:
         """True if a request waits or runs."""
         return len(self._book) > 0

@@ -24,20 +24,28 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from evenflow.accounts.account_book import AccountBook
+from evenflow.accounts.open_store import open_store
+from evenflow.accounts.report import read_prices
 from evenflow.base.errors import EvenFlowError
 from evenflow.base.version import __version__
 from evenflow.serving.server.api import messages_schema, responses, responses_schema, schema
+from evenflow.serving.server.api.account_watcher import AccountWatcher
 from evenflow.serving.server.api.adapter_routes import add_adapter_routes
 from evenflow.serving.server.api.answering import GONE, add_view
 from evenflow.serving.server.api.chat import ChatView
 from evenflow.serving.server.api.completions import CompletionView
 from evenflow.serving.server.api.endpoint import json_reply
+from evenflow.serving.server.api.invocations import add_invocations_route
 from evenflow.serving.server.api.messages_view import MessagesView, add_count_route
 from evenflow.serving.server.api.models import add_model_routes
 from evenflow.serving.server.api.probes import add_probe_routes
+from evenflow.serving.server.api.refused_routes import add_refused_routes
 from evenflow.serving.server.api.responses_view import ResponsesView
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.api.tokenize import add_tokenize_routes
+from evenflow.serving.server.api.usage_routes import UsageList, add_usage_routes
+from evenflow.serving.server.console.console_routes import add_console_routes
 from evenflow.serving.server.http.api_page import add_api_page
 from evenflow.serving.server.http.error_answers import (
     ErrorDetail,
@@ -77,6 +85,8 @@ def build_app(state: ServerState, adapters: Mapping[str, str | Path]) -> FastAPI
         opening = asyncio.create_task(state.open_or_fail(adapters))
         yield
         opening.cancel()
+        if state.accounts is not None:
+            await asyncio.to_thread(state.accounts.close)
         await asyncio.gather(opening, return_exceptions=True)
 
     app = FastAPI(
@@ -98,8 +108,14 @@ def build_app(state: ServerState, adapters: Mapping[str, str | Path]) -> FastAPI
     add_model_routes(app, state)
     add_adapter_routes(app, state)
     add_probe_routes(app, state)
+    add_invocations_route(app, state)
+    add_refused_routes(app)
     install_openapi(app, _documented_types())
     add_api_page(app)
+    if state.config.accounts:
+        _keep_accounts(app, state)
+    if state.config.console:
+        add_console_routes(app, state)
     app.add_exception_handler(EvenFlowError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_bad_path)
@@ -115,6 +131,18 @@ def build_app(state: ServerState, adapters: Mapping[str, str | Path]) -> FastAPI
         )
     app.add_middleware(RequestIds)
     return app
+
+
+def _keep_accounts(app: FastAPI, state: ServerState) -> None:
+    """Keep accounts where the options say. Raises ConfigError."""
+    config = state.config
+    prices = read_prices(config.prices) if config.prices is not None else None
+    state.accounts = AccountBook(
+        lambda: open_store(config.accounts), state.unix_time, retention_days=config.accounts_days or None
+    )
+    state.accounts.start()
+    state.watchers.append(AccountWatcher(state.accounts))
+    add_usage_routes(app, state, lambda: open_store(config.accounts), prices)
 
 
 class RequestIds:
@@ -195,6 +223,9 @@ def _documented_types() -> list[type[msgspec.Struct]]:
         responses.SGLangAnswer,
         responses.TokenizeResponse,
         responses.DetokenizeResponse,
+        UsageList,
         responses.Health,
         responses.Version,
+        responses.Load,
+        responses.TokenizerInfo,
     ]

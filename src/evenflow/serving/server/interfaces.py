@@ -76,6 +76,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def combine_adapters(self, name: str, parts: Sequence[tuple[str, float]]) -> list[AdapterInfo]:
+        """Register the weighted sum of registered adapters, (name, weight); returns what is known of ``name``."""
+        ...
+
     async def unload_adapter(self, name: str, purge: bool = False) -> list[AdapterInfo]:
         """Forget ``name``, with ``purge`` its file in the adapter cache too; returns what still drains under it."""
         ...
@@ -102,6 +106,11 @@ class Engine(Protocol):
 class Tokenizer(Protocol):
     """Text to token ids and back. Called from several threads."""
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What the model's tokenizer_config.json says."""
+        ...
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``."""
         ...
@@ -123,10 +132,27 @@ class ChatTemplate(Protocol):
         """The template itself."""
         ...
 
-    def render(self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
         """The prompt, special tokens included; ``variables`` are handed to the template.
 
-        A message's content is a text, or a list of parts ``{"type": "text", "text": ...}``.
+        A message's content is a text, or a list of parts ``{"type": "text", "text": ...}``. With
+        ``continue_final_message`` the last message's text is the end of the prompt.
         Raises InvalidRequest for messages the template refuses.
         """
+        ...
+
+    def knows_role(self, role: str) -> bool:
+        """True if the template has something to write for messages of ``role``."""
+        ...
+
+    def reads(self, variable: str) -> bool:
+        """True if the template reads the variable ``variable``."""
         ...

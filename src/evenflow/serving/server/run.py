@@ -9,9 +9,10 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
+from fastapi import FastAPI
 
 from evenflow.base.children import raise_file_limit
 from evenflow.base.errors import ConfigError, EvenFlowError
@@ -65,25 +66,8 @@ async def serve(
     app = create_app(engine, tokenizer, chat_template, config, adapters)
     state: ServerState = app.state.server
     app.root_path = config.root_path
-    listener = _listen_at_path(config.uds) if config.uds is not None else _listen(config.host, config.port)
+    server, listener = open_server(app, state, config)
     host, port = (str(config.uds), 0) if config.uds is not None else listener.getsockname()[:2]
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=bounded_protocol(connection_limits(config), state.connections),
-            ws="none",
-            log_config=None,
-            access_log=False,
-            timeout_keep_alive=config.idle_timeout_s,  # type: ignore[arg-type]  # uvicorn takes fractions, too
-            timeout_graceful_shutdown=1,
-            server_header=False,
-            ssl_keyfile=config.ssl_keyfile,
-            ssl_certfile=config.ssl_certfile,
-            ssl_ca_certs=None if config.ssl_ca_certs is None else str(config.ssl_ca_certs),
-            ssl_cert_reqs=config.ssl_cert_reqs,
-            ssl_ciphers=config.ssl_ciphers,
-        )
-    )
     with _signals(state, server):
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
         scheme = "http" if config.ssl_certfile is None else "https"
@@ -105,6 +89,42 @@ async def serve(
         raise failure
     if failure is not None:
         raise ConfigError(f"the server could not start: {failure}") from failure
+
+
+def open_server(
+    app: FastAPI,
+    state: ServerState,
+    config: ServerConfig,
+    *,
+    lifespan: Literal["auto", "off"] = "auto",
+    shares_port: bool = False,
+) -> tuple[uvicorn.Server, socket.socket]:
+    """A server that has not begun, and the socket that it should serve, on which connections wait already.
+
+    ``lifespan`` "off": somebody else starts and ends ``app``. ``shares_port``: other processes may listen there too, and the
+    kernel divides the connections among them; none come to this one before it serves. Raises ConfigError if nothing can
+    listen there.
+    """
+    listener = _listen_at_path(config.uds) if config.uds is not None else _listen(config.host, config.port, shares_port)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=bounded_protocol(connection_limits(config), state.connections),
+            ws="none",
+            lifespan=lifespan,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=config.idle_timeout_s,  # type: ignore[arg-type]  # uvicorn takes fractions, too
+            timeout_graceful_shutdown=1,
+            server_header=False,
+            ssl_keyfile=config.ssl_keyfile,
+            ssl_certfile=config.ssl_certfile,
+            ssl_ca_certs=None if config.ssl_ca_certs is None else str(config.ssl_ca_certs),
+            ssl_cert_reqs=config.ssl_cert_reqs,
+            ssl_ciphers=config.ssl_ciphers,
+        )
+    )
+    return server, listener
 
 
 class _Server(uvicorn.Server):
@@ -177,13 +197,16 @@ def connection_limits(config: ServerConfig) -> ConnectionLimits:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, shares_port: bool = False) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
-        listener.listen(2048)
+        if not shares_port:
+            listener.listen(2048)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error}") from None
     return listener

@@ -11,7 +11,7 @@ from evenflow.access.client_headers import CLIENT_HEADERS
 from evenflow.base.errors import ConfigError, InvalidRequest
 from evenflow.serving.config.kinds import Choice, Count, Names, Number, PathTo, Size, Switch, Table, Text
 from evenflow.serving.config.option import option, read_options
-from evenflow.serving.core.sampling import SamplingParams
+from evenflow.serving.core.sampling import MAX_LOGPROBS, SamplingParams
 from evenflow.serving.server.http.known_fields import UNKNOWN_FIELDS
 from evenflow.serving.text.reasoning import REASONING_PARSERS
 from evenflow.serving.text.tools.families import TOOL_PARSERS
@@ -91,6 +91,19 @@ class ServerConfig:
     reasoning_parser: str = option(
         Choice(("", *REASONING_PARSERS)), "", "How the model marks what it thinks before it answers; empty: it does not."
     )
+    max_logprobs: int = option(
+        Count(0, MAX_LOGPROBS),
+        20,
+        "Log-probabilities that a request may ask for at one token, of the likeliest tokens.",
+        reason="Each of them is looked up, sent and written for every token of an answer.",
+    )
+    has_tokenizer_info: bool = option(
+        Switch(),
+        False,
+        "Answer GET /tokenizer_info with the tokenizer's configuration and the chat template.",
+        name="enable_tokenizer_info_endpoint",
+        reason="A chat template may hold what an operator does not want to tell.",
+    )
     unknown_fields: str = option(
         Choice(UNKNOWN_FIELDS),
         "refuse",
@@ -110,6 +123,12 @@ class ServerConfig:
         Text("MODULE:CLASS", "MODULE:CLASS"),
         "",
         "Your own class that says where the adapter of a name lies: resolve(name), or vLLM's resolve_lora.",
+    )
+    adapter_text: str = option(
+        Choice(("base", "own")),
+        "base",
+        "Chat template and added tokens of requests: the base model's, or an adapter's own where its folder has some.",
+        reason="A template is code: it can take any time and memory of the server. Choose own for folders that you trust.",
     )
     adapter_downloads: Path | None = option(
         PathTo(),
@@ -191,11 +210,27 @@ class ServerConfig:
         'Clients, and adapters, with series of their own in /metrics; the rest is summed as "other".',
         name="metrics_top",
     )
+    accounts: str = option(
+        Text("a file, or postgresql://...", "WHERE"),
+        "",
+        "Keep what every client used, by hour, adapter and outcome, in this file (SQLite) or database.",
+        reason="Read by GET /v1/usage, /v1/admin/usage, the console and `evenflow usage`.",
+    )
+    accounts_days: int = option(Count(0), 0, "Hours of accounts older than so many days are forgotten; 0: never.")
+    prices: Path | None = option(
+        PathTo("FILE"),
+        None,
+        "TOML of prices for a million tokens, for the column cost of accounts.",
+        when_none="no column cost",
+    )
     uds: Path | None = option(
         PathTo("FILE"), None, "Unix socket to listen at, instead of host and port.", when_none="host and port"
     )
     root_path: str = option(
         Text("a path", "PATH"), "", "Path under which a proxy offers the server; requests may come with it or without it."
+    )
+    console: bool = option(
+        Switch(), True, "The console: pages at /console/ that show the running server, to each key what it may see."
     )
     ssl_keyfile: Path | None = option(PathTo("FILE"), None, "Private key of the certificate, for HTTPS.", when_none="HTTP")
     ssl_certfile: Path | None = option(PathTo("FILE"), None, "Certificate of the server, for HTTPS.", when_none="HTTP")

@@ -16,12 +16,15 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from evenflow.base.errors import ConfigError, InvalidRequest, ModelError
 from evenflow.serving.text.content_format import CONTENT_FORMATS, content_format_of
+from evenflow.serving.text.open_message import cut_at_mark, mark_end
+from evenflow.serving.text.template_roles import roles_of
 from evenflow.serving.text.tokenizer import read_tokenizer_config, special_tokens_of
 
 RESERVED_VARIABLES = frozenset({"self", "messages", "add_generation_prompt", "tools", "documents"})
@@ -50,7 +53,8 @@ class ChatTemplate:
         environment = _environment()
         try:
             self._template = environment.from_string(source)
-            detected = content_format_of(environment.parse(source))
+            tree = environment.parse(source)
+            detected = content_format_of(tree)
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"the chat template does not compile: {error}") from None
         if content_format not in CONTENT_FORMATS:
@@ -60,6 +64,8 @@ class ChatTemplate:
             raise ConfigError(f"variables of the chat template set {', '.join(reserved)}, which have another place")
         self.content_format: str = detected if content_format == "auto" else content_format
         """string or openai."""
+        self._roles = roles_of(tree)
+        self._variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
         self._defaults = {"tools": None, "documents": None, **(special_tokens or {}), **(variables or {})}
 
     @classmethod
@@ -90,11 +96,29 @@ class ChatTemplate:
             raise ModelError(f"{path} has no chat template (chat_template.jinja, chat_template.json or tokenizer_config.json)")
         return found
 
-    def render(self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def knows_role(self, role: str) -> bool:
+        """True if the template names ``role``, or writes whatever role a message has."""
+        return self._roles.writes_any or role in self._roles.named
+
+    def reads(self, variable: str) -> bool:
+        """True if the template reads the variable ``variable``."""
+        return variable in self._variables
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
         """The prompt, special tokens included. ``variables`` are handed to the template.
 
         A message's content is a text or a list of parts ``{"type": "text", "text": ...}``; the template gets the form that
-        it reads. Raises InvalidRequest for messages that the template refuses, and for a variable with a reserved name.
+        it reads. With ``continue_final_message`` the prompt ends with the last message's text, as in transformers, and
+        ``add_generation_prompt`` means nothing. Raises InvalidRequest for messages that the template refuses, and for a
+        variable with a reserved name.
         """
         if not messages:
             raise InvalidRequest("messages is empty; allowed: one message or more", "messages")
@@ -102,15 +126,19 @@ class ChatTemplate:
         if reserved:
             raise InvalidRequest(f"chat_template_kwargs sets {reserved[0]}, which has another place", "chat_template_kwargs")
         plain = [self._plain(message) for message in messages]
-        values = {**self._defaults, **variables, "messages": plain, "add_generation_prompt": add_generation_prompt}
+        if continue_final_message:
+            mark_end(plain[-1])
+        adds_prompt = add_generation_prompt and not continue_final_message
+        values = {**self._defaults, **variables, "messages": plain, "add_generation_prompt": adds_prompt}
         try:
-            return self._template.render(values)
+            text = self._template.render(values)
         except jinja2.TemplateError as error:
             raise InvalidRequest(f"the chat template refuses the messages: {error}", "messages") from None
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise InvalidRequest(
                 f"the chat template fails on the messages: {type(error).__name__}: {error}", "messages"
             ) from None
+        return cut_at_mark(text) if continue_final_message else text
 
     def _plain(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message without what is None, its content in the form that the template reads."""

@@ -25,8 +25,15 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Tokenizer:
     """One model's vocabulary. Safe to use from several threads."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special_tokens: dict[str, str] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
         self._backend = backend
+        self.config = dict(config or {})
+        """What ``tokenizer_config.json`` says."""
         self.special_tokens = dict(special_tokens or {})
         """Text of the named special tokens: bos_token, eos_token, ..."""
         self._special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
@@ -50,7 +57,16 @@ class Tokenizer:
         backend.no_padding()
         config = read_tokenizer_config(folder)
         _add_missing_tokens(backend, config, file)
-        return cls(backend, special_tokens_of(config))
+        return cls(backend, special_tokens_of(config), config)
+
+    def with_tokens(self, added: Sequence[tuple[int, str, bool]]) -> Tokenizer:
+        """The same and further tokens (id, text, whether special). Raises ModelError if their ids do not follow."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        for token_id, text, is_special in added:
+            backend.add_tokens([tokenizers.AddedToken(text, special=is_special, normalized=False)])
+            if backend.token_to_id(text) != token_id:
+                raise ModelError(f"its added token {text[:40]!r} is {token_id}; the next id is {backend.token_to_id(text)}")
+        return Tokenizer(backend, self.special_tokens)
 
     @property
     def vocab_size(self) -> int:

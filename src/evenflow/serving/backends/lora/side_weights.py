@@ -1,8 +1,9 @@
 """What adapters change beside the linears of the layers: embedding, norms, outputs' scale and offset, output head.
 
-Everything lies in the adapter's pages as side rows (``core.adapter.SideRows``), beside its factor rows, and is read there.
-A step in which no token row has such an adapter pays one look at a flag per place. Plain torch operations, adapter by
-adapter, on any device. Legend: T token rows, L rows whose logits are wanted, H hidden, V vocabulary, O output columns, R rank.
+Everything lies in the adapter's pages as side rows (``core.adapter.SideRows``), beside its factor rows, and is read there. A
+step in which no token row has such an adapter pays one look at a flag per place. Plain torch operations on any device: for
+norms, scales and offsets the same few whatever the number of adapters, for embeddings and heads adapter by adapter. Legend: T
+token rows, L rows whose logits are wanted, H hidden, V vocabulary, O output columns, R rank.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import torch
 
 from evenflow.serving.backends.devices.batch import Batch
 from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.head_lora_cpu import HeadLoRA, HeadPart
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.core.adapter import AdapterSignature, SideRows
 from evenflow.serving.core.shape import SITES
 from evenflow.serving.memory.layout import LINE_BYTES, place
 
 NormRule = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(x [T, H], weight [H]) to the norm of x with that weight."""
+"""(x [N, H], weight [N, H]) to the norm of x with these weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,15 @@ class _Segment:
     """int64, on the device: its rows among those whose logits are wanted."""
 
 
+@dataclass(frozen=True, slots=True)
+class _RowsOfModule:
+    """Token rows whose adapters have side rows for one module or norm, and the line of each one's own."""
+
+    token_rows: torch.Tensor
+    lines: dict[str, torch.Tensor]
+    """int64, by kind: gain, offset, norm."""
+
+
 class SideWeights:
     """Of all bound adapters. ``vocab_size``: V of the base model."""
 
@@ -54,6 +65,10 @@ class SideWeights:
         self._vocab_size = vocab_size
         self._bound: dict[int, _Bound] = {}
         self._segments: list[_Segment] = []
+        self._head = HeadLoRA(storage, storage.layout.shape.hidden_size) if storage.device.type == "cpu" else None
+        self._of_module: dict[tuple[int, str], list[_RowsOfModule]] = {}
+        self._planned: tuple[bytes, bytes, bytes] | None = None
+        """Slots, row starts and logits rows of the batch that all this was made for; None once a bind has made it invalid."""
 
     @property
     def is_active(self) -> bool:
@@ -67,6 +82,7 @@ class SideWeights:
     def bind(self, slot: int, signature: AdapterSignature, pages: Sequence[int]) -> None:
         """From now on ``slot`` stands for the adapter whose rows lie in ``pages``."""
         self._bound.pop(slot, None)
+        self._planned = None
         if not signature.side and not signature.vocab_size:
             return
         placement = place(self._storage.layout, signature)
@@ -79,8 +95,13 @@ class SideWeights:
         self._bound[slot] = _Bound(signature, of_rows, places)
 
     def plan(self, batch: Batch) -> None:
-        """Gather the step's token rows by adapter."""
-        self._segments = []
+        """Gather the step's token rows by adapter, and by module what is the same work for all adapters."""
+        planned = batch.adapter_slots.tobytes(), batch.row_starts.tobytes(), batch.logits_row_numbers.tobytes()
+        if planned == self._planned:
+            return
+        self._planned, self._segments, self._of_module = planned, [], {}
+        if self._head is not None:
+            self._head.plan(())
         if not self._bound:
             return
         slots = [int(slot) for slot in np.unique(batch.adapter_slots) if int(slot) in self._bound]
@@ -92,6 +113,33 @@ class SideWeights:
         for slot in slots:
             rows, logits = (torch.as_tensor(np.flatnonzero(of == slot), device=device) for of in (slot_of_row, slot_of_logits))
             self._segments.append(_Segment(self._bound[slot], rows, logits))
+        self._gather_modules()
+        if self._head is not None:
+            self._head.plan([part for segment in self._segments for part in _head_parts(segment)])
+
+    def _gather_modules(self) -> None:
+        """Side rows of modules and norms, of all adapters together; those with different kinds of them apart."""
+        found: dict[tuple[int, str], dict[tuple[str, ...], list[tuple[torch.Tensor, list[int]]]]] = {}
+        for segment in self._segments:
+            bound = segment.bound
+            lines_of: dict[tuple[int, str], dict[str, int]] = {}
+            for (kind, layer, module), places in bound.places.items():
+                if kind in ("gain", "offset", "norm") and module != "lm_head":
+                    lines_of.setdefault((layer, module), {})[kind] = int(bound.lines[places[0]][0])
+            for (layer, module), lines in lines_of.items():
+                rows = segment.logits_rows if layer < 0 else segment.token_rows
+                same_kinds = found.setdefault((layer, module), {}).setdefault(tuple(lines), [])
+                same_kinds.append((rows, list(lines.values())))
+        device = self._storage.device
+        for key, by_kinds in found.items():
+            self._of_module[key] = []
+            for kinds, parts in by_kinds.items():
+                counts = torch.tensor([len(rows) for rows, _ in parts])
+                gathered = {
+                    kind: torch.tensor([values[i] for _, values in parts]).repeat_interleave(counts).to(device)
+                    for i, kind in enumerate(kinds)
+                }
+                self._of_module[key].append(_RowsOfModule(torch.cat([rows for rows, _ in parts]), gathered))
 
     def base_ids(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """Token ids that the base model's embedding can look up: those that only an adapter knows become the last one."""
@@ -114,22 +162,27 @@ class SideWeights:
 
     def adjust(self, layer: int, site: str, y_TO: torch.Tensor) -> None:
         """y_TO[t] += gain * y_TO[t] + offset of the adapter of t, in place, for the modules of a site; before LoRA is added."""
-        for segment in self._segments:
-            column = 0
-            for module in SITES[site]:
-                width = self._storage.layout.row_width_of_output(module)
-                self._scale_and_shift(segment, layer, module, y_TO, slice(column, column + width), segment.token_rows)
-                column += width
+        column = 0
+        for module in SITES[site]:
+            width = self._storage.layout.row_width_of_output(module)
+            for own in self._of_module.get((layer, module), ()):
+                part_NO = y_TO[own.token_rows, column : column + width].float()
+                if "gain" in own.lines:
+                    part_NO.addcmul_(part_NO, self._storage.factor_rows(own.lines["gain"], width).float())
+                if "offset" in own.lines:
+                    part_NO += self._storage.factor_rows(own.lines["offset"], width)
+                y_TO[own.token_rows, column : column + width] = part_NO.to(y_TO.dtype)
+            column += width
 
     def norm(self, layer: int, module: str, rule: NormRule, x_TH: torch.Tensor, out_TH: torch.Tensor) -> None:
         """Overwrite ``out_TH`` where an adapter has a weight of its own for this norm of ``x_TH``.
 
         ``layer`` -1 is the norm before the head, whose rows are those whose logits are wanted.
         """
-        for segment in self._segments:
-            for index, _ in self._side(segment, "norm", layer, module):
-                rows = segment.logits_rows if layer < 0 else segment.token_rows
-                out_TH[rows] = rule(x_TH[rows], self._matrix(segment, index)[0])
+        for own in self._of_module.get((layer, module), ()):
+            if len(own.token_rows):
+                weight_NH = self._storage.factor_rows(own.lines["norm"], x_TH.shape[1])
+                out_TH[own.token_rows] = rule(x_TH[own.token_rows], weight_NH)
 
     def logits(self, hidden_LH: torch.Tensor, logits_LV: torch.Tensor) -> torch.Tensor:
         """The logits with every adapter's own head; wider than ``logits_LV`` if an adapter knows more tokens.
@@ -143,8 +196,11 @@ class SideWeights:
         for segment in self._segments:
             if not len(segment.logits_rows):
                 continue
-            own_size = segment.bound.signature.vocab_size or self._vocab_size
             self._own_logits(segment, hidden_LH, logits_LV)
+        if self._head is not None:
+            self._head.add(hidden_LH, logits_LV)
+        for segment in self._segments:
+            own_size = segment.bound.signature.vocab_size or self._vocab_size
             if own_size < logits_LV.shape[1]:
                 logits_LV[segment.logits_rows, own_size:] = float("-inf")
         return logits_LV
@@ -165,6 +221,9 @@ class SideWeights:
         heads_a = self._side(segment, "head_a")
         if not heads_a:
             return
+        has_kernel = self._head is not None
+        if has_kernel and not self._side(segment, "gain", -1, "lm_head") and not self._side(segment, "offset", -1, "lm_head"):
+            return
         s_NR = hidden_NH @ self._matrix(segment, heads_a[0][0]).T
         for index, rows in self._side(segment, "head_b", -1, ""):
             columns = slice(rows.first_column, rows.first_column + rows.width)
@@ -175,20 +234,7 @@ class SideWeights:
                         row_O = self._matrix(segment, other)[0].float()
                         change = part_NO.float() * row_O if kind == "gain" else row_O
                         part_NO = (part_NO.float() + change).to(part_NO.dtype)
-            logits_LV[places, columns] = part_NO.addmm_(s_NR, self._matrix(segment, index))
-
-    def _scale_and_shift(
-        self, segment: _Segment, layer: int, module: str, y_TO: torch.Tensor, columns: slice, token_rows: torch.Tensor
-    ) -> None:
-        gains, offsets = (self._side(segment, kind, layer, module) for kind in ("gain", "offset"))
-        if not gains and not offsets:
-            return
-        part_NO = y_TO[token_rows, columns].float()
-        if gains:
-            part_NO += part_NO * self._matrix(segment, gains[0][0])[0].float()
-        if offsets:
-            part_NO += self._matrix(segment, offsets[0][0])[0].float()
-        y_TO[token_rows, columns] = part_NO.to(y_TO.dtype)
+            logits_LV[places, columns] = part_NO if has_kernel else part_NO.addmm_(s_NR, self._matrix(segment, index))
 
     def _side(self, segment: _Segment, kind: str, layer: int = -1, module: str = "") -> list[tuple[int, SideRows]]:
         bound = segment.bound
@@ -244,6 +290,17 @@ class SidedLoRA:
         if self.side.is_active:
             self.side.adjust(layer, site, y_TO)
         self._backend.run(layer, site, x_TI, y_TO)
+
+
+def _head_parts(segment: _Segment) -> Iterator[HeadPart]:
+    """LoRA of the head of one adapter, range by range."""
+    bound = segment.bound
+    for place_a in bound.places.get(("head_a", -1, ""), ()):
+        for place_b in bound.places.get(("head_b", -1, ""), ()):
+            rows = bound.signature.side[place_b]
+            lines = np.concatenate([bound.lines[place_a], bound.lines[place_b]])
+            if len(segment.logits_rows):
+                yield HeadPart(rows.first_column, rows.width, lines, segment.logits_rows.numpy())
 
 
 def _find(ids_N: torch.Tensor, rows: SideRows, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

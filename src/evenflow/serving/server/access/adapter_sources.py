@@ -9,7 +9,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import logging
 import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -19,6 +23,10 @@ from evenflow.serving.server.access.downloads import DownloadCache
 
 _HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]{0,95}(?:/[\w-][\w.-]{0,95})?)(?:@(?P<revision>[\w-][\w.-]{0,99}))?")
 _RESOLVER_TIMEOUT_S = 10.0
+_ABSENT_S = 10.0
+_MOST_ABSENT = 10_000
+
+log = logging.getLogger("evenflow.server")
 
 
 class AdapterSource(Protocol):
@@ -104,8 +112,19 @@ def make_resolver(spec: str) -> Any:
 class AdapterSources:
     """All sources of a server, in the order in which they are asked, and what their addresses mean."""
 
-    def __init__(self, hub: HubCache | None, resolver: AdapterSource | None, downloads: DownloadCache) -> None:
+    def __init__(
+        self,
+        hub: HubCache | None,
+        resolver: AdapterSource | None,
+        downloads: DownloadCache,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._hub = hub
+        self._clock = clock
+        self._absent: OrderedDict[str, float] = OrderedDict()
+        """Names that no source knew, and when that was."""
+        self._address_by_name: dict[str, str] = {}
+        """Where names were found that are about to be loaded."""
         self._sources = [source for source in (hub, resolver) if source is not None]
         self._downloads = downloads
 
@@ -114,8 +133,35 @@ class AdapterSources:
         """True if no name can be found in any of them."""
         return not self._sources
 
-    async def find(self, name: str) -> str | None:
-        """The address of the adapter called ``name``, from the first source that has it. Raises AdapterError."""
+    async def knows(self, name: str) -> bool:
+        """True if some source has the adapter; the first one's address is kept for ``take_address``.
+
+        A name that is found nowhere is not looked for again for 10 seconds. Raises AdapterUnavailable.
+        """
+        absent_s = self._absent.get(name)
+        if absent_s is not None and self._clock() - absent_s < _ABSENT_S:
+            return False
+        try:
+            address = await self._find(name)
+        except AdapterError as error:
+            log.warning("the adapter %r could not be looked for: %s", name, error)
+            raise AdapterUnavailable(
+                f"the adapter {name!r} could not be looked for just now; the server's log says why"
+            ) from None
+        self._absent.pop(name, None)
+        if address is not None:
+            self._address_by_name[name] = address
+            return True
+        self._absent[name] = self._clock()
+        while len(self._absent) > _MOST_ABSENT:
+            self._absent.popitem(last=False)
+        return False
+
+    def take_address(self, name: str) -> str | None:
+        """Where ``name`` was found last; None if it was not, or that was taken before."""
+        return self._address_by_name.pop(name, None)
+
+    async def _find(self, name: str) -> str | None:
         for source in self._sources:
             address = await source.find(name)
             if address is not None:

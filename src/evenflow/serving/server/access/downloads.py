@@ -81,6 +81,7 @@ class DownloadCache:
             ) from None
         try:
             system, root = fsspec.core.url_to_fs(address)
+            system.invalidate_cache()
             found = {name: info for name in FILES if (info := _info(system, f"{root.rstrip('/')}/{name}")) is not None}
         except ImportError as error:
             raise AdapterUnavailable(f"{_shown(address)} needs another package: {error}") from None

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from evenflow.access.identity import Client
@@ -33,6 +33,7 @@ LONGEST_WAIT_S = 120.0
 UNKNOWN_WAIT_S = 1.0
 """Before anything has been measured."""
 _SMOOTHING = 0.05
+_NO_LIMIT = 1 << 62
 
 
 class SlidingWindow:
@@ -118,6 +119,29 @@ class Limits:
         self._mean_output_tokens: float | None = None
         self.num_waiting = 0
         """Completions that have been let in and have not had a first token."""
+        self._untold: dict[tuple[str, str], int] | None = None
+        self._foreign: dict[tuple[str, str], SlidingWindow] = {}
+        """Of clients that have not been here yet: what other fronts have charged them."""
+
+    def share_minutes(self) -> None:
+        """From now on, keep what is charged until ``take_untold`` takes it: other servers have the same clients."""
+        self._untold = {}
+
+    def take_untold(self) -> dict[tuple[str, str], int]:
+        """What was charged since the last call, by (client, "requests" or "tokens"), to be told to other servers."""
+        untold, self._untold = self._untold or {}, {}
+        return untold
+
+    def heard(self, charges: Mapping[tuple[str, str], int]) -> None:
+        """Count what other servers have charged, as if it happened now."""
+        now_s = self._clock()
+        for (client, kind), amount in charges.items():
+            account = self._accounts.get(client)
+            window = getattr(account, kind, None) or self._foreign.setdefault((client, kind), SlidingWindow(_NO_LIMIT))
+            if amount > 0:
+                window.add(now_s, amount)
+            else:
+                window.take_back(now_s, -amount)
 
     def admit(self, client: Client, num_completions: int) -> Ticket:
         """Let one HTTP request in. Raises ClientOverLimit or ServerFull; counts as a request only if let in and not refused."""
@@ -150,6 +174,7 @@ class Limits:
                 raise self._too_many_tokens(client, wait_s)
         if account.requests is not None:
             account.requests.add(now_s, 1)
+            self._note(client, "requests", 1)
         account.num_waiting += num_completions
         self.num_waiting += num_completions
         return Ticket(self, client, num_completions)
@@ -201,7 +226,9 @@ class Limits:
             if limit is None:
                 setattr(account, kind, None)
             elif window is None:
-                setattr(account, kind, SlidingWindow(limit))
+                heard = self._foreign.pop((client.name, kind), None) or SlidingWindow(limit)
+                heard.limit = limit
+                setattr(account, kind, heard)
             else:  # clients.toml may have been read again
                 window.limit = limit
         return account
@@ -217,6 +244,11 @@ class Limits:
             if wait_s > 0:
                 raise self._too_many_tokens(client, wait_s)
         window.add(now_s, tokens)
+        self._note(client, "tokens", tokens)
+
+    def _note(self, client: Client, kind: str, amount: int) -> None:
+        if self._untold is not None:
+            self._untold[client.name, kind] = self._untold.get((client.name, kind), 0) + amount
 
     def _refund(self, client: Client, tokens: int) -> None:
         """A request was refused after all: it does not count, and neither do its tokens."""
@@ -224,9 +256,10 @@ class Limits:
         if account is None:
             return
         now_s = self._clock()
-        for window, amount in ((account.requests, 1), (account.tokens, tokens)):
-            if window is not None:
+        for kind, amount in (("requests", 1), ("tokens", tokens)):
+            if (window := getattr(account, kind)) is not None:
                 window.take_back(now_s, amount)
+                self._note(client, kind, -amount)
 
     def _release(self, client: Client, num_completions: int) -> None:
         account = self._accounts[client.name]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,10 @@ from evenflow.serving.adapters.base_model_hint import is_same_model
 from evenflow.serving.client.messages import AdapterInfo
 from evenflow.serving.server.access.adapter_folder import AdapterFolder
 from evenflow.serving.server.access.adapter_sources import AdapterSources
+from evenflow.serving.server.access.adapter_texts import AdapterTexts
 from evenflow.serving.server.access.asked import Asked
+from evenflow.serving.server.access.combinations import PREFIX, Combinations, parse_combination
+from evenflow.serving.server.access.name_rules import LONGEST_NAME, is_adapter_name, no_such_model
 from evenflow.serving.server.interfaces import Engine
 
 log = logging.getLogger("evenflow.server")
@@ -43,31 +45,6 @@ RETRY_UNAVAILABLE_S = 1.0
 
 _JUST_ASKED_S = 1.0
 """Whoever was resolved so recently may be about to submit: their adapter is not taken from them."""
-
-_MOST_ABSENT = 10_000
-
-LONGEST_NAME = 255
-"""Characters of an adapter's name."""
-
-
-def no_such_model(name: str) -> str:
-    """What is said of a model that the caller cannot use, whether it exists or not: nobody learns others' names."""
-    return f"the model {name!r} does not exist; GET /v1/models lists those that do"
-
-
-def is_adapter_name(name: str) -> bool:
-    """True if an adapter may be called so: letters of any script, digits, spaces and signs, but nothing that cannot be
-    printed, no leading or trailing space, no leading dot or slash and no ``..`` between slashes.
-    """
-    return (
-        0 < len(name) <= LONGEST_NAME
-        and name.isprintable()
-        and name == name.strip()
-        and name[0] not in "./"
-        and not name.endswith("/")
-        and not any(part in ("", ".", "..") for part in name.split("/"))
-        and "\\" not in name
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +68,22 @@ class ModelNames:
         unix_time: Callable[[], float],
         model_names: tuple[str, ...] = (),
         sources: AdapterSources | None = None,
+        texts: AdapterTexts | None = None,
     ) -> None:
         self.base_names = base_names
         self._model_names = model_names
         self._engine = engine
         self._dir = None if adapter_dir is None else AdapterFolder(adapter_dir, lambda: int(unix_time() * 1e9))
         self._sources = sources
+        self._combinations = Combinations()
+        self._combining = asyncio.Lock()
+        self._texts = texts
+        self._folders: dict[str, tuple[str, str]] = {}
+        """Folder and boundary that each name was loaded from."""
         self._from_dir: dict[str, float] = {}
         """Names that were loaded on demand, and when each was last asked for: the longest ago first."""
         self._from_sources: set[str] = set()
         """Those of them that do not lie in the adapter folder."""
-        self._absent: OrderedDict[str, float] = OrderedDict()
-        """Names that no source knew, and when that was."""
-        self._address_by_name: dict[str, str] = {}
-        """Where the sources found names that are being loaded."""
         self._clock = clock
         self._unix_time = unix_time
         self._adapters: dict[str, NamedAdapter] = {}
@@ -145,18 +124,51 @@ class ModelNames:
 
         Raises AdapterNotFound (no such name, or not this client's), before anything is loaded.
         """
-        name = await self._find_anywhere(model, client)
+        try:
+            name = await self._find_anywhere(model, client)
+        except AdapterNotFound:
+            parts = parse_combination(model)
+            if parts is None:
+                raise
+            return await self._combined(parts, client)
         if name is None:
             return None
         if name not in self._adapters:
             await self._load_once(name, client.name)
         if self._from_dir.pop(name, None) is not None:
             self._from_dir[name] = self._clock()
+        if self._texts is not None and name in self._folders and name in self._adapters:
+            await self._texts.prepare(name, self._adapters[name].info.digest, *self._folders[name])
         return name
+
+    async def _combined(self, parts: list[tuple[str, float]], client: Client) -> str:
+        """The engine's name of several adapters together, each of which the client may use."""
+        names = []
+        for name, weight in parts:
+            adapter = await self.resolve(name, client) if name not in self.base_names and name else None
+            if adapter is None:
+                raise AdapterNotFound(no_such_model(name))
+            names.append((adapter, weight))
+        digests = [(self._adapters[name].info.digest, weight) for name, weight in names]
+        async with self._combining:
+            found = self._combinations.find(digests)
+            if found is None:
+                found = self._combinations.new_name()
+                await self._engine.combine_adapters(found, names)
+                for old in self._combinations.add(digests, found):
+                    await self._unload_quietly(old)
+        return found
 
     async def check(self, model: str, client: Client) -> None:
         """Raise AdapterNotFound unless ``model`` means something to this client; nothing is loaded."""
-        await self._find_anywhere(model, client)
+        try:
+            await self._find_anywhere(model, client)
+        except AdapterNotFound:
+            parts = parse_combination(model)
+            if parts is None:
+                raise
+            for name, _ in parts:
+                await self._find_anywhere(name, client)
 
     def named(self, asked: Asked) -> str:
         """The model that a body names, in one way or the other. Raises InvalidRequest if it names two."""
@@ -189,31 +201,9 @@ class ModelNames:
                 raise
         base, _, rest = model.partition(":")
         for name in (model, rest) if base in self.base_names and rest else (model,):
-            if is_adapter_name(name) and client.may_use(name) and await self._is_in_sources(name):
+            if is_adapter_name(name) and client.may_use(name) and await self._sources.knows(name):
                 return name
         raise AdapterNotFound(no_such_model(model))
-
-    async def _is_in_sources(self, name: str) -> bool:
-        absent_s = self._absent.get(name)
-        if absent_s is not None and self._clock() - absent_s < RETRY_BROKEN_S:
-            return False
-        assert self._sources is not None
-        try:
-            address = await self._sources.find(name)
-        except AdapterError as error:
-            log.warning("the adapter %r could not be looked for: %s", name, error)
-            raise AdapterUnavailable(
-                f"the adapter {name!r} could not be looked for just now; the server's log says why"
-            ) from None
-        if address is None:
-            self._absent[name] = self._clock()
-            self._absent.move_to_end(name)
-            while len(self._absent) > _MOST_ABSENT:
-                self._absent.popitem(last=False)
-            return False
-        self._absent.pop(name, None)
-        self._address_by_name[name] = address
-        return True
 
     async def load(self, name: str, path: str, *, replace: bool = False, must_read: bool = False) -> None:
         """Register the adapter at ``path``, a folder or an address (see ``adapter_sources``).
@@ -226,6 +216,7 @@ class ModelNames:
         folder = path if self._sources is None else await self._sources.folder_of(path)
         for info in await self._engine.load_adapter(name, folder, replace, must_read=must_read):
             self._record(info)
+        self._folders[name] = folder, ""
         self._broken.pop(name, None)
         self._from_dir.pop(name, None)
         self._from_sources.discard(name)
@@ -272,6 +263,8 @@ class ModelNames:
     def forget(self, name: str) -> None:
         """The engine no longer knows ``name``."""
         self._adapters.pop(name, None)
+        self._folders.pop(name, None)
+        self._combinations.forget(name)
         self._from_dir.pop(name, None)
         self._from_sources.discard(name)
 
@@ -299,7 +292,7 @@ class ModelNames:
         task = self._loading.get(name)
         if task is None:
             folder = self._dir.find(name) if self._dir is not None else None
-            address = self._address_by_name.pop(name, None)
+            address = None if self._sources is None else self._sources.take_address(name)
             if folder is not None and self._dir is not None:
                 load = self._load_with_room(name, str(folder), str(self._dir.boundary(name)), client_id)
             elif address is not None:
@@ -344,7 +337,9 @@ class ModelNames:
         count = 1
         while True:
             try:
-                return await self._engine.load_adapter(name, folder, boundary=boundary, client_id=client_id)
+                infos = await self._engine.load_adapter(name, folder, boundary=boundary, client_id=client_id)
+                self._folders[name] = folder, boundary
+                return infos
             except AdapterCacheFull:
                 idle = await self._idle_names()
                 if not idle:
@@ -362,7 +357,7 @@ class ModelNames:
         return [name for name, asked_s in self._from_dir.items() if name in idle and asked_s <= latest_s]
 
     def _record(self, info: AdapterInfo, before: NamedAdapter | None = None) -> None:
-        if info.state == "draining":
+        if info.state == "draining" or info.name.startswith(PREFIX):
             return
         before = before or self._adapters.get(info.name)
         is_same = before is not None and before.info.digest == info.digest

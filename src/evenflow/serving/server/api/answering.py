@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 from fastapi import FastAPI
@@ -37,17 +38,28 @@ def add_view(app: FastAPI, state: ServerState, view: View[B], summary: str) -> N
     app.post(view.path, **documented(view.body_type, view.answer_type, REFUSALS, view.event_type))(endpoint)
 
 
-async def answer(state: ServerState, request: Request, view: View[B], parser: BodyParser[B]) -> Response:
-    """Answer one request. Raises EvenFlowError for everything that ends it before its first token."""
+async def answer(
+    state: ServerState,
+    request: Request,
+    view: View[B],
+    parser: BodyParser[B],
+    *,
+    data: bytes | None = None,
+    model: str | None = None,
+) -> Response:
+    """Answer one request. Raises EvenFlowError for everything that ends it before its first token.
+
+    ``data``: the bytes of the body, if they have been read. ``model``: what is asked for, whatever the body says.
+    """
     arrival_s = state.clock()
     state.check_open()
-    body, ignored, holder = await read_request(state, request, parser)
-    asked = view.asked(body)
+    body, ignored, holder = await read_request(state, request, parser, data)
+    asked = view.asked(body) if model is None else replace(view.asked(body), model=model)
     client = state.directory.client(holder, request.headers, asked.user)
-    model = state.names.named(asked)
-    adapter = await state.names.resolve(model, client)
+    name = state.names.named(asked)
+    adapter = await state.names.resolve(name, client)
     slo_ttft_s = asked.slo_ttft_s if asked.slo_ttft_s is not None else slo_of_headers(request.headers)
-    caller = Caller(client, adapter, model, arrival_s, slo_ttft_s)
+    caller = Caller(client, adapter, name, arrival_s, slo_ttft_s)
     running = RunningCall(state, view.call(state, body, caller))
     headers = _headers(state, client, ignored)
     if asked.is_streamed:

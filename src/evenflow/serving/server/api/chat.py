@@ -9,9 +9,11 @@ from msgspec import UNSET
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.client.messages import RequestOutput
 from evenflow.serving.server.access.asked import Asked
+from evenflow.serving.server.api.answer_form import AnswerForm
+from evenflow.serving.server.api.conversation import text_of_message
 from evenflow.serving.server.api.generation import Call, RunningCall, new_response_id
 from evenflow.serving.server.api.logprobs import chat_logprobs, prompt_logprobs
-from evenflow.serving.server.api.prompts import Prompt
+from evenflow.serving.server.api.prompts import Conversation, Prompt, Truncation
 from evenflow.serving.server.api.responses import (
     AnswerMessage,
     CalledFunction,
@@ -22,7 +24,7 @@ from evenflow.serving.server.api.responses import (
     Delta,
     ToolCall,
 )
-from evenflow.serving.server.api.schema import ChatCompletionRequest, asked_of, sampling_of
+from evenflow.serving.server.api.schema import ChatCompletionRequest, asked_of
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.api.structured_fields import constraint_of
 from evenflow.serving.server.api.view import Caller, Choice
@@ -53,12 +55,12 @@ class ChatView:
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         offered = read_tools(body.tools or (), body.tool_choice, is_parallel=body.parallel_tool_calls is not False)
         form = state.forms.form(offered, constraint_of(body))
-        tools = [tool.for_template() for tool in form.offered.tools] if form.offered is not None else []
+        turns = _conversation(body, form)
+        truncation = Truncation(body.truncate_prompt_tokens, body.truncation_side or "left", max_tokens)
 
         async def read_prompts() -> list[Prompt]:
-            generation_prompt = body.add_generation_prompt is not False
-            prompt = await state.reader.from_messages(
-                body.messages, add_generation_prompt=generation_prompt, variables=body.chat_template_kwargs, tools=tools
+            prompt = await state.reader_of(caller.adapter).from_messages(
+                turns, add_special_tokens=bool(body.add_special_tokens), truncation=truncation
             )
             return [prompt]
 
@@ -67,12 +69,11 @@ class ChatView:
             client=caller.client,
             adapter=caller.adapter,
             model=caller.model,
-            sampling=sampling_of(
+            sampling=state.sampling_rules.sampling(
                 body,
-                vocab_size=state.engine.info.vocab_size,
                 max_tokens=max_tokens,
                 logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
-                defaults=state.config.sampling_defaults,
+                logprobs_param="top_logprobs",
                 constraint=form.constraint,
                 keeps_special_tokens=form.keeps_special_tokens,
             ),
@@ -90,10 +91,12 @@ class ChatView:
     def answer(self, running: RunningCall, body: ChatCompletionRequest, choices: Sequence[Choice]) -> ChatCompletion:
         """All choices at once."""
         call = running.call
+        echoed = _echoed(body)
         whole = ChatCompletion(call.response_id, call.created_s, call.model, [], running.usage())
         for index, choice in enumerate(choices):
             said = read_whole(call.form.reader(), choice.text)
-            message = AnswerMessage(said.content if said.content or not said.calls else None)
+            content = echoed + said.content
+            message = AnswerMessage(content if content or not said.calls else None)
             message.reasoning_content = said.reasoning or None
             message.tool_calls = [
                 ToolCall(CalledFunction(one.name, one.arguments), id=new_response_id("call"), type="function")
@@ -104,7 +107,7 @@ class ChatView:
                     index,
                     message,
                     finish_reason_of(choice.finish_reason, len(said.calls)),
-                    chat_logprobs(choice.logprobs) if body.logprobs else None,
+                    chat_logprobs(choice.logprobs, bool(body.return_tokens_as_token_ids)) if body.logprobs else None,
                     choice.stop_reason,
                     choice.token_ids if body.return_token_ids else None,
                 )
@@ -118,6 +121,23 @@ class ChatView:
     def writer(self, running: RunningCall, body: ChatCompletionRequest) -> ChatWriter:
         """A writer for one stream."""
         return ChatWriter(running, body)
+
+
+def _conversation(body: ChatCompletionRequest, form: AnswerForm) -> Conversation:
+    return Conversation(
+        body.messages,
+        body.add_generation_prompt,
+        bool(body.continue_final_message),
+        body.chat_template_kwargs,
+        [tool.for_template() for tool in form.offered.tools] if form.offered is not None else [],
+        body.documents or (),
+    )
+
+
+def _echoed(body: ChatCompletionRequest) -> str:
+    """Text of the last message, if the answer begins with it: it is the assistant's, and ``echo`` asks for it."""
+    last = body.messages[-1]
+    return text_of_message(last) if body.echo and last.role == "assistant" else ""
 
 
 def finish_reason_of(reason: str, num_calls: int) -> str:
@@ -161,7 +181,8 @@ class ChatWriter:
         is_told = is_first or output.finish_reason or self.wants_tokens or self._is_continuous
         if gained.is_empty and not is_told:
             return b""
-        delta = Delta(content=gained.content) if gained.content or is_first else Delta()
+        content = _echoed(body) + gained.content if is_first else gained.content
+        delta = Delta(content=content) if content or is_first else Delta()
         if gained.reasoning:
             delta.reasoning_content = gained.reasoning
         if gained.calls:
@@ -171,7 +192,7 @@ class ChatWriter:
         finish_reason = None if output.finish_reason is None else finish_reason_of(output.finish_reason, reader.num_calls)
         choice = ChatChunkChoice(index, delta, finish_reason=finish_reason)
         if body.logprobs:
-            choice.logprobs = chat_logprobs(output.logprobs)
+            choice.logprobs = chat_logprobs(output.logprobs, bool(body.return_tokens_as_token_ids))
         if body.return_token_ids:
             choice.token_ids = output.token_ids
         chunk.prompt_token_ids = self._running.prompts[0].token_ids if body.return_token_ids and is_first else UNSET

@@ -11,9 +11,9 @@ from evenflow.serving.client.messages import Logprobs, RequestOutput
 from evenflow.serving.server.access.asked import Asked
 from evenflow.serving.server.api.generation import Call, RunningCall, new_response_id
 from evenflow.serving.server.api.logprobs import TextOffsets, completion_logprobs, prompt_logprobs
-from evenflow.serving.server.api.prompts import Prompt, split_prompt
+from evenflow.serving.server.api.prompts import Prompt, Truncation, split_prompt
 from evenflow.serving.server.api.responses import Completion, CompletionChoice
-from evenflow.serving.server.api.schema import CompletionRequest, asked_of, sampling_of
+from evenflow.serving.server.api.schema import CompletionRequest, asked_of
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.api.structured_fields import constraint_of
 from evenflow.serving.server.api.view import Caller, Choice
@@ -44,10 +44,14 @@ class CompletionView:
         state.reader.check_size(body.prompt, state.config.max_choices)
         prompts = split_prompt(body.prompt)
 
-        async def read_prompts() -> list[Prompt]:
-            return await state.reader.from_completion(prompts, add_special_tokens=body.add_special_tokens is not False)
-
         max_tokens = body.max_tokens if body.max_tokens is not None else DEFAULT_MAX_TOKENS
+        truncation = Truncation(body.truncate_prompt_tokens, body.truncation_side or "left", max_tokens)
+
+        async def read_prompts() -> list[Prompt]:
+            return await state.reader_of(caller.adapter).from_completion(
+                prompts, add_special_tokens=body.add_special_tokens is not False, truncation=truncation
+            )
+
         if max_tokens == 0 and not body.echo:
             raise InvalidRequest("max_tokens is 0; allowed: 1 or more, or 0 together with echo", "max_tokens")
         return Call(
@@ -55,13 +59,11 @@ class CompletionView:
             client=caller.client,
             adapter=caller.adapter,
             model=caller.model,
-            sampling=sampling_of(
+            sampling=state.sampling_rules.sampling(
                 body,
-                vocab_size=state.engine.info.vocab_size,
                 max_tokens=max(1, max_tokens),
                 logprobs=body.logprobs,
-                echo=bool(body.echo),
-                defaults=state.config.sampling_defaults,
+                scores_prompt=bool(body.echo),
                 constraint=constraint_of(body),
             ),
             asked_max_tokens=max_tokens,
@@ -77,7 +79,7 @@ class CompletionView:
 
     def answer(self, running: RunningCall, body: CompletionRequest, choices: Sequence[Choice]) -> Completion:
         """All choices at once, in the order of the prompts."""
-        call, reader = running.call, self._state.reader
+        call, reader = running.call, self._state.reader_of(running.call.adapter)
         whole = Completion(call.response_id, call.created_s, call.model, [], usage=running.usage())
         whole.service_tier = whole.system_fingerprint = None
         for index, said in enumerate(choices):
@@ -89,7 +91,9 @@ class CompletionView:
                 entries = [*(said.prompt_logprobs or ()), *entries]
             choice = CompletionChoice(index, text, None, said.finish_reason, said.stop_reason, None, None, None)
             if body.logprobs is not None:
-                choice.logprobs = completion_logprobs(entries, reader.first_token(prompt) if body.echo else "")
+                choice.logprobs = completion_logprobs(
+                    entries, reader.first_token(prompt) if body.echo else None, as_ids=bool(body.return_tokens_as_token_ids)
+                )
             if body.prompt_logprobs is not None and said.prompt_logprobs is not None:
                 choice.prompt_logprobs = prompt_logprobs(said.prompt_logprobs)
             if body.return_token_ids:
@@ -107,7 +111,7 @@ class CompletionWriter:
     """One event per step and choice, the prompt before the first with ``echo``; then the usage, then [DONE]."""
 
     def __init__(self, state: ServerState, running: RunningCall, body: CompletionRequest) -> None:
-        self._reader = state.reader
+        self._reader = state.reader_of(running.call.adapter)
         self._running = running
         self._body = body
         options = body.stream_options
@@ -134,7 +138,12 @@ class CompletionWriter:
             choice.text = self._reader.text_of(prompt) + output.text
             entries = [*(output.prompt_logprobs or ()), *entries]
         if body.logprobs is not None:
-            choice.logprobs = completion_logprobs(entries, self._reader.first_token(prompt) if body.echo else "", offsets)
+            choice.logprobs = completion_logprobs(
+                entries,
+                self._reader.first_token(prompt) if body.echo else None,
+                offsets,
+                as_ids=bool(body.return_tokens_as_token_ids),
+            )
         if output.stop_reason is not None:
             choice.stop_reason = output.stop_reason
         if body.return_token_ids:

@@ -23,10 +23,16 @@ def json_reply(body: object, status: int = 200, headers: Mapping[str, str] | Non
     return Response(_encode(body), status, dict(headers or {}), "application/json")
 
 
-async def read_request(state: ServerState, request: Request, parser: BodyParser[T]) -> tuple[T, tuple[str, ...], Client | None]:
-    """Who holds the key is settled before the body is looked at. Returns the body, its ignored fields and the key's holder."""
+async def read_request(
+    state: ServerState, request: Request, parser: BodyParser[T], data: bytes | None = None
+) -> tuple[T, tuple[str, ...], Client | None]:
+    """Who holds the key is settled before the body is looked at. Returns the body, its ignored fields and the key's holder.
+
+    ``data``: the bytes of the body, if they have been read.
+    """
     holder = state.directory.holder(request.headers)
-    body, ignored = await parser.read(request, state.config.max_body_bytes)
+    limit = state.config.max_body_bytes
+    body, ignored = await parser.read(request, limit) if data is None else parser.parse(data)
     return body, ignored, holder
 
 

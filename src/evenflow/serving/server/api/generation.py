@@ -10,9 +10,10 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evenflow.access.identity import Client
+from evenflow.accounts.account_row import Sums
 from evenflow.base.errors import AdapterNotFound, InvalidRequest, Rejected, ServerFull
 from evenflow.serving.client.messages import RequestOutput, Submit, SubmitAll, Usage
 from evenflow.serving.core.sampling import SamplingParams
@@ -81,6 +82,7 @@ class RunningCall:
         self._num_output_tokens: dict[int, int] = {}
         self._task: asyncio.Task[object] | None = None
         self._is_cut_off = False
+        self._first_output_s: dict[int, float] = {}
         self._last_output_s: dict[int, float] = {}
         """By completion that has had a token: when it had its last one."""
 
@@ -122,7 +124,9 @@ class RunningCall:
             raise
         finally:
             state.generations.discard(self)
-            state.metrics.cut_short(outcome, num_submitted - len(self._usages) if num_submitted else 0)
+            if num_cut_short := num_submitted - len(self._usages) if num_submitted else 0:
+                state.metrics.cut_short(outcome, num_cut_short)
+                self._note_cut_short(outcome, num_cut_short)
 
     def cut_off(self) -> None:
         """The server ends: raise ServerFull from ``outputs``, wherever it waits."""
@@ -148,6 +152,10 @@ class RunningCall:
     def _start(self) -> list[AsyncIterator[RequestOutput]]:
         """Outputs of every completion, in their order; those of one prompt are submitted together."""
         call, engine = self.call, self._state.engine
+        own = self._state.own_text(call.adapter)
+        sampling = call.sampling
+        if own is not None and own.end_token_ids:
+            sampling = replace(sampling, stop_token_ids=(*sampling.stop_token_ids, *own.end_token_ids))
         streams: list[AsyncIterator[RequestOutput]] = []
         for prompt in self.prompts:
             first, *others = (f"{call.response_id}-{len(streams) + i}" for i in range(call.n))
@@ -155,11 +163,12 @@ class RunningCall:
                 request_id=first,
                 client_id=call.client.name,
                 prompt_token_ids=prompt.token_ids,
-                sampling=call.sampling,
+                sampling=sampling,
                 adapter=call.adapter,
                 arrival_s=call.arrival_s,
                 cache_salt=self._state.cache_namespace(call.client, call.cache_salt),
                 slo_ttft_s=call.slo_ttft_s,
+                added_tokens=[] if own is None else list(own.added_tokens),
             )
             seed = call.sampling.seed
             if others:
@@ -180,6 +189,7 @@ class RunningCall:
                 metrics.token_gap((now_s - self._last_output_s[index]) / len(output.token_ids))
             else:
                 ticket.started()
+                self._first_output_s[index] = now_s
                 metrics.first_token(self.call.client.name, self.call.adapter, now_s - self.call.arrival_s)
             self._last_output_s[index] = now_s
         if output.finish_reason is not None:
@@ -189,9 +199,42 @@ class RunningCall:
             usage = output.usage if output.usage is not None else Usage(0, 0)
             self._usages[index] = usage
             self._state.limits.completed(usage.completion_tokens)
+            self._note_end(index, usage, output.finish_reason, now_s)
             metrics.finished(
                 usage, output.finish_reason, now_s - self.call.arrival_s, self.call.sampling.max_tokens, self.call.n
             )
+
+    def _note_end(self, index: int, usage: Usage, outcome: str, now_s: float) -> None:
+        """Tell the watchers of a completion that ended by itself."""
+        if not self._state.watchers:
+            return
+        # A prompt with several completions is counted once, as in the usage that the caller is told.
+        is_first = index % self.call.n == 0
+        sums = Sums(
+            1,
+            usage.prompt_tokens if is_first else 0,
+            usage.cached_tokens if is_first else 0,
+            usage.completion_tokens,
+            usage.service,
+            usage.queue_s,
+            self._first_output_s.get(index, now_s) - self.call.arrival_s,
+            now_s - self.call.arrival_s,
+        )
+        for watcher in self._state.watchers:
+            watcher.ended(self.call.client.name, self.call.adapter, outcome, sums)
+
+    def _note_cut_short(self, outcome: str, num_completions: int) -> None:
+        """Tell the watchers of completions that did not come to their end: their tokens so far, and no service."""
+        if not self._state.watchers:
+            return
+        cut = [index for index in range(self.call.num_completions) if index not in self._usages]
+        firsts = [index for index in cut if index % self.call.n == 0]
+        prompt_tokens = sum(len(self.prompts[index // self.call.n].token_ids) for index in firsts)
+        completion_tokens = sum(self._num_output_tokens.get(index, 0) for index in cut)
+        total_s = (self._state.clock() - self.call.arrival_s) * num_completions
+        sums = Sums(num_completions, prompt_tokens, 0, completion_tokens, total_s=total_s)
+        for watcher in self._state.watchers:
+            watcher.ended(self.call.client.name, self.call.adapter, outcome, sums)
 
 
 def new_response_id(prefix: str) -> str:

@@ -19,16 +19,16 @@ LOWEST = -9999.0
 """JSON has no minus infinity; this is what OpenAI and vLLM write for it."""
 
 
-def chat_logprobs(entries: Sequence[Logprobs]) -> ChatLogprobs:
-    """OpenAI's chat shape."""
+def chat_logprobs(entries: Sequence[Logprobs], as_ids: bool = False) -> ChatLogprobs:
+    """OpenAI's chat shape. ``as_ids``: tokens are named by their ids; their bytes are told all the same."""
     return ChatLogprobs(
         [
             TokenLogprob(
-                entry.token,
+                _name(entry.token_id, entry.token, as_ids),
                 _finite(entry.logprob),
                 list(_bytes(entry, entry.token_id, entry.token)),
                 [
-                    TopLogprob(text, _finite(logprob), list(_bytes(entry, token_id, text)))
+                    TopLogprob(_name(token_id, text, as_ids), _finite(logprob), list(_bytes(entry, token_id, text)))
                     for token_id, text, logprob in entry.top
                 ],
                 entry.token_rank or None,
@@ -56,17 +56,22 @@ class TextOffsets:
 
 
 def completion_logprobs(
-    entries: Sequence[Logprobs | None], first_token: str = "", offsets: TextOffsets | None = None
+    entries: Sequence[Logprobs | None],
+    first_token: tuple[int, str] | None = None,
+    offsets: TextOffsets | None = None,
+    *,
+    as_ids: bool = False,
 ) -> CompletionLogprobs:
     """OpenAI's completions shape.
 
-    ``offsets``: of the text that these entries continue; ``first_token``: text of the first one, where its entry is None.
+    ``offsets``: of the text that these entries continue; ``first_token``: id and text of the first one, where its entry is
+    None. ``as_ids``: tokens are named by their ids.
     """
     offsets = TextOffsets() if offsets is None else offsets
     body = CompletionLogprobs([], [], [], [])
     for entry in entries:
-        token = entry.token if entry is not None else first_token
-        body.tokens.append(token)
+        token_id, token = (entry.token_id, entry.token) if entry is not None else first_token or (0, "")
+        body.tokens.append(_name(token_id, token, as_ids))
         data = token.encode("utf-8", "replace") if entry is None else _bytes(entry, entry.token_id, token)
         body.text_offset.append(offsets.add(data))
         if entry is None:
@@ -75,9 +80,10 @@ def completion_logprobs(
             continue
         body.token_logprobs.append(_finite(entry.logprob))
         top: dict[str, float] = {}
-        for _, text, logprob in entry.top:
-            top.setdefault(text, _finite(logprob))  # two tokens may have the same text: the likelier one counts
-        top.setdefault(entry.token, _finite(entry.logprob))  # with logprobs 0, too, as vLLM does
+        for token_id, text, logprob in entry.top:
+            # Two tokens may have the same text: the likelier one counts.
+            top.setdefault(_name(token_id, text, as_ids), _finite(logprob))
+        top.setdefault(_name(entry.token_id, entry.token, as_ids), _finite(entry.logprob))  # with logprobs 0, too, as vLLM does
         body.top_logprobs.append(top)
     return body
 
@@ -96,6 +102,10 @@ def prompt_logprobs(entries: Sequence[Logprobs | None]) -> PromptLogprobs:
         place.setdefault(str(entry.token_id), PromptLogprob(_finite(entry.logprob), entry.token, entry.token_rank or None))
         body.append(place)
     return body
+
+
+def _name(token_id: int, text: str, as_ids: bool) -> str:
+    return f"token_id:{token_id}" if as_ids else text
 
 
 def _finite(logprob: float) -> float:

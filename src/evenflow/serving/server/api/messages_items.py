@@ -30,6 +30,12 @@ def chat_messages(body: MessagesRequest) -> list[ChatMessage]:
     return messages
 
 
+def is_prefilled(messages: Sequence[ChatMessage]) -> bool:
+    """True if the last message is the beginning of the answer: a text of the assistant's, which the model continues."""
+    last = messages[-1] if messages else None
+    return last is not None and last.role == "assistant" and bool(last.content) and not last.tool_calls
+
+
 def chat_tools(body: MessagesRequest) -> tuple[list[dict[str, Any]] | None, Any, bool | None]:
     """Return (tools, tool_choice, parallel_tool_calls) as a chat has them. Raises InvalidRequest."""
     tools = None

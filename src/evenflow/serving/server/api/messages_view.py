@@ -17,7 +17,7 @@ from evenflow.serving.server.access.asked import Asked
 from evenflow.serving.server.api.chat import ChatView
 from evenflow.serving.server.api.endpoint import json_reply, read_request
 from evenflow.serving.server.api.generation import Call, RunningCall, new_response_id
-from evenflow.serving.server.api.messages_items import chat_messages, chat_tools
+from evenflow.serving.server.api.messages_items import chat_messages, chat_tools, is_prefilled
 from evenflow.serving.server.api.messages_schema import (
     Block,
     MessageBody,
@@ -28,6 +28,7 @@ from evenflow.serving.server.api.messages_schema import (
     MessagesUsage,
     TokenCount,
 )
+from evenflow.serving.server.api.prompts import Conversation
 from evenflow.serving.server.api.schema import ChatCompletionRequest
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.api.view import Caller, Choice
@@ -60,9 +61,11 @@ class MessagesView:
         if body.max_tokens is None:
             raise InvalidRequest("max_tokens is missing; it is required", "max_tokens")
         tools, choice, is_parallel = chat_tools(body)
+        messages = chat_messages(body)
         chat = ChatCompletionRequest(
             model=body.model,
-            messages=chat_messages(body),
+            messages=messages,
+            continue_final_message=is_prefilled(messages),
             max_tokens=body.max_tokens,
             temperature=body.temperature,
             top_p=body.top_p,
@@ -186,7 +189,8 @@ def add_count_route(app: FastAPI, state: ServerState) -> None:
         tools, choice, _ = chat_tools(body)
         form = state.forms.form(read_tools(tools or (), choice), None)
         offered = [tool.for_template() for tool in form.offered.tools] if form.offered is not None else []
-        text = await state.reader.render(chat_messages(body), add_generation_prompt=True, tools=offered)
+        messages = chat_messages(body)
+        text = await state.reader.render(Conversation(messages, is_continued=is_prefilled(messages), tools=offered))
         tokens = await state.reader.encode(text, "messages", add_special_tokens=False)
         return json_reply(TokenCount(len(tokens)))
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from evenflow.base.errors import ServerFull
 from evenflow.base.version import __version__
 from evenflow.serving.server.api.endpoint import json_reply
-from evenflow.serving.server.api.responses import Health, Version
+from evenflow.serving.server.api.responses import Health, Load, Version
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.error_answers import headers_of
 from evenflow.serving.server.http.openapi import documented
@@ -52,5 +52,17 @@ def add_probe_routes(app: FastAPI, state: ServerState) -> None:
         """The server's version."""
         return json_reply(Version(__version__))
 
-    for path, probe in (("/ping", ping), ("/health", health), ("/ready", ready), ("/metrics", metrics), ("/version", version)):
+    @app.get("/load", **documented(None, Load))
+    async def load() -> Response:
+        """vLLM's measure of load: HTTP requests that are being answered by the model."""
+        return json_reply(Load(state.num_in_flight))
+
+    for path, probe in (
+        ("/ping", ping),
+        ("/health", health),
+        ("/ready", ready),
+        ("/metrics", metrics),
+        ("/version", version),
+        ("/load", load),
+    ):
         app.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)

@@ -13,9 +13,11 @@ import msgspec
 
 from evenflow.base.errors import InvalidRequest, PromptTooLong
 from evenflow.serving.core.context_length import check_context_length
-from evenflow.serving.server.api.schema import ROLES, ChatMessage, check_token_ids
+from evenflow.serving.server.api.conversation import num_characters, plain_message
+from evenflow.serving.server.api.sampling_fields import check_token_ids
+from evenflow.serving.server.api.schema import TRUNCATION_SIDES, ChatMessage
 from evenflow.serving.server.interfaces import ChatTemplate, Tokenizer
-from evenflow.serving.text.tools.offered import check_calls, template_calls
+from evenflow.serving.text.tools.offered import check_calls
 
 INLINE_CHARACTERS = 4096
 """Up to here tokenising takes less than a few milliseconds and a thread would cost more than it saves."""
@@ -27,7 +29,7 @@ MOST_CHARACTERS_PER_TOKEN = 256
 MOST_VARIABLE_BYTES = 65_536
 """Of chat_template_kwargs, as JSON."""
 
-OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "tools", "documents", "self"})
+OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "continue_final_message", "tools", "documents", "self"})
 """Template variables that chat_template_kwargs may not set."""
 
 
@@ -40,6 +42,71 @@ class Prompt:
     """What the caller wrote, if it was a text."""
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a chat template is given. Raises InvalidRequest for a last message that is both open and followed by another."""
+
+    messages: Sequence[ChatMessage]
+    add_generation_prompt: bool | None = None
+    """None: yes, unless the last message is continued."""
+    is_continued: bool = False
+    """The last message stays open, for the model to continue."""
+    variables: Mapping[str, Any] | None = None
+    """For the template."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """In OpenAI's form, for the template too."""
+    documents: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        if self.is_continued and self.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message and add_generation_prompt are both true; allowed: one of them", "continue_final_message"
+            )
+
+    @property
+    def adds_generation_prompt(self) -> bool:
+        """True: the answer is a new message of the assistant's."""
+        return not self.is_continued if self.add_generation_prompt is None else self.add_generation_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """What stays of a prompt that is longer than it may be. Raises InvalidRequest, naming the field."""
+
+    num_tokens: int | None = None
+    """At most so many; -1: as many as fit; None: all, and a prompt that does not fit is refused."""
+    side: str = "left"
+    """What is cut away: ``left`` keeps the last tokens."""
+    max_output_tokens: int | None = None
+    """That must fit beside the prompt; None: one."""
+
+    def __post_init__(self) -> None:
+        if self.side not in TRUNCATION_SIDES:
+            raise InvalidRequest(f"truncation_side is {self.side[:40]!r}; allowed: left, right", "truncation_side")
+        if self.num_tokens == 0:
+            raise InvalidRequest("truncate_prompt_tokens is 0; allowed: -1, or 1 and more", "truncate_prompt_tokens")
+
+    def cut(self, token_ids: list[int], max_model_len: int) -> list[int]:
+        """Return what stays. Raises InvalidRequest if that many tokens could never fit."""
+        if self.num_tokens is None:
+            return token_ids
+        room = max_model_len - (self.max_output_tokens or 1)
+        if self.num_tokens > room:
+            raise InvalidRequest(
+                f"truncate_prompt_tokens is {self.num_tokens}; allowed: at most {room}, so that the answer fits into the "
+                f"{max_model_len} tokens of the context",
+                "truncate_prompt_tokens",
+            )
+        num_kept = max(1, room) if self.num_tokens < 0 else self.num_tokens
+        if len(token_ids) <= num_kept:
+            return token_ids
+        return token_ids[-num_kept:] if self.side == "left" else token_ids[:num_kept]
+
+
+WHOLE = Truncation()
+"""A prompt is taken as it is."""
+
+
 class PromptReader:
     """Turns bodies into prompts for one model. ``max_model_len`` in tokens."""
 
@@ -49,16 +116,19 @@ class PromptReader:
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
 
-    async def from_text(self, text: str, param: str, *, add_special_tokens: bool = True) -> Prompt:
+    async def from_text(
+        self, text: str, param: str, *, add_special_tokens: bool = True, truncation: Truncation = WHOLE
+    ) -> Prompt:
         """Tokenise one text. Raises InvalidRequest if it is empty, PromptTooLong if it cannot fit."""
         token_ids = await self.encode(text, param, add_special_tokens=add_special_tokens)
-        return Prompt(self._checked(token_ids, param), text)
+        kept = truncation.cut(token_ids, self._max_model_len)
+        return Prompt(self._checked(kept, param), text if kept is token_ids else None)
 
-    def from_token_ids(self, token_ids: list[int], param: str) -> Prompt:
+    def from_token_ids(self, token_ids: list[int], param: str, truncation: Truncation = WHOLE) -> Prompt:
         """Take token ids as they are, once they have been checked."""
         self._checked(token_ids, param)
         check_token_ids(token_ids, self._vocab_size, param)
-        return Prompt(token_ids)
+        return Prompt(truncation.cut(token_ids, self._max_model_len))
 
     def check_size(self, prompt: str | list[str | int | list[int]], max_prompts: int) -> None:
         """Refuse what is far too long or too much by its length alone, before anybody looks into it."""
@@ -69,51 +139,54 @@ class PromptReader:
         else:
             raise InvalidRequest(f"prompt holds {len(prompt)} prompts; allowed in one request: {max_prompts}", "prompt")
 
-    async def from_completion(self, entries: Sequence[str | list[int]], *, add_special_tokens: bool) -> list[Prompt]:
+    async def from_completion(
+        self, entries: Sequence[str | list[int]], *, add_special_tokens: bool, truncation: Truncation = WHOLE
+    ) -> list[Prompt]:
         """All prompts of a completion body, in order, once ``split_prompt`` has divided it."""
         prompts = []
         for entry in entries:
             if isinstance(entry, str):
-                prompts.append(await self.from_text(entry, "prompt", add_special_tokens=add_special_tokens))
+                prompt = await self.from_text(entry, "prompt", add_special_tokens=add_special_tokens, truncation=truncation)
+                prompts.append(prompt)
             else:
-                prompts.append(self.from_token_ids(entry, "prompt"))
+                prompts.append(self.from_token_ids(entry, "prompt", truncation))
         return prompts
 
     async def from_messages(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        add_generation_prompt: bool,
-        variables: Mapping[str, Any] | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
+        self, turns: Conversation, *, add_special_tokens: bool = False, truncation: Truncation = WHOLE
     ) -> Prompt:
         """Render a conversation with the model's template and tokenise it."""
-        text = await self.render(messages, add_generation_prompt=add_generation_prompt, variables=variables, tools=tools)
-        token_ids = await self.encode(text, "messages", add_special_tokens=False)
-        return Prompt(self._checked(token_ids, "messages"), text)
+        text = await self.render(turns)
+        token_ids = await self.encode(text, "messages", add_special_tokens=add_special_tokens)
+        kept = truncation.cut(token_ids, self._max_model_len)
+        return Prompt(self._checked(kept, "messages"), text if kept is token_ids else None)
 
-    async def render(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        add_generation_prompt: bool,
-        variables: Mapping[str, Any] | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> str:
-        """The conversation as the text that the model was trained to continue.
-
-        ``variables``: for the template. ``tools``: in OpenAI's form, for the template too.
-        """
-        self._check_variables(variables or {})
-        if self._template is None:
+    async def render(self, turns: Conversation) -> str:
+        """The conversation as the text that the model was trained to continue. Raises InvalidRequest."""
+        variables = turns.variables or {}
+        self._check_variables(variables)
+        template = self._template
+        if template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions", "messages")
-        plain = [_plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+        if turns.documents and not template.reads("documents"):
+            raise InvalidRequest("documents are given, and this model's chat template has no place for them", "documents")
+        plain = [plain_message(message, f"messages[{i}]", template.knows_role) for i, message in enumerate(turns.messages)]
         check_calls(plain)
-        given = {**(variables or {}), **({"tools": list(tools)} if tools else {})}
-        num_characters = sum(_num_characters(message["content"]) for message in plain)
-        self._check_characters(num_characters, "messages")
-        render = partial(self._template.render, plain, add_generation_prompt=add_generation_prompt, **given)
-        return render() if num_characters <= INLINE_CHARACTERS else await asyncio.to_thread(render)
+        given: dict[str, Any] = {**variables}
+        if turns.tools:
+            given["tools"] = list(turns.tools)
+        if turns.documents:
+            given["documents"] = list(turns.documents)
+        size = sum(num_characters(message["content"]) for message in plain)
+        self._check_characters(size, "messages")
+        render = partial(
+            template.render,
+            plain,
+            add_generation_prompt=turns.adds_generation_prompt,
+            continue_final_message=turns.is_continued,
+            **given,
+        )
+        return render() if size <= INLINE_CHARACTERS else await asyncio.to_thread(render)
 
     async def encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of ``text``, however many. Raises PromptTooLong if it can be no prompt at all."""
@@ -133,9 +206,9 @@ class PromptReader:
         """Each token's own text."""
         return await asyncio.to_thread(lambda: [self._decode([token]) for token in token_ids])
 
-    def first_token(self, prompt: Prompt) -> str:
-        """Text of the prompt's first token."""
-        return self._decode(prompt.token_ids[:1])
+    def first_token(self, prompt: Prompt) -> tuple[int, str]:
+        """The prompt's first token, and its text."""
+        return prompt.token_ids[0], self._decode(prompt.token_ids[:1])
 
     def text_of(self, prompt: Prompt) -> str:
         """The prompt as text, for echo."""
@@ -194,39 +267,3 @@ def split_prompt(prompt: str | list[str | int | list[int]]) -> list[str | list[i
             "prompt mixes token ids with other entries; allowed: a text, token ids, or a list of either", "prompt"
         )
     return list(prompt)  # type: ignore[arg-type]
-
-
-def _num_characters(content: str | list[dict[str, str]]) -> int:
-    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
-
-
-def _plain_message(message: ChatMessage, where: str) -> dict[str, Any]:
-    if message.role not in ROLES:
-        raise InvalidRequest(f"{where}.role is {message.role[:40]!r}; allowed: {', '.join(ROLES)}", f"{where}.role")
-    if message.tool_calls and message.role != "assistant":
-        raise InvalidRequest(f"{where}.tool_calls is given; allowed on messages of the assistant", f"{where}.tool_calls")
-    content: Any = message.content
-    if isinstance(content, list):
-        for number, part in enumerate(content):
-            place = f"{where}.content[{number}]"
-            if part.type != "text":
-                raise InvalidRequest(f"{place}.type is {part.type[:40]!r}; allowed: text", f"{place}.type")
-            if part.text is None:
-                raise InvalidRequest(f"{place}.text is missing; it is required", f"{place}.text")
-        content = [{"type": "text", "text": part.text or ""} for part in content]
-    if content is None:
-        if message.role != "assistant":
-            raise InvalidRequest(f"{where}.content is missing; it is required", f"{where}.content")
-        content = ""
-    role = "system" if message.role == "developer" else message.role
-    plain: dict[str, Any] = {"role": role, "content": content}
-    if message.name is not None:
-        plain["name"] = message.name
-    if message.tool_calls:
-        check_calls([{"role": "assistant", "tool_calls": message.tool_calls}])
-        plain["tool_calls"] = template_calls(message.tool_calls)
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
-    if message.reasoning_content is not None and message.role == "assistant":
-        plain["reasoning_content"] = message.reasoning_content
-    return plain

@@ -201,6 +201,19 @@ class Completion(msgspec.Struct):
     system_fingerprint: UnsetType | None = UNSET
 
 
+class Load(msgspec.Struct):
+    """Answer of GET /load."""
+
+    server_load: int
+
+
+class TokenizerInfo(msgspec.Struct):
+    """Answer of GET /tokenizer_info: what tokenizer_config.json says, and these two."""
+
+    tokenizer_class: str
+    chat_template: str | None
+
+
 class ModelCard(msgspec.Struct):
     """The base model, or an adapter (then ``parent`` is the base model's name)."""
 

@@ -7,16 +7,14 @@ a largest length, so that no request costs more than its kind should: the number
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from evenflow.base.errors import InvalidRequest
-from evenflow.serving.core.sampling import SamplingParams
-from evenflow.serving.core.structured import StructuredOutputs
+from evenflow.serving.core.sampling import LONGEST_BAD_WORD, MAX_LOGPROBS, MOST_ALLOWED_TOKENS, MOST_BAD_WORDS
 from evenflow.serving.server.access.asked import Asked
 from evenflow.serving.server.api.structured_fields import StructuredFields
 
@@ -42,7 +40,10 @@ LONGEST_NAME = 512
 LONGEST_PATH = 4096
 MOST_DETOKENIZED = 1 << 17
 """Token ids in one body of /detokenize."""
+MOST_DOCUMENTS = 256
+TRUNCATION_SIDES = ("left", "right")
 ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Those that every template gets; others are taken where the model's template knows them."""
 
 Seed = Annotated[int, Meta(ge=-MAX_INT64 - 1, le=MAX_INT64)]
 Count = Annotated[int, Meta(ge=0, le=MAX_INT32)]
@@ -50,6 +51,9 @@ TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 Stop = Annotated[str, Meta(max_length=LONGEST_STOP)]
 ModelName = Annotated[str, Meta(max_length=LONGEST_MODEL)]
 UserName = Annotated[str, Meta(max_length=LONGEST_USER)]
+NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=LONGEST_BAD_WORD)]
+Document = dict[str, Any]
 AdapterName = Annotated[str, Meta(max_length=LONGEST_NAME)]
 FolderPath = Annotated[str, Meta(max_length=LONGEST_PATH)]
 TemplateVariables = Annotated[dict[str, Any], Meta(max_length=MOST_TEMPLATE_VARIABLES)]
@@ -93,10 +97,20 @@ class SamplingFields(StructuredFields, kw_only=True):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=MOST_ALLOWED_TOKENS)] | None = None
+    """vLLM's: no other tokens are chosen."""
+    bad_words: Annotated[list[BadWord], Meta(max_length=MOST_BAD_WORDS)] | None = None
+    """vLLM's: words that the answer does not hold, as the tokenizer writes them."""
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_INT32)] | None = None
+    """vLLM's: use so many tokens of the prompt at most; -1: as many as fit beside the answer that is asked for."""
+    truncation_side: Annotated[str, Meta(extra_json_schema={"enum": list(TRUNCATION_SIDES)})] | None = None
+    """What truncate_prompt_tokens cuts away: left (the default: the last tokens stay) or right."""
+    prompt_logprobs: NumLogprobs | None = None
     """vLLM's: log-probabilities of the prompt's tokens; not with ``stream``."""
     return_token_ids: bool | None = None
     """vLLM's: token ids beside the text."""
+    return_tokens_as_token_ids: bool | None = None
+    """vLLM's: log-probabilities name tokens as ``token_id:7``, so that tokens that are no text can be told apart."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     slo_ttft: Annotated[float, Meta(gt=0, le=MAX_SLO_S)] | None = None
@@ -118,7 +132,8 @@ class TextPart(msgspec.Struct):
 class ChatMessage(msgspec.Struct):
     """One turn of a conversation."""
 
-    role: Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
+    role: Annotated[str, Meta(max_length=LONGEST_NAME)]
+    """system, developer, user, assistant or tool; others where the model's template knows them."""
     content: str | Annotated[list[TextPart], Meta(max_length=MOST_PARTS)] | None = None
     name: Annotated[str, Meta(max_length=LONGEST_NAME)] | None = None
     tool_calls: Annotated[list[dict[str, Any]], Meta(max_length=MOST_PARTS)] | None = None
@@ -136,8 +151,17 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_INT32)] | None = None
     """OpenAI's newer name for max_tokens; without either, up to the model's context."""
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: NumLogprobs | None = None
     add_generation_prompt: bool | None = None
+    """True (the default): the answer is a new message of the assistant's."""
+    continue_final_message: bool | None = None
+    """vLLM's: the answer continues the last message, which stays open; not together with add_generation_prompt true."""
+    echo: bool | None = None
+    """vLLM's: the answer begins with the last message, if that is the assistant's."""
+    add_special_tokens: bool | None = None
+    """vLLM's: the tokenizer adds its special tokens to what the template writes; false by default."""
+    documents: Annotated[list[Document], Meta(max_length=MOST_DOCUMENTS)] | None = None
+    """For templates that know documents: objects with ``title`` and ``text``."""
     chat_template_kwargs: TemplateVariables | None = None
     """Variables for the model's chat template, e.g. {"enable_thinking": false}."""
     tools: list[Any] | None = None
@@ -157,7 +181,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
     """16 if it is left out; 0 together with ``echo`` scores the prompt and says nothing."""
     echo: bool | None = None
     """The prompt comes back before its completion, with its log-probabilities if they are asked for."""
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    logprobs: NumLogprobs | None = None
     add_special_tokens: bool | None = None
 
 
@@ -170,6 +194,10 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     add_special_tokens: bool | None = None
     """Default: true for a prompt, false for messages (their template writes them)."""
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    """The last message stays open; not together with add_generation_prompt true."""
+    tools: list[Any] | None = None
+    """Functions that the template shows to the model."""
     chat_template_kwargs: TemplateVariables | None = None
     return_token_strs: bool | None = None
 
@@ -208,59 +236,6 @@ class CreateAdapterRequest(msgspec.Struct, kw_only=True):
     """Folder of the adapter."""
 
 
-def sampling_of(
-    body: SamplingFields,
-    *,
-    vocab_size: int,
-    max_tokens: int | None,
-    logprobs: int | None,
-    echo: bool = False,
-    defaults: Mapping[str, float] = MappingProxyType({}),
-    constraint: StructuredOutputs | None = None,
-    keeps_special_tokens: bool = False,
-) -> SamplingParams:
-    """SamplingParams for one completion of ``body`` (n is the caller's business). Raises InvalidRequest, naming the field.
-
-    ``defaults``: for what it does not say. ``keeps_special_tokens``: they are needed in the text, whatever the body says.
-    """
-    check_token_ids(body.stop_token_ids or (), vocab_size, "stop_token_ids")
-    seed = None if body.seed is None else body.seed & MAX_INT64
-    prompt_logprobs = logprobs if echo and logprobs is not None else body.prompt_logprobs
-    if max_tokens is None and (limit := defaults.get("max_tokens")) is not None:
-        max_tokens = int(limit)
-    given: dict[str, Any] = {name: value for name, value in defaults.items() if name != "max_tokens"}
-    given |= {
-        name: value
-        for name in (
-            "min_tokens",
-            "temperature",
-            "top_p",
-            "top_k",
-            "min_p",
-            "repetition_penalty",
-            "presence_penalty",
-            "frequency_penalty",
-            "ignore_eos",
-            "include_stop_str_in_output",
-            "skip_special_tokens",
-        )
-        if (value := getattr(body, name)) is not None
-    }
-    if keeps_special_tokens:
-        given["skip_special_tokens"] = False
-    return SamplingParams(
-        structured_outputs=constraint,
-        max_tokens=max_tokens,
-        seed=seed,
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        stop_token_ids=tuple(sorted(set(body.stop_token_ids or ()))),
-        logit_bias=_logit_bias(body.logit_bias or {}, vocab_size),
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
-        **given,
-    )
-
-
 def asked_of(body: SamplingFields) -> Asked:
     """What a body of OpenAI's kind says of itself. Raises InvalidRequest for fields that do not go together."""
     if body.stream_options is not None and not body.stream:
@@ -285,24 +260,3 @@ def slo_of_headers(headers: Mapping[str, str]) -> float | None:
             f"the header {SLO_HEADER} is {text[:40]!r}; allowed: milliseconds above 0, to {MAX_SLO_S * 1000:g}", SLO_HEADER
         )
     return seconds
-
-
-def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
-    """Raise InvalidRequest unless the model has all these tokens."""
-    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        wrong = next(token for token in token_ids if not 0 <= token < vocab_size)
-        raise InvalidRequest(f"{param} holds token id {wrong}; allowed: 0 to {vocab_size - 1}", param)
-
-
-def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
-    """Pairs in the order of their ids, each id once: "7", "07" and "007" are one token."""
-    value_by_id: dict[int, float] = {}
-    for key, value in bias.items():
-        if not (key.isascii() and key.isdigit() and len(key) <= 10):
-            raise InvalidRequest(f"logit_bias has the key {key[:40]!r}; allowed: token ids", "logit_bias")
-        token_id = int(key)
-        if token_id in value_by_id:
-            raise InvalidRequest(f"logit_bias names token {token_id} twice; allowed: each token once", "logit_bias")
-        value_by_id[token_id] = float(value)
-    check_token_ids(list(value_by_id), vocab_size, "logit_bias")
-    return tuple(sorted(value_by_id.items()))

@@ -8,24 +8,32 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from evenflow.access.identity import Client, Directory, read_directory
+from evenflow.accounts.account_book import AccountBook
+from evenflow.accounts.account_row import Sums
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerFull
 from evenflow.base.version import __version__
 from evenflow.serving.server.access.adapter_sources import AdapterSources, HubCache, ResolverSource, make_resolver
+from evenflow.serving.server.access.adapter_texts import AdapterTexts
 from evenflow.serving.server.access.downloads import DownloadCache
 from evenflow.serving.server.access.limits import Limits
 from evenflow.serving.server.access.model_names import ModelNames
 from evenflow.serving.server.api.answer_form import AnswerForms
 from evenflow.serving.server.api.prompts import PromptReader
+from evenflow.serving.server.api.sampling_fields import SamplingRules
 from evenflow.serving.server.http.connection_books import ConnectionBooks
 from evenflow.serving.server.http.origins import is_loopback
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
 from evenflow.serving.server.metrics.figure import Server
 from evenflow.serving.server.metrics.metrics_page import Metrics
 from evenflow.serving.server.server_config import ServerConfig
+from evenflow.serving.text import Tokenizer as TextTokenizer
+from evenflow.serving.text.own_text import OwnText
 
 log = logging.getLogger("evenflow.server")
 
@@ -35,6 +43,14 @@ class Endable(Protocol):
 
     def cut_off(self) -> None:
         """End now, with ServerFull for whoever waits."""
+        ...
+
+
+class Watcher(Protocol):
+    """Told what becomes of requests, inside the event loop: must be quick, and must not raise."""
+
+    def ended(self, client: str, adapter: str | None, outcome: str, sums: Sums) -> None:
+        """Completions of ``client`` ended: "stop", "length", "abort" or "error"."""
         ...
 
 
@@ -55,11 +71,27 @@ class ServerState:
         self.config = config
         self.clock = clock
         """time.monotonic, or a test's."""
+        self.unix_time = unix_time
+        self.watchers: list[Watcher] = []
+        self.accounts: AccountBook | None = None
         self.directory = self._read_directory()
         self.connections = ConnectionBooks()
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
+        self.texts = (
+            AdapterTexts(tokenizer, chat_template)
+            if config.adapter_text == "own" and isinstance(tokenizer, TextTokenizer)
+            else None
+        )
+        """What adapters have of their own; None: nothing is looked for."""
         self.names = ModelNames(
-            engine, config.served_model_names, config.adapter_dir, clock, unix_time, config.model_names, self._sources()
+            engine,
+            config.served_model_names,
+            config.adapter_dir,
+            clock,
+            unix_time,
+            config.model_names,
+            self._sources(),
+            self.texts,
         )
         self.metrics = Metrics(engine, config.served_model_names[0], __version__, config.metrics_top_k, unix_time)
         self.started_s = int(unix_time())
@@ -72,9 +104,10 @@ class ServerState:
         self.forms = AnswerForms(
             tokenizer, chat_template, parser_name=config.tool_call_parser, reasoning=config.reasoning_parser
         )
-        self._tokenizer = tokenizer
-        self._chat_template = chat_template
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
         self._reader: PromptReader | None = None
+        self._sampling_rules: SamplingRules | None = None
         self._warn_if_exposed()
 
     @property
@@ -98,6 +131,25 @@ class ServerState:
         assert self._reader is not None, "the engine is not warm yet"
         return self._reader
 
+    @property
+    def sampling_rules(self) -> SamplingRules:
+        """What sampling fields are checked by; only once the engine is warm."""
+        assert self._sampling_rules is not None, "the engine is not warm yet"
+        return self._sampling_rules
+
+    def reader_of(self, adapter: str | None) -> PromptReader:
+        """Tokenises for requests of ``adapter``, with its own template and tokens if it has some."""
+        own = self.own_text(adapter)
+        if own is None:
+            return self.reader
+        info = self.engine.info
+        size = max(info.vocab_size, own.tokenizer.vocab_size)
+        return PromptReader(own.tokenizer, own.template, info.max_model_len, size)
+
+    def own_text(self, adapter: str | None) -> OwnText | None:
+        """What ``adapter`` has of its own; None if nothing."""
+        return None if self.texts is None or adapter is None else self.texts.of(adapter)
+
     async def open_or_fail(self, adapters: Mapping[str, str | Path]) -> None:
         """``open``; what that raises is kept in ``failure``."""
         try:
@@ -114,7 +166,10 @@ class ServerState:
         # All at once: the engine reads one after the other, and nobody waits for an answer in between.
         await asyncio.gather(*(self.names.load(name, str(path)) for name, path in adapters.items()))
         await self.names.refresh()
-        self._reader = PromptReader(self._tokenizer, self._chat_template, info.max_model_len, info.vocab_size)
+        encode = partial(self.tokenizer.encode, add_special_tokens=False)
+        defaults = self.config.sampling_defaults
+        self._sampling_rules = SamplingRules(info.vocab_size, encode, self.config.max_logprobs, defaults)
+        self._reader = PromptReader(self.tokenizer, self.chat_template, info.max_model_len, info.vocab_size)
         log.info("ready: %s and %d adapters", self.config.served_model_names[0], len(self.names.adapters))
 
     def check_open(self) -> None:
@@ -128,7 +183,16 @@ class ServerState:
 
     def figures(self) -> Server:
         """What /metrics tells of the server itself."""
-        return Server(self.is_open, self.num_in_flight, self.limits.num_waiting, self.connections)
+        shown = Server(self.is_open, self.num_in_flight, self.limits.num_waiting, self.connections)
+        if (book := self.accounts) is not None:
+            shown = replace(
+                shown,
+                are_accounts_away=book.is_away,
+                num_account_rows_waiting=book.num_waiting,
+                num_account_failures=book.num_failures,
+                num_account_overflows=book.num_overflowed,
+            )
+        return shown
 
     def cache_namespace(self, client: Client, salt: str) -> str:
         """Only requests of the same namespace find each other's prefixes in the cache."""

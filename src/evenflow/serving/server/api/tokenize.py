@@ -9,11 +9,13 @@ from starlette.responses import Response
 from evenflow.access.identity import Client
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.server.api.endpoint import json_reply, read_request
-from evenflow.serving.server.api.responses import DetokenizeResponse, TokenizeResponse
+from evenflow.serving.server.api.prompts import Conversation, PromptReader
+from evenflow.serving.server.api.responses import DetokenizeResponse, TokenizeResponse, TokenizerInfo
 from evenflow.serving.server.api.schema import DetokenizeRequest, TokenizeRequest
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.body_parsing import BodyParser, ignored_fields_header
 from evenflow.serving.server.http.openapi import documented
+from evenflow.serving.text.tools.offered import read_tools
 
 _REFUSALS = (400, 401, 404, 408, 415, 503)
 
@@ -29,37 +31,58 @@ def add_tokenize_routes(app: FastAPI, state: ServerState) -> None:
         """Token ids of a prompt or of messages."""
         state.check_open()
         body, ignored, holder = await read_request(state, request, tokenize_parser)
-        await _check_model(state, request, holder, body.model)
+        reader = await _reader(state, request, holder, body.model)
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequest("one of prompt and messages is needed, and not both", "prompt")
         if body.messages is not None:
             if not body.messages:
                 raise InvalidRequest("messages is empty; allowed: one message or more", "messages")
-            text = await state.reader.render(
+            form = state.forms.form(read_tools(body.tools or (), None), None)
+            turns = Conversation(
                 body.messages,
-                add_generation_prompt=body.add_generation_prompt is not False,
-                variables=body.chat_template_kwargs,
+                body.add_generation_prompt,
+                bool(body.continue_final_message),
+                body.chat_template_kwargs,
+                [tool.for_template() for tool in form.offered.tools] if form.offered is not None else [],
             )
-            tokens = await state.reader.encode(text, "messages", add_special_tokens=bool(body.add_special_tokens))
+            text = await reader.render(turns)
+            tokens = await reader.encode(text, "messages", add_special_tokens=bool(body.add_special_tokens))
         else:
             assert body.prompt is not None
-            tokens = await state.reader.encode(body.prompt, "prompt", add_special_tokens=body.add_special_tokens is not False)
-        texts = await state.reader.texts_of_tokens(tokens) if body.return_token_strs else None
+            tokens = await reader.encode(body.prompt, "prompt", add_special_tokens=body.add_special_tokens is not False)
+        texts = await reader.texts_of_tokens(tokens) if body.return_token_strs else None
         answer = TokenizeResponse(len(tokens), state.engine.info.max_model_len, tokens, texts)
         return json_reply(answer, headers=ignored_fields_header(ignored))
+
+    if state.config.has_tokenizer_info:
+        _add_tokenizer_info(app, state)
 
     @app.post("/detokenize", **documented(DetokenizeRequest, DetokenizeResponse, _REFUSALS))
     async def detokenize(request: Request) -> Response:
         """Text of token ids."""
         state.check_open()
         body, ignored, holder = await read_request(state, request, detokenize_parser)
-        await _check_model(state, request, holder, body.model)
-        text = await state.reader.decode(body.tokens, "tokens")
+        reader = await _reader(state, request, holder, body.model)
+        text = await reader.decode(body.tokens, "tokens")
         return json_reply(DetokenizeResponse(text), headers=ignored_fields_header(ignored))
 
 
-async def _check_model(state: ServerState, request: Request, holder: Client | None, model: str | None) -> None:
-    """Every model here has the base model's tokenizer; a name that nobody serves is 404 all the same."""
-    if model is not None:
-        client = state.directory.client(holder, request.headers, None)
-        await state.names.check(model, client)
+def _add_tokenizer_info(app: FastAPI, state: ServerState) -> None:
+    @app.get("/tokenizer_info", **documented(None, TokenizerInfo, (401, 503)))
+    async def tokenizer_info(request: Request) -> Response:
+        """The tokenizer's configuration and the chat template."""
+        state.directory.holder(request.headers)
+        template = None if state.chat_template is None else state.chat_template.source
+        kind = str(state.tokenizer.config.get("tokenizer_class", "PreTrainedTokenizerFast"))
+        return json_reply({**state.tokenizer.config, "tokenizer_class": kind, "chat_template": template})
+
+
+async def _reader(state: ServerState, request: Request, holder: Client | None, model: str | None) -> PromptReader:
+    """The base model's reader, unless the model has a text side of its own; a name that nobody serves is 404 either way."""
+    if model is None:
+        return state.reader
+    client = state.directory.client(holder, request.headers, None)
+    if state.texts is not None:
+        return state.reader_of(await state.names.resolve(model, client))
+    await state.names.check(model, client)
+    return state.reader

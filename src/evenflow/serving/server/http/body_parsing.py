@@ -46,16 +46,10 @@ class BodyParser(Generic[T]):
 
     async def read(self, request: Request, max_bytes: int) -> tuple[T, tuple[str, ...]]:
         """The request and the names of the fields that were ignored. Raises InvalidRequest, or one of body_errors.py."""
-        check_media_type(request.headers)
-        body = await read_body(request, max_bytes)
-        if len(body) > UNCOUNTED_BYTES:
-            await _check_shape(body)
-        return self.parse(body)
+        return self.parse(await read_json(request, max_bytes))
 
     def parse(self, body: bytes) -> tuple[T, tuple[str, ...]]:
         """The request and the names of the fields that were ignored. Raises InvalidRequest."""
-        if body.startswith(_BOM):
-            body = body[len(_BOM) :]
         try:
             raw = _keys_decoder.decode(body)
             ignored = self._check_fields(raw)
@@ -102,6 +96,15 @@ class BodyParser(Generic[T]):
             raise InvalidRequest(f"{name} is not implemented by this server; allowed: leave it out, or {listed}", name)
 
 
+async def read_json(request: Request, max_bytes: int) -> bytes:
+    """The bytes of a JSON body that holds no more than is decoded. Raises UnsupportedMedia or BodyTooLarge."""
+    check_media_type(request.headers)
+    body = await read_body(request, max_bytes)
+    if len(body) > UNCOUNTED_BYTES:
+        await _check_shape(body)
+    return body[len(_BOM) :] if body.startswith(_BOM) else body
+
+
 def ignored_fields_header(ignored: tuple[str, ...]) -> dict[str, str]:
     """The warning header that names what was ignored; names that do not fit a header are counted only."""
     if not ignored:
@@ -136,4 +139,4 @@ def _invalid(message: str) -> InvalidRequest:
     return InvalidRequest(f"{path}: {what[0].lower()}{what[1:]}", path)
 
 
-__all__ = ["MOST_FIELDS", "MOST_VALUES", "BodyParser", "ignored_fields_header"]
+__all__ = ["MOST_FIELDS", "MOST_VALUES", "BodyParser", "ignored_fields_header", "read_json"]

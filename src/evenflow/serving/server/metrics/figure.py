@@ -33,6 +33,10 @@ class Server:
     num_in_flight: int = 0
     num_waiting: int = 0
     connections: ConnectionBooks = field(default_factory=ConnectionBooks)
+    are_accounts_away: bool = False
+    num_account_rows_waiting: int = 0
+    num_account_failures: int = 0
+    num_account_overflows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

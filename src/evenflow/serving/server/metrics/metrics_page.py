@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, generate_latest
@@ -28,12 +29,26 @@ FINISHED_REASONS = ("stop", "length", "abort", "error")
 Instrument = Counter | prometheus_client.Histogram
 
 
+class Listener(Protocol):
+    """Hears what is observed, as it happens; cheap, as it is called in the path of answers."""
+
+    def first_token(self, client: str, seconds: float) -> None:
+        """A completion had its first token, so many seconds after it arrived."""
+        ...
+
+    def rejected(self, client: str) -> None:
+        """A request was turned away."""
+        ...
+
+
 class Metrics:
     """Owns one registry. One event loop."""
 
     def __init__(
         self, engine: Engine, model_name: str, version: str, top_k: int, unix_time: Callable[[], float] = time.time
     ) -> None:
+        self.listener: Listener | None = None
+        """While somebody looks at the console."""
         self._registry = CollectorRegistry()
         self._vllm_labels = (model_name, ENGINE)
         self._instruments = {figure.name: self._instrument(figure) for figure in figures.OBSERVED_FIGURES}
@@ -52,6 +67,8 @@ class Metrics:
 
     def rejected(self, client: str, error: Rejected) -> None:
         """A request was turned away."""
+        if self.listener is not None:
+            self.listener.rejected(client)
         is_late = isinstance(error, SLOUnreachable)
         reason = "slo" if is_late else "client_limit" if isinstance(error, ClientOverLimit) else "queue_full"
         self._count(figures.REJECTIONS, 1, reason)
@@ -59,6 +76,8 @@ class Metrics:
 
     def first_token(self, client: str, adapter: str | None, seconds: float) -> None:
         """A completion had its first token, so many seconds after it arrived."""
+        if self.listener is not None:
+            self.listener.first_token(client, seconds)
         self._observe(figures.TIME_TO_FIRST_TOKEN, seconds)
         self._observe(figures.CLIENT_TTFT, seconds, self._snapshot.clients.label(client))
         if adapter is not None:

@@ -10,6 +10,18 @@ SERVER_FIGURES = (
     gauge("evenflow_completions_waiting", "Completions let in that wait for a first token.", lambda s: s.server.num_waiting),
     gauge("evenflow_http_connections", "Connections that are open.", lambda s: s.server.connections.num_open),
     counter("evenflow_http_connections_accepted", "Connections that were taken.", lambda s: s.server.connections.num_accepted),
+    gauge("evenflow_accounts_away", "1: the accounts cannot be written now.", lambda s: float(s.server.are_accounts_away)),
+    gauge("evenflow_account_rows_waiting", "Rows of accounts not yet written.", lambda s: s.server.num_account_rows_waiting),
+    counter(
+        "evenflow_account_failures",
+        "Writes of accounts that failed and were repeated.",
+        lambda s: s.server.num_account_failures,
+    ),
+    counter(
+        "evenflow_account_overflows",
+        "Completions added up without their client, because the accounts were away for too long.",
+        lambda s: s.server.num_account_overflows,
+    ),
     by_label(
         "evenflow_http_connections_closed",
         Kind.COUNTER,

@@ -1,0 +1,139 @@
+"""The server's side of accounts: adds up in memory, and a thread that writes once a second beside the event loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+
+from evenflow.accounts.account_row import HOUR_S, AccountKey, Sums, hour_of
+from evenflow.accounts.store import AccountStore, StoreAway
+from evenflow.base.errors import ConfigError
+
+log = logging.getLogger("evenflow.accounts")
+
+FLUSH_S = 1.0
+MOST_ROWS = 100_000
+"""Rows that wait for a store that is away; beyond them clients are added up under ``OVERFLOW``."""
+OVERFLOW = "(others, while the accounts were away)"
+PRUNE_EVERY_S = 3600.0
+
+
+class AccountBook:
+    """Takes what ends, from any thread, and writes it through ``open_store`` in batches that are never added twice.
+
+    A batch keeps its number until the store has taken it: what was written just before a crash or a lost connection is not
+    written again. At most what ended within the last second is lost when the process is killed.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], AccountStore],
+        unix_time: Callable[[], float],
+        *,
+        retention_days: int | None = None,
+        run: str | None = None,
+    ) -> None:
+        self._open = open_store
+        self._unix_time = unix_time
+        self._retention_days = retention_days
+        self._run = run or uuid.uuid4().hex
+        self._lock = threading.Lock()
+        self._gathered: dict[AccountKey, Sums] = {}
+        self._batch: dict[AccountKey, Sums] = {}
+        """What is being written; it stays the same until the store has it."""
+        self._sequence = 0
+        self._store: AccountStore | None = None
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.num_failures = 0
+        """Batches that could not be written at the first try."""
+        self.num_overflowed = 0
+        """Completions whose client was not kept, because the store was away for too long."""
+        self._is_away = False
+        self._since_prune_s = PRUNE_EVERY_S
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the store could not be written when that was last tried."""
+        return self._is_away
+
+    @property
+    def num_waiting(self) -> int:
+        """Rows that are not written yet."""
+        with self._lock:
+            return len(self._gathered) + len(self._batch)
+
+    def add(self, client: str, adapter: str, outcome: str, sums: Sums) -> None:
+        """Take completions that ended now."""
+        key = AccountKey(hour_of(self._unix_time()), client, adapter, outcome)
+        with self._lock:
+            if key not in self._gathered and len(self._gathered) >= MOST_ROWS:
+                self.num_overflowed += sums.requests
+                key = AccountKey(key.hour_s, OVERFLOW, adapter if len(self._gathered) < 2 * MOST_ROWS else "", outcome)
+            self._gathered.setdefault(key, Sums()).add(sums)
+
+    def start(self) -> None:
+        """Open the store, so that what can never work is said at once, and start to write. Raises ConfigError."""
+        try:
+            self._store = self._open()
+        except StoreAway as error:
+            self._note(error)
+        self._thread = threading.Thread(target=self._write_on, name="accounts", daemon=True)
+        self._thread.start()
+
+    def flush(self) -> bool:
+        """Write what has gathered; False if the store is away, and then nothing is lost."""
+        with self._lock:
+            if not self._batch:
+                self._batch, self._gathered = self._gathered, {}
+                self._sequence += bool(self._batch)
+        if not self._batch:
+            return True
+        try:
+            if self._store is None:
+                self._store = self._open()
+            self._store.add(self._run, self._sequence, self._batch)
+        except (StoreAway, ConfigError) as error:
+            self._note(error)
+            return False
+        if self._is_away:
+            log.warning("accounts are written again")
+            self._is_away = False
+        with self._lock:
+            self._batch = {}
+        return True
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write the rest and end."""
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                log.error("accounts of the last moments could not be written in time")
+
+    def _write_on(self) -> None:
+        while not self._ending.wait(FLUSH_S):
+            self.flush()
+            self._prune()
+        if self.flush():
+            self.flush()  # What came while the last batch was written.
+        if self._store is not None:
+            self._store.close()
+
+    def _prune(self) -> None:
+        self._since_prune_s += FLUSH_S
+        if self._retention_days is None or self._store is None or self._is_away or self._since_prune_s < PRUNE_EVERY_S:
+            return
+        self._since_prune_s = 0.0
+        try:
+            self._store.prune(hour_of(self._unix_time()) - self._retention_days * 24 * HOUR_S)
+        except StoreAway as error:
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        self.num_failures += 1
+        if not self._is_away:
+            log.error("accounts cannot be written now and are kept in memory: %s", error)
+            self._is_away = True

@@ -1,0 +1,1 @@
+"""Which of several engines takes a request: decisions only. Knows no tensors, no clock, no HTTP and no Ray."""
