@@ -240,7 +240,7 @@ def test_redis_lost_or_unwell_is_noticed_by_nobody(tiny_model, tmp_path, what, s
         policy = f"vtc-shared:redis://127.0.0.1:{redis.port}/0"
         options = ("--policy", policy, "--drain-timeout", "60", "--watchdog", "5")
         with Victim(str(tiny_model), *SMALL, *options) as victim, victim.ready() as http:
-            with under_load(victim, http, 4) if stage in ("load", "drain") else contextlib.nullcontext([]) as answers:
+            with loaded_if(stage in ("load", "drain"), victim, http, 4) as answers:
                 if stage == "drain":
                     victim.process.send_signal(signal.SIGTERM)
                     victim.wait_for("(draining)")
