@@ -283,3 +283,36 @@ def test_the_command_line_reads_the_same(tmp_path, capsys) -> None:
 def test_hours_are_whole() -> None:
     assert hour_of(7199.9) == 3600
     assert hour_of(7200.0) == 7200
+
+
+def test_a_clock_that_jumps_ahead_forgets_no_history(tmp_path) -> None:
+    path, moment = tmp_path / "usage.sqlite", [1e9]
+    book = AccountBook(lambda: SQLiteStore(path), lambda: moment[0], retention_days=30, monotonic=lambda: 0.0)
+    book.add("alice", "", "stop", Sums(1))
+    assert book.flush()
+    moment[0] += 800 * 86400
+    book._prune()
+    assert totals(path) == {"alice": (1, 0)}
+
+
+def test_a_writer_that_meets_a_fault_of_its_own_goes_on(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("evenflow.accounts.account_book.FLUSH_S", 0.01)
+    path = tmp_path / "usage.sqlite"
+    store = SQLiteStore(path)
+    faults = [ZeroDivisionError("a fault of ours")]
+
+    class Faulty(Shaky):
+        def add(self, run, sequence, rows) -> None:
+            if faults:
+                raise faults.pop()
+            self.inner.add(run, sequence, rows)
+
+    book = AccountBook(lambda: Faulty(store, []), lambda: 0.0)
+    book.start()
+    book.add("alice", "", "stop", Sums(1))
+    deadline = time.monotonic() + 10
+    while book.num_waiting and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert book.num_failures == 1
+    book.close()
+    assert totals(path) == {"alice": (1, 0)}

@@ -78,12 +78,12 @@ def test_a_rejected_adapter_tells_every_reason(llm, tiny_adapters, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     config = json.loads((tiny_adapters["r3"] / "adapter_config.json").read_text())
-    (broken / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True, "bias": "all"}))
+    (broken / "adapter_config.json").write_text(json.dumps(config | {"layer_replication": [[0, 1]], "bias": "all"}))
     (broken / "adapter_model.safetensors").write_bytes((tiny_adapters["r3"] / "adapter_model.safetensors").read_bytes())
     with pytest.raises(AdapterRejected) as caught:
         llm.load_adapter("broken", broken)
     assert len(caught.value.reasons) == 2
-    assert "use_dora" in str(caught.value)
+    assert "layer_replication" in str(caught.value)
     with pytest.raises(AdapterNotFound):
         llm.load_adapter("nothing", tmp_path / "nothing")
 

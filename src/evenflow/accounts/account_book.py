@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ MOST_ROWS = 100_000
 """Rows that wait for a store that is away; beyond them clients are added up under ``OVERFLOW``."""
 OVERFLOW = "(others, while the accounts were away)"
 PRUNE_EVERY_S = 3600.0
+DAY_S = 86_400.0
 
 
 class AccountBook:
@@ -34,9 +36,12 @@ class AccountBook:
         *,
         retention_days: int | None = None,
         run: str | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open = open_store
         self._unix_time = unix_time
+        self._monotonic = monotonic
+        self._began_unix_s, self._began_s = unix_time(), monotonic()
         self._retention_days = retention_days
         self._run = run or uuid.uuid4().hex
         self._lock = threading.Lock()
@@ -115,10 +120,15 @@ class AccountBook:
 
     def _write_on(self) -> None:
         while not self._ending.wait(FLUSH_S):
-            self.flush()
-            self._prune()
-        if self.flush():
-            self.flush()  # What came while the last batch was written.
+            try:
+                self.flush()
+                self._prune()
+            except Exception as error:  # whatever it is, the next second tries again, and the metrics say so
+                self._note(error)
+        while self.num_waiting and self.flush():
+            pass
+        if self.num_waiting:
+            log.error("%d rows of accounts are lost: the store is away, and the server ends", self.num_waiting)
         if self._store is not None:
             self._store.close()
 
@@ -128,9 +138,13 @@ class AccountBook:
             return
         self._since_prune_s = 0.0
         try:
-            self._store.prune(hour_of(self._unix_time()) - self._retention_days * 24 * HOUR_S)
+            self._store.prune(hour_of(self._plausible_now_s()) - self._retention_days * 24 * HOUR_S)
         except StoreAway as error:
             self._note(error)
+
+    def _plausible_now_s(self) -> float:
+        """The time, but no more than a day ahead of what has passed since the start: a clock that jumps forgets no history."""
+        return min(self._unix_time(), self._began_unix_s + (self._monotonic() - self._began_s) + DAY_S)
 
     def _note(self, error: Exception) -> None:
         self.num_failures += 1

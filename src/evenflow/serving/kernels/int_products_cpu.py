@@ -97,12 +97,25 @@ def block_kernel(form: Format, element: np.uint16 | np.float32) -> Any:
     """The product of rows of activations with blocks of columns, for one format and element, as a C function: a numba cfunc.
 
     It is called by address (``.address``; keep the object), so that each format is compiled once and not in every caller.
-    Its arguments: activations (of the first row), stride (bytes from row to row), num_rows, w (the packed matrix), groups,
-    first, last (blocks of 32 columns), outputs, bias (0: none), y, y_stride, tiles (scratch: ROWS x 32 floats).
     """
 
     @numba.cfunc(_BLOCKS, cache=True, error_model="numpy")
     def blocks(activations, stride, num_rows, w, groups, first, last, outputs, bias, y, y_stride, tiles):
+        """Write all rows of the columns of some blocks. Arguments, all int64; addresses are of bytes:
+
+        | argument | meaning |
+        |---|---|
+        | activations | address of the first row of quantised activations |
+        | stride | bytes from one row of them to the next |
+        | num_rows | rows |
+        | w | address of the packed matrix |
+        | groups | groups of inputs in a row of weights |
+        | first, last | blocks of 32 columns, without the last |
+        | outputs | columns of the matrix |
+        | bias | address of its values in the element's type; 0: none |
+        | y, y_stride | address of the first row of results, bytes from one to the next |
+        | tiles | address of scratch, ROWS x 32 fp32 values |
+        """
         size = itemsize(element)
         for block in range(first, last):
             stream = w + record_size(form) * groups * block
