@@ -33,7 +33,7 @@ LAYOUT = ArenaLayout(CONFIG.shape, 4)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> list[Path]:
     root = tmp_path_factory.mktemp("adapters")
-    return [make_adapter(root / f"a{i}", CONFIG, rank=4, seed=i) for i in range(12)]
+    return [make_adapter(root / f"a{i}", CONFIG, lora_rank=4, seed=i) for i in range(12)]
 
 
 def one_adapter_bytes(folder: Path, tmp_path: Path) -> int:
@@ -104,7 +104,7 @@ def test_two_servers_on_one_small_cache_serve_all_they_have(tiny_model, tmp_path
     config = load_config(tiny_model)
     root = tmp_path / "adapters"
     for i in range(12):
-        make_adapter(root / f"a{i}", config, rank=4, seed=i)
+        make_adapter(root / f"a{i}", config, lora_rank=4, seed=i)
     probe = RowStore(tmp_path / "probe", ArenaLayout(config.shape, 4)).prepare(root / "a0", None)
     size = probe.path.stat().st_size
     options = ("--adapter-dir", str(root), "--adapter-cache", str(tmp_path / "cache"), "--adapter-cache-size", str(5 * size))
@@ -147,7 +147,7 @@ def test_a_full_disk_is_the_hosts_fault_and_passes(tiny_model, tmp_path):
     from evenflow.serving.models.model_config import load_config
 
     root = tmp_path / "adapters"
-    make_adapter(root / "a", load_config(tiny_model), rank=4)
+    make_adapter(root / "a", load_config(tiny_model), lora_rank=4)
     try:
         options = ("--adapter-dir", str(root), "--adapter-cache", str(small / "cache"))
         with Victim(str(tiny_model), *SMALL, *options) as victim, victim.ready() as http:
