@@ -65,9 +65,9 @@ test-console: $(STAMP)  ## the console in Chromium, against running servers (apt
 	@$(HOME)/.cache/evenflow/env-console/bin/python -m pip install --quiet 'playwright>=1.49' 'pytest>=8' httpx
 	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-console/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/console/test_browser.py
 
-test-remote: $(STAMP)  ## adapters at s3:// against a local server of its interface, in an environment of its own (a minute, 150 MB)
+test-remote: $(STAMP)  ## adapters at s3://, accounts in PostgreSQL (the machine's: apt-get install postgresql), in an environment of their own (a minute, 165 MB)
 	@$(PYTHON) tests/remote/environment.py
-	@PYTHONPATH=src $(HOME)/.cache/evenflow/env-remote/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/remote/test_s3.py
+	@PYTHONPATH=src $(HOME)/.cache/evenflow/env-remote/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/remote
 
 test-vllm:  ## fairness inside vLLM, in an environment of its own that is built on first use (CPU build, 8 minutes, 4.1 GB)
 	@$(PYTHON) tests/vllm/environment.py

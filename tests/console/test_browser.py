@@ -61,6 +61,8 @@ class Server:
             "/ai",
             "--memory",
             "24MiB",
+            "--accounts",
+            str(self.folder / "usage.sqlite"),
         ]
         with (self.folder / "log").open("ab") as log:
             self.child = subprocess.Popen([python, "-m", "evenflow.cli.main", *words], stdout=log, stderr=log)
@@ -279,3 +281,24 @@ def test_memory_does_not_grow(chromium: Any, server: Server, load: None) -> None
     print(f"{before} bytes, and {grown} more later")
     assert grown < 8 << 20
     assert page.faults == []
+
+
+def test_usage_is_everybodys_for_administrators_and_a_clients_own(chromium, server, load) -> None:
+    time.sleep(2)
+    page = sign_in(chromium, server, "key-admin", viewport={"width": 1280, "height": 900})
+    page.get_by_role("link", name="Usage").click()
+    for name in ("alice", "bob"):
+        page.get_by_role("cell", name=name, exact=True).first.wait_for()
+    page.get_by_label("By").select_option("day")
+    page.get_by_role("columnheader", name="day").wait_for()
+    assert page.get_by_role("cell", name="alice", exact=True).count() == 0
+    if SHOTS:
+        page.screenshot(path=f"{SHOTS}/usage.png")
+    assert page.faults == []
+    page.context.close()
+    own = sign_in(chromium, server, "key-alice", viewport={"width": 1280, "height": 900})
+    own.get_by_role("link", name="Usage").click()
+    own.get_by_role("cell", name="alice", exact=True).first.wait_for()
+    assert "bob" not in own.locator("main").inner_text()
+    assert own.faults == []
+    own.context.close()

@@ -125,8 +125,11 @@ class AccountBook:
                 self._prune()
             except Exception as error:  # whatever it is, the next second tries again, and the metrics say so
                 self._note(error)
-        while self.num_waiting and self.flush():
-            pass
+        try:
+            while self.num_waiting and self.flush():
+                pass
+        except Exception as error:
+            self._note(error)
         if self.num_waiting:
             log.error("%d rows of accounts are lost: the store is away, and the server ends", self.num_waiting)
         if self._store is not None:
