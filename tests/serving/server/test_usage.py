@@ -11,6 +11,7 @@ from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, LiveServer, ma
 
 from evenflow.access.keys import hash_key
 from evenflow.base.errors import ConfigError
+from evenflow.serving.server.access.combinations import PREFIX, account_name
 from evenflow.serving.server.app import create_app
 from evenflow.serving.server.server_config import ServerConfig
 
@@ -107,3 +108,9 @@ def test_a_place_that_cannot_be_is_said_at_once(tmp_path) -> None:
     (tmp_path / "file").write_text("text" * 1000)
     with pytest.raises(ConfigError, match="no file of accounts"):
         create_app(FakeEngine(), FakeTokenizer(), FakeTemplate(), ServerConfig(accounts=str(tmp_path / "file")))
+
+
+def test_a_combination_is_one_row_whatever_its_weights() -> None:
+    assert account_name(None, "base") == ""
+    assert account_name("a", "base:a") == "a"
+    assert account_name(f"{PREFIX}3", "a*0.7 + b*0.3") == account_name(f"{PREFIX}4", "a+b") == "a+b"

@@ -30,7 +30,6 @@ from evenflow.accounts.report import read_prices
 from evenflow.base.errors import EvenFlowError
 from evenflow.base.version import __version__
 from evenflow.serving.server.api import messages_schema, responses, responses_schema, schema
-from evenflow.serving.server.api.account_watcher import AccountWatcher
 from evenflow.serving.server.api.adapter_routes import add_adapter_routes
 from evenflow.serving.server.api.answering import GONE, add_view
 from evenflow.serving.server.api.chat import ChatView
@@ -141,7 +140,6 @@ def _keep_accounts(app: FastAPI, state: ServerState) -> None:
         lambda: open_store(config.accounts), state.unix_time, retention_days=config.accounts_days or None
     )
     state.accounts.start()
-    state.watchers.append(AccountWatcher(state.accounts))
     add_usage_routes(app, state, lambda: open_store(config.accounts), prices)
 
 

@@ -34,6 +34,18 @@ def parse_combination(model: str) -> list[Part] | None:
     return parts
 
 
+def account_name(adapter: str | None, model: str) -> str:
+    """The name that accounts keep for the engine's ``adapter``, asked for as ``model``; empty: the base model.
+
+    A combination is ``a+b`` without its weights: the engine's name of it lasts no longer than the server, and weights are
+    too many to add up by.
+    """
+    if adapter is None:
+        return ""
+    parts = parse_combination(model) if adapter.startswith(PREFIX) else None
+    return adapter if parts is None else "+".join(name for name, _ in parts)
+
+
 class Combinations:
     """Which combinations the engine has, the longest unused first. One event loop."""
 

@@ -17,6 +17,7 @@ from evenflow.accounts.account_row import Sums
 from evenflow.base.errors import AdapterNotFound, InvalidRequest, Rejected, ServerFull
 from evenflow.serving.client.messages import RequestOutput, Submit, SubmitAll, Usage
 from evenflow.serving.core.sampling import SamplingParams
+from evenflow.serving.server.access.combinations import account_name
 from evenflow.serving.server.access.limits import Ticket
 from evenflow.serving.server.api.answer_form import PLAIN, AnswerForm
 from evenflow.serving.server.api.prompts import Prompt
@@ -205,8 +206,8 @@ class RunningCall:
             )
 
     def _note_end(self, index: int, usage: Usage, outcome: str, now_s: float) -> None:
-        """Tell the watchers of a completion that ended by itself."""
-        if not self._state.watchers:
+        """Put a completion that ended by itself into the accounts."""
+        if self._state.accounts is None:
             return
         # A prompt with several completions is counted once, as in the usage that the caller is told.
         is_first = index % self.call.n == 0
@@ -220,12 +221,11 @@ class RunningCall:
             self._first_output_s.get(index, now_s) - self.call.arrival_s,
             now_s - self.call.arrival_s,
         )
-        for watcher in self._state.watchers:
-            watcher.ended(self.call.client.name, self.call.adapter, outcome, sums)
+        self._state.accounts.add(self.call.client.name, account_name(self.call.adapter, self.call.model), outcome, sums)
 
     def _note_cut_short(self, outcome: str, num_completions: int) -> None:
-        """Tell the watchers of completions that did not come to their end: their tokens so far, and no service."""
-        if not self._state.watchers:
+        """Put completions that did not come to their end into the accounts: their tokens so far, and no service."""
+        if self._state.accounts is None:
             return
         cut = [index for index in range(self.call.num_completions) if index not in self._usages]
         firsts = [index for index in cut if index % self.call.n == 0]
@@ -233,8 +233,7 @@ class RunningCall:
         completion_tokens = sum(self._num_output_tokens.get(index, 0) for index in cut)
         total_s = (self._state.clock() - self.call.arrival_s) * num_completions
         sums = Sums(num_completions, prompt_tokens, 0, completion_tokens, total_s=total_s)
-        for watcher in self._state.watchers:
-            watcher.ended(self.call.client.name, self.call.adapter, outcome, sums)
+        self._state.accounts.add(self.call.client.name, account_name(self.call.adapter, self.call.model), outcome, sums)
 
 
 def new_response_id(prefix: str) -> str:

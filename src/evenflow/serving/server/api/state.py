@@ -15,7 +15,6 @@ from typing import Protocol
 
 from evenflow.access.identity import Client, Directory, read_directory
 from evenflow.accounts.account_book import AccountBook
-from evenflow.accounts.account_row import Sums
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerFull
 from evenflow.base.version import __version__
 from evenflow.serving.server.access.adapter_sources import AdapterSources, HubCache, ResolverSource, make_resolver
@@ -46,14 +45,6 @@ class Endable(Protocol):
         ...
 
 
-class Watcher(Protocol):
-    """Told what becomes of requests, inside the event loop: must be quick, and must not raise."""
-
-    def ended(self, client: str, adapter: str | None, outcome: str, sums: Sums) -> None:
-        """Completions of ``client`` ended: "stop", "length", "abort" or "error"."""
-        ...
-
-
 class ServerState:
     """Owned by one app in one event loop. Raises ConfigError for a broken clients.toml."""
 
@@ -72,8 +63,8 @@ class ServerState:
         self.clock = clock
         """time.monotonic, or a test's."""
         self.unix_time = unix_time
-        self.watchers: list[Watcher] = []
         self.accounts: AccountBook | None = None
+        """Where what clients use is kept; None: nowhere."""
         self.directory = self._read_directory()
         self.connections = ConnectionBooks()
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
