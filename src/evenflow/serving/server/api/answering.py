@@ -23,7 +23,7 @@ from evenflow.serving.server.http.openapi import documented
 
 GONE = 499
 """nginx's status for a client that left; nobody sees it but a log."""
-REFUSALS = (400, 401, 403, 404, 408, 415, 429, 503)
+REFUSALS = (400, 401, 403, 404, 408, 413, 415, 429, 503)
 
 
 def add_view(app: FastAPI, state: ServerState, view: View[B], summary: str) -> None:
