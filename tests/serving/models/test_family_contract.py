@@ -58,6 +58,7 @@ LONGROPE = {
     },
     "original_max_position_embeddings": 64,
 }
+FULL = ["full_attention", "full_attention"]
 CASES = {
     "LlamaForCausalLM": Case([{}, {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu", "head_dim": 32}]),
     "MistralForCausalLM": Case([{"sliding_window": None}]),
@@ -69,6 +70,17 @@ CASES = {
     "Olmo2ForCausalLM": Case([{}, {"attention_bias": True}]),
     "Glm4ForCausalLM": Case([{"head_dim": 32}], fused=True),
     "HeliumForCausalLM": Case([{"head_dim": 16}]),
+    "GemmaForCausalLM": Case([{"head_dim": 32}, {"head_dim": 16, "hidden_act": "gelu", "attention_bias": True}]),
+    "GlmForCausalLM": Case([{"head_dim": 32}], fused=True),
+    "SeedOssForCausalLM": Case([{"head_dim": 16}, {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True}]),
+    "Ernie4_5ForCausalLM": Case([{"head_dim": 32}, {"head_dim": 16, "use_bias": True, "tie_word_embeddings": False}]),
+    "CohereForCausalLM": Case([{"logit_scale": 0.7}]),
+    "Exaone4ForCausalLM": Case(
+        [{"sliding_window": None, "layer_types": FULL}, {"sliding_window": 64, "sliding_window_pattern": 2}]
+    ),
+    "MinistralForCausalLM": Case(
+        [{"head_dim": 16, "sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}]
+    ),
 }
 ALL = [(name, i) for name in FAMILIES for i in range(len(CASES[name].fields) if name in CASES else 1)]
 

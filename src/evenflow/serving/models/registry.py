@@ -23,6 +23,13 @@ _FILES = (
     "olmo2",
     "glm4",
     "helium",
+    "gemma",
+    "glm",
+    "seed_oss",
+    "ernie4_5",
+    "cohere",
+    "exaone4",
+    "ministral",
 )
 """Modules of ``families``, each of which holds a FAMILY."""
 
