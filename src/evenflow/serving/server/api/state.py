@@ -30,6 +30,8 @@ from evenflow.serving.server.http.origins import is_loopback
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
 from evenflow.serving.server.metrics.figure import Server
 from evenflow.serving.server.metrics.metrics_page import Metrics
+from evenflow.serving.server.observing.request_record import RequestObserver
+from evenflow.serving.server.observing.trace_sender import TraceSender
 from evenflow.serving.server.server_config import ServerConfig
 from evenflow.serving.text import Tokenizer as TextTokenizer
 from evenflow.serving.text.own_text import OwnText
@@ -65,6 +67,10 @@ class ServerState:
         self.unix_time = unix_time
         self.accounts: AccountBook | None = None
         """Where what clients use is kept; None: nowhere."""
+        self.observers: tuple[RequestObserver, ...] = ()
+        """Who is told of each request."""
+        self.traces: TraceSender | None = None
+        """Of the observers, the one that sends traces; None: nobody does."""
         self.directory = self._read_directory()
         self.connections = ConnectionBooks()
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
@@ -183,6 +189,8 @@ class ServerState:
                 num_account_failures=book.num_failures,
                 num_account_overflows=book.num_overflowed,
             )
+        if self.traces is not None:
+            shown = replace(shown, num_spans_sent=self.traces.num_sent, num_spans_lost=self.traces.num_lost)
         return shown
 
     def cache_namespace(self, client: Client, salt: str) -> str:

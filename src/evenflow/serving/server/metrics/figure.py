@@ -37,6 +37,8 @@ class Server:
     num_account_rows_waiting: int = 0
     num_account_failures: int = 0
     num_account_overflows: int = 0
+    num_spans_sent: int = 0
+    num_spans_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,12 @@ SERVER_FIGURES = (
         "Completions added up without their client, because the accounts were away for too long.",
         lambda s: s.server.num_account_overflows,
     ),
+    counter("evenflow_spans_sent", "Spans of traces that the collector has taken.", lambda s: s.server.num_spans_sent),
+    counter(
+        "evenflow_spans_lost",
+        "Spans of traces that were not sent: the collector was away, refused them, or was too slow.",
+        lambda s: s.server.num_spans_lost,
+    ),
     by_label(
         "evenflow_http_connections_closed",
         Kind.COUNTER,
