@@ -20,7 +20,7 @@ READ = {
     "before it. Of OpenTelemetry's other variables the SDK reads its own.",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "The same without the path `/v1/traces`.",
     "OTEL_TRACES_EXPORTER": "Another value than `otlp`: the two before have no meaning.",
-    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "Only `http/protobuf` is spoken; with another value the variables above have no meaning.",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "Another value than `http/protobuf`: they have none either.",
     "OTEL_EXPORTER_OTLP_PROTOCOL": "The same.",
     "NUMBA_CACHE_DIR": "Where compiled kernels are kept; `--cache-dir` goes before it.",
     "TORCHELASTIC_RUN_ID": "Set by torchrun: `evenflow mcbench run` then is one of its ranks.",
