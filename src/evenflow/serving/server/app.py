@@ -21,7 +21,6 @@ from starlette.responses import Response
 
 from evenflow.accounts.account_book import AccountBook
 from evenflow.accounts.open_store import open_store
-from evenflow.accounts.report import read_prices
 from evenflow.base.errors import EvenFlowError
 from evenflow.base.version import __version__
 from evenflow.serving.server.api import messages_schema, responses, responses_schema, schema
@@ -77,13 +76,15 @@ def build_app(state: ServerState, adapters: Mapping[str, str | Path]) -> FastAPI
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         opening = asyncio.create_task(state.open_or_fail(adapters))
+        watching = asyncio.create_task(state.watch_budgets())
         yield
         opening.cancel()
+        watching.cancel()
         if state.accounts is not None:
             await asyncio.to_thread(state.accounts.close)
         for observer in state.observers:
             await asyncio.to_thread(observer.close)
-        await asyncio.gather(opening, return_exceptions=True)
+        await asyncio.gather(opening, watching, return_exceptions=True)
 
     app = FastAPI(
         title="EvenFlow",
@@ -145,12 +146,14 @@ def _observers(state: ServerState) -> tuple[RequestObserver, ...]:
 def _keep_accounts(app: FastAPI, state: ServerState) -> None:
     """Keep accounts where the options say. Raises ConfigError."""
     config = state.config
-    prices = read_prices(config.prices) if config.prices is not None else None
     state.accounts = AccountBook(
-        lambda: open_store(config.accounts), state.unix_time, retention_days=config.accounts_days or None
+        lambda: open_store(config.accounts),
+        state.unix_time,
+        retention_days=config.accounts_days or None,
+        spending=state.spending,
     )
     state.accounts.start()
-    add_usage_routes(app, state, lambda: open_store(config.accounts), prices)
+    add_usage_routes(app, state, lambda: open_store(config.accounts), state.prices)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

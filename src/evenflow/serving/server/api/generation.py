@@ -98,6 +98,7 @@ class RunningCall:
         state.generations.add(self)
         outcome, num_submitted = "abort", 0
         try:
+            state.budgets.admit(call.client)
             with state.limits.admit(call.client, call.num_completions) as ticket:
                 self.prompts = await self._read_prompts()
                 for prompt in self.prompts:
