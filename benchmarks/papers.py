@@ -1,10 +1,11 @@
-"""The tables and figures of the three papers, each by one command: what fits in an hour on two cores.
+"""The tables and figures of the three papers, each by one command; all that begin within an hour by `make papers`.
 
-    make papers                      # all of it, into ./papers
-    python benchmarks/papers.py --only vtc --out FOLDER [--trace TRACE.csv]
+    make papers                      # all of it, into ./papers; the same command continues
+    python benchmarks/papers.py --only vtc-figure-3 --out FOLDER
+    python benchmarks/papers.py --only vtc --trace TRACE.csv
 
-docs/papers.md lists the same commands with what is scaled, and what cannot be had offline. A command whose output is there is
-not run again, so an interrupted run continues. Exits with 1 if any of them failed; the others are run all the same.
+docs/papers.md says what is scaled, and what cannot be had offline. A command whose output is there is not run again. Exits
+with 1 if any of them failed; the others are run all the same.
 """
 
 from __future__ import annotations
@@ -62,16 +63,31 @@ STEPS = (
     _replayed("weighted", "overload_weighted", "fcfs,vtc"),
     _replayed("rpm", "rpm_ablation", "rpm:5,rpm:20,vtc"),
     Step("vtc", "table", "the arena trace", "fairness_published.py --trace TRACE --json OUT.json"),
-    Step("slora", "table-3", "throughput by adapters", "bench lora --suite adapters --rounds 6 --json OUT.json --html OUT.html --quiet"),
+    Step(
+        "slora",
+        "table-3",
+        "throughput by adapters",
+        "bench lora --suite adapters --rounds 6 --json OUT.json --html OUT.html --quiet",
+    ),
     Step("slora", "figure-5", "by request rate", "bench lora --suite rate --rounds 1 --json OUT.json --html OUT.html --quiet"),
-    Step("slora", "figure-4", "one arena or a split", "bench lora --suite memory --rounds 2 --json OUT.json --html OUT.html --quiet"),
-    Step("slora", "figure-7", "merged weights, peft", "bench lora --suite merge --rounds 1 --json OUT.json --html OUT.html --quiet"),
+    Step(
+        "slora",
+        "figure-4",
+        "one arena or a split",
+        "bench lora --suite memory --rounds 2 --json OUT.json --html OUT.html --quiet",
+    ),
+    Step(
+        "slora",
+        "figure-7",
+        "merged weights, peft",
+        "bench lora --suite merge --rounds 1 --json OUT.json --html OUT.html --quiet",
+    ),
     Step("slora", "kernels", "per-operator times", "bench lora --suite operators --json OUT.json --html OUT.html --quiet"),
     Step("slora", "figure-9", "adapter clustering", "slora_scheduling.py clustering --json OUT.json"),
     Step("slora", "figure-10", "early abort", "slora_scheduling.py early-abort --json OUT.json"),
     Step("mcbench", "rank", "singular values", "mcbench suite activation-rank --out OUT"),
     Step("mcbench", "time", "an iteration by part, 1 Gbit/s", "tp_training.py --rounds 3 --json OUT.json"),
-    Step("mcbench", "accuracy", "the paper's settings", "mcbench suite paper --task digits --jobs 2 --out OUT"),
+    Step("mcbench", "accuracy", "the paper's settings", "mcbench suite paper --jobs 2 --budget 20m --out OUT"),
 )
 
 
@@ -81,6 +97,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("papers"), help="folder of the results (papers)")
     parser.add_argument("--only", default="", metavar="NAME", help="those whose paper or name contains it, e.g. vtc")
     parser.add_argument("--trace", type=Path, help="VTC's arena trace as CSV, for its main table")
+    parser.add_argument("--budget-minutes", type=float, default=60, metavar="M", help="begin no command after that (60)")
     parser.add_argument("--list", action="store_true", help="show the commands and do nothing")
     args = parser.parse_args()
     chosen = [step for step in STEPS if args.only in f"{step.paper}-{step.name}"]
@@ -91,13 +108,14 @@ def main() -> int:
             print(f"{step.paper:8} {step.name:10} {step.shows}\n    {step.command}")
         return 0
     args.out.mkdir(parents=True, exist_ok=True)
-    failed = [step for number, step in enumerate(chosen, 1) if not _run(step, args, f"{number}/{len(chosen)}")]
+    end_s = time.monotonic() + 60 * args.budget_minutes
+    failed = [step for number, step in enumerate(chosen, 1) if not _run(step, args, end_s, f"{number}/{len(chosen)}")]
     for step in failed:
         print(f"failed: {step.paper} {step.name}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _run(step: Step, args: argparse.Namespace, place: str) -> bool:
+def _run(step: Step, args: argparse.Namespace, end_s: float, place: str) -> bool:
     title = f"[{place}] {step.paper} {step.name}: {step.shows}"
     words = step.words(args.out, args.trace)
     if not words:
@@ -105,6 +123,9 @@ def _run(step: Step, args: argparse.Namespace, place: str) -> bool:
         return True
     if step.output(args.out).exists() and step.output(args.out).suffix == ".json":
         print(f"{title}: was there", flush=True)
+        return True
+    if time.monotonic() > end_s:
+        print(f"{title}: left for another time", flush=True)
         return True
     print(title, flush=True)
     started_s = time.monotonic()
