@@ -17,6 +17,7 @@ import zmq
 
 from evenflow.base.errors import AdapterCacheFull, AdapterError, AdapterRejected, AdapterUnavailable, EvenFlowError
 from evenflow.base.heartbeat import Heart
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.adapters.catalog import PreparedAdapter
 from evenflow.serving.client.codec import encoder, to_engine_decoder
 from evenflow.serving.client.messages import (
@@ -56,12 +57,13 @@ class EngineLoop:
         is_orphan: Callable[[], bool],
         folder: Path | None = None,
         heart: Heart | None = None,
+        tell: Tell = tell_nobody,
     ) -> None:
         self._socket = socket
         self._heart = heart
         self._is_orphan = is_orphan
         self._stats_interval_s = config.stats_interval_s
-        self._engine = build_engine(config, folder)
+        self._engine = build_engine(config, folder, tell)
         self._loader = LoadingLine()
         self._loads: list[tuple[LoadAdapter, Future[PreparedAdapter]]] = []
         self._repairs: list[tuple[AdapterDigest, Future[PreparedAdapter]]] = []

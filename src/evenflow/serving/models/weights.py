@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from evenflow.base.errors import ConfigError, ModelError
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.backends.devices.weight_products import Weight
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.matrices import Matrices
@@ -96,6 +97,7 @@ def load_weights(
     shard: Shard | None = None,
     quantization: Quantization | None = None,
     cache: MatrixCache | None = None,
+    tell: Tell = tell_nobody,
 ) -> ModelWeights:
     """Read the folder's weights, or one rank's shard. Raises ModelError naming missing, left-over or misshapen tensors.
 
@@ -125,7 +127,12 @@ def load_weights(
                 raise ModelError(
                     f"{path}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight"
                 )
-        layers = deque(_layers(source, config, shard))
+        what, num_layers = "loading weights" if quantization is None else "quantising weights", config.shape.num_layers
+        layers: deque[LayerWeights] = deque()
+        tell(what, 0, num_layers)
+        for layer in _layers(source, config, shard):
+            layers.append(layer)
+            tell(what, len(layers), num_layers)
         return ModelWeights(embedding=embedding, layers=layers, norm=source.tensor("model.norm.weight"), head=head)
 
 
