@@ -27,7 +27,7 @@ GONE = 499
 """nginx's status for a client that left; nobody sees it but a log."""
 FOUND_AT_ONCE_S = 0.001
 """Looking up a model's name takes longer only if its adapter has to be registered first."""
-REFUSALS = (400, 401, 403, 404, 408, 415, 429, 503)
+REFUSALS = (400, 401, 403, 404, 408, 413, 415, 429, 503)
 
 
 def add_view(app: FastAPI, state: ServerState, view: View[B], summary: str) -> None:

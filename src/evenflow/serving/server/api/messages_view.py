@@ -196,7 +196,7 @@ def add_count_route(app: FastAPI, state: ServerState) -> None:
         tokens = await state.reader.encode(text, "messages", add_special_tokens=False)
         return json_reply(TokenCount(len(tokens)))
 
-    app.post(COUNT_PATH, **documented(MessagesRequest, TokenCount, (400, 401, 404, 415, 503)))(count_tokens)
+    app.post(COUNT_PATH, **documented(MessagesRequest, TokenCount, (400, 401, 404, 413, 415, 503)))(count_tokens)
 
 
 def _event(body: MessagesEvent) -> bytes:

@@ -17,7 +17,7 @@ LONGEST_MESSAGE = 2000
 
 _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     UnsupportedMedia: (415, "invalid_request_error", "unsupported_media_type"),
-    BodyTooLarge: (400, "invalid_request_error", "body_too_large"),
+    BodyTooLarge: (413, "invalid_request_error", "body_too_large"),
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.InvalidRequest: (400, "invalid_request_error", None),
     errors.AdapterCacheFull: (503, "server_error", "adapter_cache_full"),
@@ -41,6 +41,7 @@ _ANTHROPIC = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
 }
