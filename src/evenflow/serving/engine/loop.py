@@ -123,7 +123,7 @@ class EngineLoop:
                     self._submit(submit, outputs)
             elif isinstance(message, Abort):
                 self._parked = [parked for parked in self._parked if parked.request_id not in message.request_ids]
-                self._engine.abort(message.request_ids)
+                outputs += self._engine.abort(message.request_ids)
             elif isinstance(message, SetWeights):
                 self._engine.set_weights(message.weight_by_client, message.tier_by_client, message.weight_by_tier)
             elif isinstance(message, Shutdown):

@@ -28,6 +28,7 @@ from evenflow.serving.server.access.downloads import DownloadCache
 from evenflow.serving.server.access.limits import Limits
 from evenflow.serving.server.access.model_names import ModelNames
 from evenflow.serving.server.api.answer_form import AnswerForms
+from evenflow.serving.server.api.cut_short import CutShortCompletions
 from evenflow.serving.server.api.prompts import PromptReader
 from evenflow.serving.server.api.sampling_fields import SamplingRules
 from evenflow.serving.server.http.connection_books import ConnectionBooks
@@ -75,6 +76,7 @@ class ServerState:
         self.unix_time = unix_time
         self.accounts: AccountBook | None = None
         """Where what clients use is kept; None: nowhere."""
+        self.cut_short = CutShortCompletions()
         self.observers: tuple[RequestObserver, ...] = ()
         """Who is told of each request."""
         self.traces: TraceSender | None = None
