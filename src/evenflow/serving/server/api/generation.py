@@ -20,6 +20,7 @@ from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.server.access.combinations import account_name
 from evenflow.serving.server.access.limits import Ticket
 from evenflow.serving.server.api.answer_form import PLAIN, AnswerForm
+from evenflow.serving.server.api.cut_short import CutShort
 from evenflow.serving.server.api.prompts import Prompt
 from evenflow.serving.server.api.responses import PromptTokensDetails, Timings, UsageBody
 from evenflow.serving.server.api.schema import MAX_INT64
@@ -252,7 +253,7 @@ class RunningCall:
         self._state.accounts.add(self.call.client.name, account_name(self.call.adapter, self.call.model), outcome, sums)
 
     def _note_cut_short(self, outcome: str, num_completions: int) -> None:
-        """Put completions that did not come to their end into the accounts: their tokens so far, and no service."""
+        """Put completions that did not come to their end into the accounts: their tokens so far; their service follows."""
         if self._state.accounts is None:
             return
         cut = [index for index in range(self.call.num_completions) if index not in self._progress.usages]
@@ -261,7 +262,12 @@ class RunningCall:
         completion_tokens = sum(self._progress.num_output_tokens.get(index, 0) for index in cut)
         total_s = (self._state.clock() - self.call.arrival_s) * num_completions
         sums = Sums(num_completions, prompt_tokens, 0, completion_tokens, total_s=total_s)
-        self._state.accounts.add(self.call.client.name, account_name(self.call.adapter, self.call.model), outcome, sums)
+        client, adapter = self.call.client.name, account_name(self.call.adapter, self.call.model)
+        self._state.accounts.add(client, adapter, outcome, sums)
+        for index in cut:
+            num_tokens = self._progress.num_output_tokens.get(index, 0)
+            completion = CutShort(client, adapter, outcome, num_tokens, is_first=index % self.call.n == 0)
+            self._state.cut_short.add(f"{self.call.response_id}-{index}", completion)
 
 
 def new_response_id(prefix: str) -> str:
