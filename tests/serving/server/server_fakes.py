@@ -209,6 +209,8 @@ class FakeEngine:
                 output.finish_reason = "length" if is_cut else "stop"
                 output.stop_reason = stop_reason
                 output.usage = Usage(len(submit.prompt_token_ids), len(text or " "), 0, 0, 0.25, 0.5, 1.0)
+            elif i == 0:
+                output.usage = Usage(len(submit.prompt_token_ids), 1, 0, 0, 0.25, 0.5)
             yield output
 
     async def load_adapter(

@@ -48,7 +48,7 @@ def main(folder: Path, heartbeat: int, parent: int) -> int:
         from evenflow.serving.engine.loop import EngineLoop
 
         config = read_config(folder)
-        configure_logging(config.log_level)
+        configure_logging(config.log_level, form=config.log_format)
         loop = EngineLoop(config, socket, is_orphan=lambda: os.getppid() != parent, folder=folder, heart=heart)
         loop.run()
     except Exception as error:

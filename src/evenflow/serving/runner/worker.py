@@ -76,11 +76,14 @@ class Worker:
     def run(self, plan: StepPlan) -> StepResult:
         """Load adapters, compute the plan's rows, sample."""
         started_s = time.perf_counter()
-        failed = self._begin_loads(plan.loads) if plan.loads else {}
+        failed, loading_s = dict[AdapterDigest, str](), 0.0
+        if plan.loads:
+            failed = self._begin_loads(plan.loads)
+            loading_s = time.perf_counter() - started_s
         tokens, prompt_logprobs = self._sample(plan, self._forward(plan))
         if plan.loads:
             failed |= self._finish_prefetches(plan.loads)
-        return StepResult(plan.step, tokens, prompt_logprobs, time.perf_counter() - started_s, failed)
+        return StepResult(plan.step, tokens, prompt_logprobs, time.perf_counter() - started_s, failed, loading_s)
 
     def close(self) -> None:
         """Give back the loader's thread. Idempotent."""
