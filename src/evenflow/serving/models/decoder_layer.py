@@ -1,4 +1,4 @@
-"""A decoder layer: attention and MLP with norms before, after or on both sides of each. One class for each order.
+"""A decoder layer: its parts, and how Llama puts them together; see ``layer_orders`` for other ways.
 
 A layer leaves its last addition to the residual stream undone, because most norms add and normalise in one pass over
 memory. Legend: T rows, H hidden.
@@ -17,7 +17,7 @@ from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.models.attention_block import AttentionBlock, AttentionWeights
 from evenflow.serving.models.gated_mlp import FeedForward
-from evenflow.serving.models.layers import RMSNorm
+from evenflow.serving.models.layers import NORMS, Norm
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.parallel.group import Group
 
@@ -27,7 +27,7 @@ class LayerWeights:
     """One decoder layer."""
 
     norms: dict[str, torch.Tensor]
-    """By their names in checkpoints: those of ``ModelFamily.norms``."""
+    """By their names in checkpoints, in the order of ``ModelFamily.norms``."""
     attention: AttentionWeights
     mlp: Any
     """What the family's class of MLP has read."""
@@ -42,7 +42,7 @@ class Layer(Protocol):
         ...
 
     @property
-    def norms(self) -> Mapping[str, RMSNorm]:
+    def norms(self) -> Mapping[str, Norm]:
         """Norms that adapters may have weights of their own for, by their names in checkpoints."""
         ...
 
@@ -61,7 +61,8 @@ class LayerParts:
 
     def __init__(self, index: int, weights: LayerWeights, config: ModelConfig, shape: ModelShape, group: Group) -> None:
         self.index = index
-        self.norms: dict[str, RMSNorm] = {name: RMSNorm(w, config.rms_norm_eps) for name, w in weights.norms.items()}
+        make = NORMS[config.family.norm]
+        self.norms: dict[str, Norm] = {name: make(weight, config.rms_norm_eps) for name, weight in weights.norms.items()}
         self._attention = AttentionBlock(weights.attention, config, shape, index, group)
         self._mlp: FeedForward = config.family.load("mlp")(weights.mlp, config, index, group)
 
@@ -71,7 +72,7 @@ class DecoderLayer(LayerParts):
 
     def __init__(self, index: int, weights: LayerWeights, config: ModelConfig, shape: ModelShape, group: Group) -> None:
         super().__init__(index, weights, config, shape, group)
-        self._before_attention, self._before_mlp = self.norms["input_layernorm"], self.norms["post_attention_layernorm"]
+        self._before_attention, self._before_mlp = self.norms.values()
 
     def run(
         self, hidden_TH: torch.Tensor, delta_TH: torch.Tensor | None, attention: AttentionBackend, lora: LoRABackend | None

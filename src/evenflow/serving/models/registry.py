@@ -17,6 +17,20 @@ _FILES = (
     "mistral",
     "qwen2",
     "qwen3",
+    "granite",
+    "phi3",
+    "smollm3",
+    "olmo2",
+    "glm4",
+    "helium",
+    "gemma",
+    "glm",
+    "seed_oss",
+    "ernie4_5",
+    "cohere",
+    "exaone4",
+    "ministral",
+    "hyperclovax",
 )
 """Modules of ``families``, each of which holds a FAMILY."""
 
