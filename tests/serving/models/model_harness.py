@@ -22,13 +22,13 @@ PAGES_PER_SEQUENCE = 8
 class Harness:
     """Runs prompts through a decoder with the torch backends, each sequence in pages of its own."""
 
-    def __init__(self, folder, config, dtype=torch.float32, num_pages=512, shard=None, group=None):
+    def __init__(self, folder, config, dtype=torch.float32, num_pages=512, shard=None, group=None, quantization="none"):
         self.config = config
         self.layout = ArenaLayout.of_shard(shard, dtype.itemsize) if shard else ArenaLayout(config.shape, dtype.itemsize)
         self.storage = Storage(self.layout, num_pages, dtype, torch.device("cpu"))
         ropes = [kind.rope for kind in config.layers]
         cos, sin, rope_of_layer = rope_tables(ropes, config.shape.head_dim, config.context_length())
-        self.model = load_model(folder, config, dtype, group=group, shard=shard)
+        self.model = load_model(folder, config, dtype, group=group, shard=shard, quantization=quantization)
         self.attention = TorchAttention(self.storage, cos, sin, config.attention_scale, rope_of_layer=rope_of_layer)
         self.lora: LoRABackend = TorchLoRA(self.storage)
         if shard and shard.exchanged:

@@ -48,6 +48,8 @@ class Case:
     fields: list[dict] = field(default_factory=lambda: [{}])
     fused: bool = False
     """True: adapters name the fused linears."""
+    mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    """Linears beside those of attention that adapters name."""
 
 
 GRANITE = {"embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 0.5}
@@ -88,8 +90,30 @@ CASES = {
         [{"head_dim": 16, "sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}]
     ),
 }
-BY_DEFAULT = ("Phi3ForCausalLM", "Olmo2ForCausalLM", "CohereForCausalLM")
-"""Families whose adapters are tried in the default suite: with fused linears, norms elsewhere, norms of another kind."""
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+CASES |= {
+    "MixtralForCausalLM": Case([{"num_local_experts": 4}], mlp=()),
+    "Qwen2MoeForCausalLM": Case(
+        [
+            {**MOE, "num_experts": 4, "shared_expert_intermediate_size": 80},
+            {**MOE, "num_experts": 5, "shared_expert_intermediate_size": 80, "norm_topk_prob": True, "mlp_only_layers": [0]},
+        ]
+    ),
+    "Qwen3MoeForCausalLM": Case(
+        [
+            {**MOE, "num_experts": 4, "norm_topk_prob": True},
+            {**MOE, "num_experts": 6, "num_experts_per_tok": 3, "decoder_sparse_step": 2, "head_dim": 32},
+        ],
+        mlp=(),
+    ),
+    "OlmoeForCausalLM": Case(
+        [{"num_experts": 8, "num_experts_per_tok": 3}, {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}],
+        mlp=(),
+    ),
+}
+BY_DEFAULT = ("Phi3ForCausalLM", "Olmo2ForCausalLM", "CohereForCausalLM", "Qwen2MoeForCausalLM")
+"""Families whose adapters are tried in the default suite: with fused linears, norms elsewhere or of
+another kind, a shared expert."""
 ALL = [(name, i) for name in FAMILIES for i in range(len(CASES[name].fields) if name in CASES else 1)]
 
 
@@ -160,10 +184,11 @@ def adapters_of(architecture, config):
     """Settings of peft for three adapters: every linear, DoRA on some, and own tables and norms."""
     fused = FAMILIES[architecture].fused if CASES[architecture].fused else {}
     pieces = {piece: whole for whole, of in fused.items() for piece in of}
-    modules = list(dict.fromkeys(pieces.get(m, m) for m in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")))
+    linears = ("q_proj", "k_proj", "v_proj", "o_proj", *CASES[architecture].mlp)
+    modules = list(dict.fromkeys(pieces.get(module, module) for module in linears))
     return {
-        "all": {"r": 3, "target_modules": [*modules, "down_proj"]},
-        "dora": {"r": 4, "target_modules": [modules[0], "down_proj"], "use_dora": True},
+        "all": {"r": 3, "target_modules": modules},
+        "dora": {"r": 4, "target_modules": [modules[0], modules[-1]], "use_dora": True},
         "tables": {
             "r": 2,
             "target_modules": [modules[-1]],

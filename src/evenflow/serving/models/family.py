@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evenflow.serving.models.fields import Fields
+from evenflow.serving.models.mixture import Mixture
 from evenflow.serving.models.rope import RopeSpec
 
 Activation = Literal["silu", "gelu", "gelu tanh"]
@@ -63,6 +64,10 @@ class Traits:
 
 def _no_traits(fields: Fields) -> Traits:
     return Traits()
+
+
+def _no_mixture(fields: Fields) -> None:
+    return None
 
 
 def _as_they_are(fields: Fields, layers: tuple[LayerKind, ...]) -> tuple[LayerKind, ...]:
@@ -124,6 +129,8 @@ class ModelFamily:
     """Fields among ``model_config.FOREIGN`` that ``traits`` or ``layers`` read; all others must have a value without effect."""
     traits: Callable[[Fields], Traits] = _no_traits
     """Reads what only this family has, noting what is wrong with it."""
+    mixture: Callable[[Fields], Mixture | None] = _no_mixture
+    """Reads the mixture of experts of a family that has one."""
     layers: Callable[[Fields, tuple[LayerKind, ...]], tuple[LayerKind, ...]] = _as_they_are
     """Changes the kinds of the layers, one for each, as read from the fields that all families share."""
 

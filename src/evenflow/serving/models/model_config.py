@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from evenflow.base.errors import ModelError
-from evenflow.serving.core.shape import ModelShape
+from evenflow.serving.core.shape import ExpertsShape, ModelShape
 from evenflow.serving.models.family import Activation, LayerKind, ModelFamily, Traits
 from evenflow.serving.models.fields import Fields
 from evenflow.serving.models.generation_config import read_generation_config, sampling_defaults
+from evenflow.serving.models.mixture import Mixture
 from evenflow.serving.models.registry import FAMILIES, family_of
 from evenflow.serving.models.rope import RopeSpec, read_rope
 from evenflow.serving.models.stored.quantization_config import read_quantization_config
@@ -72,6 +73,8 @@ class ModelConfig:
     bos_token_id: int | None
     dtype: str | None
     """dtype of the stored weights, where the folder says."""
+    mixture: Mixture | None = None
+    """Its mixtures of experts, if it has such."""
     sampling_defaults: tuple[tuple[str, float], ...] = ()
     """(field of SamplingParams, value) pairs that generation_config.json recommends."""
 
@@ -141,7 +144,8 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
             fields.refuse(f"{name} is {config[name]!r}; a {family.model_type} model with it is not supported")
     activation = fields.choice(family.activation_field, family.default_activation, family.activations)
     fields.noting(lambda: _check_quantization(config), None)
-    shape = _shape(fields, family)
+    mixture = family.mixture(fields)
+    shape = _shape(fields, family, mixture)
     max_position = fields.integer("max_position_embeddings")
     has_qkv_bias, has_o_bias = _attention_biases(fields, family)
     eps = config.get(family.norm_eps_field, family.default_norm_eps)
@@ -165,6 +169,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
         eos_token_ids=_token_ids(fields, generation, shape.vocab_size),
         bos_token_id=fields.optional_id("bos_token_id"),
         dtype=_dtype(fields),
+        mixture=mixture,
         sampling_defaults=fields.noting(lambda: tuple(sampling_defaults(generation).items()), ()),
     )
     fields.check()
@@ -175,7 +180,7 @@ def _check_quantization(config: Mapping[str, Any]) -> None:
     read_quantization_config(config)  # says what is wrong with it; whoever reads the weights reads it again
 
 
-def _shape(fields: Fields, family: ModelFamily) -> ModelShape:
+def _shape(fields: Fields, family: ModelFamily, mixture: Mixture | None) -> ModelShape:
     num_heads, hidden_size = fields.integer("num_attention_heads"), fields.integer("hidden_size")
     num_layers = fields.integer("num_hidden_layers", most=_MOST_LAYERS)
     inner, vocab_size = fields.integer("intermediate_size"), fields.integer("vocab_size")
@@ -189,7 +194,23 @@ def _shape(fields: Fields, family: ModelFamily) -> ModelShape:
             fields.refuse(f"head_dim is {head_dim}; allowed: an even number")
         if num_heads % num_kv_heads:
             fields.refuse(f"num_key_value_heads is {num_kv_heads}; allowed: a divisor of num_attention_heads ({num_heads})")
-    return ModelShape(num_layers, hidden_size, inner, num_heads, num_kv_heads, head_dim, vocab_size)
+    if mixture is None:
+        return ModelShape(num_layers, hidden_size, inner, num_heads, num_kv_heads, head_dim, vocab_size)
+    # Adapters know one width of MLPs: the dense layers' where there are such, else the shared expert's.
+    if all(mixture.is_sparse):
+        inner = mixture.shared_width or mixture.width
+    block = "mlp.shared_expert" if mixture.shared_width == inner else ""
+    return ModelShape(
+        num_layers,
+        hidden_size,
+        inner,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        vocab_size,
+        mlp_blocks=tuple(block if is_sparse else "mlp" for is_sparse in mixture.is_sparse),
+        experts=ExpertsShape(mixture.num_experts, mixture.width, mixture.shared_width),
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

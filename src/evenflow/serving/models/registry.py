@@ -31,6 +31,10 @@ _FILES = (
     "exaone4",
     "ministral",
     "hyperclovax",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
 )
 """Modules of ``families``, each of which holds a FAMILY."""
 

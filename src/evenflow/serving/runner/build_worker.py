@@ -79,9 +79,9 @@ def build_worker(
         lora = ExchangedLoRA(lora, shard, group)
     lora = SidedLoRA(lora, SideWeights(storage, model_config.shape.vocab_size))
     eager = EagerForward(model, storage, attention, lora)
-    is_graphed = (
-        device.type == "cuda" and shard is None and names == BackendNames("triton", "triton") and not config.enforce_eager
-    )
+    # Which experts a step needs is known to the host only when it runs, so that no graph can be recorded of it.
+    is_graphed = device.type == "cuda" and shard is None and names == BackendNames("triton", "triton")
+    is_graphed = is_graphed and not config.enforce_eager and model_config.mixture is None
     forward: Forward = GraphedForward(eager, graph_sizes(config.max_num_seqs)) if is_graphed else eager
     worker = Worker(model, storage, attention, lora, sampler, host_rows, forward=forward)
     worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs, tell)
