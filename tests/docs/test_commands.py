@@ -31,6 +31,8 @@ ALONE = (
     "operate/usage.md",
     "operate/quantised.md",
     "operate/load.md",
+    "operate/compare.md",
+    "operate/traces.md",
     "operate/vllm.md",
     "guides/fairness.md",
 )

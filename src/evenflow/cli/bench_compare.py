@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from evenflow.base.errors import ConfigError
+    from evenflow.base.logs import say
+    from evenflow.base.progress import find_teller
     from evenflow.bench.harness import result_document
     from evenflow.bench.load.server_process import terminated_as_interrupted
     from evenflow.bench.peers.catalogue import make_peer
@@ -84,11 +86,10 @@ def run(args: argparse.Namespace) -> int:
     threads = args.threads or len(os.sched_getaffinity(0))
     ours = ["evenflow" if form == "none" else f"evenflow:{form}" for form in forms]
     peers = {name: partial(make_peer, name) for name in [*ours, *names]}
-    console = Console(stderr=True)
     with (
         terminated_as_interrupted(),
         tempfile.TemporaryDirectory(prefix="evenflow-compare-") as scratch,
-        console.status("") as status,
+        find_teller(say) as teller,
     ):
         logs = args.logs or Path(scratch)
         logs.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             clock=time.monotonic,
             end_s=None if args.budget is None else time.monotonic() + args.budget,
-            tell=status.update,
+            tell=lambda what: teller(what, 0, 0),
         )
     rows = done.results(ours[0])
     for row, case in zip(rows, cases, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -131,11 +132,12 @@ async def _load(args: argparse.Namespace) -> LoadRun:
     import signal
     from dataclasses import replace
 
+    from evenflow.base.logs import say
+    from evenflow.base.progress import find_teller, tell_nobody
     from evenflow.bench.load.load_plan import PATHS, plan_requests
     from evenflow.bench.load.naming import parse_naming
     from evenflow.bench.load.open_loop import http_client, send_load
     from evenflow.bench.load.served_models import served_models
-    from evenflow.cli.bench_progress import load_progress
     from evenflow.cli.bench_serve_plan import backend_of, base_url_of, form_of, headers_of, prompts_of, trace_of
 
     naming = parse_naming(args.client_as, args.api_key or os.environ.get("OPENAI_API_KEY"), args.client_keys)
@@ -152,10 +154,21 @@ async def _load(args: argparse.Namespace) -> LoadRun:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        with load_progress(args.quiet) as tell:
+        with contextlib.nullcontext(tell_nobody) if args.quiet else find_teller(say) as teller:
             return await send_load(
-                http, PATHS[backend], plan, naming, max_concurrency=args.max_concurrency, stop=stop, tell=tell
+                http,
+                PATHS[backend],
+                plan,
+                naming,
+                max_concurrency=args.max_concurrency,
+                stop=stop,
+                tell=lambda run: teller(_progress(run), run.num_ended, run.num_planned),
             )
+
+
+def _progress(run: LoadRun) -> str:
+    failed = sum(request.ended_s is not None and request.outcome != "ok" for request in run.requests)
+    return f"requests ({run.num_in_flight} under way{f', {failed} failed' if failed else ''})"
 
 
 def _parameters(args: argparse.Namespace) -> dict[str, object]:

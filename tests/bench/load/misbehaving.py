@@ -28,6 +28,7 @@ class Misbehaving:
         self.headers: list[dict[str, str]] = []
         self.url = ""
         self.most_at_once = 0
+        self.num_answered = 0
         self._at_once = 0
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,6 +47,7 @@ class Misbehaving:
                     self._at_once -= counts  # before the client can know that this answer is complete
                 writer.write(last)
                 await writer.drain()
+                self.num_answered += 1
                 if not goes_on:
                     break
         writer.close()
