@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 REAL   ?= $(HOME)/.cache/evenflow/real-demo
 PYTEST := $(BIN)/python -m pytest
-LOCKED := --extra test --extra dev --extra cluster --extra mcbench --extra train
+LOCKED := --extra test --extra dev --extra cluster --extra mcbench --extra train --extra gguf --extra postgres --extra otel --extra remote
 # torch decides between CPU and CUDA, so it and what only its CUDA build wants are installed before the locked packages.
 OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \

@@ -30,6 +30,7 @@ _FILES = (
     "cohere",
     "exaone4",
     "ministral",
+    "hyperclovax",
 )
 """Modules of ``families``, each of which holds a FAMILY."""
 
