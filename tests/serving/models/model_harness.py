@@ -28,7 +28,7 @@ class Harness:
         self.storage = Storage(self.layout, num_pages, dtype, torch.device("cpu"))
         cos, sin = rope_table(config.rope, config.shape.head_dim, config.context_length())
         self.model = load_model(folder, config, dtype, group=group, shard=shard)
-        self.attention = TorchAttention(self.storage, cos, sin, config.shape.head_dim**-0.5)
+        self.attention = TorchAttention(self.storage, cos, sin, config.attention_scale)
         self.lora: LoRABackend = TorchLoRA(self.storage)
         if shard and shard.exchanged:
             self.lora = ExchangedLoRA(self.lora, shard, group)

@@ -56,9 +56,9 @@ def test_the_benchmark_shape_of_llama_3_8b():
 def test_flags_of_the_families():
     llama, qwen2 = parse(attention_bias=True, mlp_bias=True), parse(**QWEN2)
     qwen3 = parse(architectures=["Qwen3ForCausalLM"], model_type="qwen3")
-    assert (llama.has_qkv_bias, llama.has_o_bias, llama.has_mlp_bias, llama.has_qk_norm) == (True, True, True, False)
-    assert (qwen2.has_qkv_bias, qwen2.has_o_bias, qwen2.has_mlp_bias, qwen2.has_qk_norm) == (True, False, False, False)
-    assert (qwen3.has_qkv_bias, qwen3.has_o_bias, qwen3.has_mlp_bias, qwen3.has_qk_norm) == (False, False, False, True)
+    assert (llama.has_qkv_bias, llama.has_o_bias, llama.has_mlp_bias, llama.family.qk_norm) == (True, True, True, "none")
+    assert (qwen2.has_qkv_bias, qwen2.has_o_bias, qwen2.has_mlp_bias, qwen2.family.qk_norm) == (True, False, False, "none")
+    assert (qwen3.has_qkv_bias, qwen3.has_o_bias, qwen3.has_mlp_bias, qwen3.family.qk_norm) == (False, False, False, "heads")
     assert qwen3.shape.head_dim == 128
 
 
@@ -113,7 +113,7 @@ def test_the_context_is_never_stretched_silently():
         ({"architectures": ["LlamaForSequenceClassification"]}, r"LlamaForSequenceClassification"),
         ({"model_type": "mixtral"}, r"model_type is 'mixtral'"),
         ({"model_type": "qwen3"}, r"model_type is 'qwen3' but architectures"),
-        ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'"),
+        ({"hidden_act": "relu"}, r"hidden_act is 'relu'"),
         ({"quantization_config": {"bits": 4}}, r"quantization_config.quant_method is None"),
         ({"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, r"rope_type is 'proportional'"),
         ({"rope_scaling": {"type": "linear"}}, r"factor is missing"),
@@ -141,6 +141,14 @@ def test_the_context_is_never_stretched_silently():
 def test_what_is_not_supported_is_refused_by_name_and_value(changes, message):
     with pytest.raises(ModelError, match=message):
         parse(**changes)
+
+
+def test_all_reasons_are_told_at_once():
+    with pytest.raises(ModelError) as caught:
+        parse(hidden_act="relu", rope_theta=-1, vocab_size=None, num_experts=8, head_dim="16", eos_token_id=[-1], dtype="int8")
+    for reason in ("hidden_act is 'relu'", "rope_theta is -1", "vocab_size is missing", "num_experts is 8", "head_dim is '16'",
+                   "eos_token_id is [-1]", "dtype is 'int8'"):  # fmt: skip
+        assert reason in str(caught.value)
 
 
 def test_unknown_fields_that_transformers_ignores_are_ignored():

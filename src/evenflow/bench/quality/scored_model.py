@@ -52,7 +52,7 @@ class ScoredModel:
         storage = Storage(self._layout, len(self._pages) + 1, dtype, device)
         cos_PD, sin_PD = rope_table(config.rope, config.shape.head_dim, length)
         make = ATTENTION_BACKENDS.load(choose(device, dtype, config.shape).attention)
-        self._attention = make(storage, cos_PD, sin_PD, config.shape.head_dim**-0.5)
+        self._attention = make(storage, cos_PD, sin_PD, config.attention_scale)
         self._model.bind(self._attention)
         self._device = device
 

@@ -10,11 +10,12 @@ from collections.abc import Callable
 import numba
 import numpy as np
 import torch
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import gelu, rms_norm, silu
 
 from evenflow.serving.backends.lora.side_weights import NormRule
 from evenflow.serving.kernels import pointwise_cpu
 from evenflow.serving.kernels.simd import element_of
+from evenflow.serving.models.family import Activation
 
 _SERIAL_NORM_ELEMENTS, _SERIAL_SILU_ELEMENTS = 65536, 16384
 """Up to so many elements one thread is faster: they take about 50 microseconds, and starting others takes longer."""
@@ -126,4 +127,25 @@ def silu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     return out_TI
 
 
-__all__ = ["HeadNorm", "RMSNorm", "silu_and_multiply"]
+def gelu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    """The same with the exact gelu."""
+    gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+    return gelu(gate_TI).mul_(up_TI)
+
+
+def gelu_tanh_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    """The same with gelu's approximation by tanh."""
+    gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+    return gelu(gate_TI, approximate="tanh").mul_(up_TI)
+
+
+GateRule = Callable[[torch.Tensor], torch.Tensor]
+"""A fused [gate | up] to activation(gate) * up: [T, 2I] to a new [T, I]."""
+
+
+def gate_rule(activation: Activation) -> GateRule:
+    """The function that computes it."""
+    return {"silu": silu_and_multiply, "gelu": gelu_and_multiply, "gelu tanh": gelu_tanh_and_multiply}[activation]
+
+
+__all__ = ["HeadNorm", "RMSNorm", "gate_rule", "silu_and_multiply"]

@@ -11,7 +11,6 @@ from evenflow.base.errors import ConfigError
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.decoder import Decoder
 from evenflow.serving.models.model_config import ModelConfig
-from evenflow.serving.models.registry import FAMILIES
 from evenflow.serving.models.stored.stored_weights import weight_files
 from evenflow.serving.models.weights import load_weights
 from evenflow.serving.parallel.group import Group
@@ -57,7 +56,7 @@ def load_model(
     chosen = find_quantization(quantization)
     if chosen is not None and device.type != "cpu":
         raise ConfigError(f"quantization is {quantization!r}; it is computed on the CPU alone, and the device is {device}")
-    make: type[Decoder] = FAMILIES[config.architecture].decoder_class()
+    make: type[Decoder] = config.family.load("decoder")
     with contextlib.ExitStack() as stack:
         cache = None
         if chosen is not None and cache_folder is not None:

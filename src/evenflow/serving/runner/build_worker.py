@@ -62,7 +62,7 @@ def build_worker(
     storage = Storage(layout, num_pages, dtype, device)
     cos_PD, sin_PD = rope_table(model_config.rope, layout.shape.head_dim, max_model_len)
     names = backend_names(config, device, dtype, layout.shape)
-    attention = ATTENTION_BACKENDS.load(names.attention)(storage, cos_PD, sin_PD, layout.shape.head_dim**-0.5)
+    attention = ATTENTION_BACKENDS.load(names.attention)(storage, cos_PD, sin_PD, model_config.attention_scale)
     lora: LoRABackend = LORA_BACKENDS.load(names.lora)(storage)
     if shard is not None and shard.exchanged:
         lora = ExchangedLoRA(lora, shard, group)
