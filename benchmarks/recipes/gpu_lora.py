@@ -137,7 +137,7 @@ def random_model(shape: ModelShape, dtype: torch.dtype, device: torch.device, co
     layers = deque(
         LayerWeights(
             norms={"input_layernorm": ones(), "post_attention_layernorm": ones()},
-            attention=AttentionWeights(noise(qkv, hidden), None, None, None, noise(hidden, shape.q_width), None),
+            attention=AttentionWeights(noise(qkv, hidden), None, noise(hidden, shape.q_width), None),
             mlp=GatedMLPWeights(noise(2 * inter, hidden), None, noise(hidden, inter), None),
         )
         for _ in range(shape.num_layers)

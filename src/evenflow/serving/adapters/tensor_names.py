@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from evenflow.serving.adapters.peft_format import BLOCK_OF
-from evenflow.serving.core.shape import MODULES
+from evenflow.serving.core.shape import BLOCK_OF, MODULES
 
 EMBEDDING, HEAD, LAST_NORM = "model.embed_tokens", "lm_head", "model.norm"
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Linears that stand for several of MODULES: their outputs, one after another."""
-LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
+LAYER_NORMS = (
+    *("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm"),
+    *("pre_feedforward_layernorm", "post_feedforward_layernorm", "post_mlp_layernorm"),
+)
+"""Norms of a layer that some family has."""
 
 _PARTS = {
     "lora_A.weight": "A",

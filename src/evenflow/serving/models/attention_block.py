@@ -1,4 +1,4 @@
-"""Attention of a layer between its two linears: q, k and v in one product, perhaps a norm of theirs, attention, and o.
+"""Attention of a layer: q, k and v in one product, perhaps a norm of theirs, attention, and o.
 
 Legend: T rows, H hidden, C fused qkv width.
 """
@@ -13,8 +13,9 @@ from evenflow.serving.backends.attention.attention_backend import AttentionBacke
 from evenflow.serving.backends.devices.weight_products import Weight
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.core.shape import ModelShape
-from evenflow.serving.models.layers import HeadNorm
 from evenflow.serving.models.model_config import ModelConfig
+from evenflow.serving.models.qk_norms import qk_norm, qk_norm_tensors, read_qk_norms
+from evenflow.serving.models.rotated_pairs import PairedColumns
 from evenflow.serving.models.weight_source import WeightSource
 from evenflow.serving.parallel.group import Group
 from evenflow.serving.parallel.linear import ColumnLinear, RowLinear
@@ -28,10 +29,9 @@ class AttentionWeights:
 
     qkv: Weight
     qkv_bias: torch.Tensor | None
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
     o: Weight
     o_bias: torch.Tensor | None
+    qk_norms: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class AttentionBlock:
@@ -40,9 +40,12 @@ class AttentionBlock:
     def __init__(self, weights: AttentionWeights, config: ModelConfig, shape: ModelShape, layer: int, group: Group) -> None:
         self.layer = layer
         self._qkv = ColumnLinear(weights.qkv, weights.qkv_bias, layer, "qkv")
-        self._norm: HeadNorm | None = None
-        if weights.q_norm is not None and weights.k_norm is not None:
-            self._norm = HeadNorm(weights.q_norm, weights.k_norm, shape.num_heads, shape.num_kv_heads, config.rms_norm_eps)
+        self._norm = qk_norm(weights.qk_norms, config, shape, group)
+        rope, family = config.layers[layer].rope, config.family
+        self._pairs: PairedColumns | None = None
+        if rope is not None and (family.rotates_neighbours or rope.rotary_dim(shape.head_dim) < shape.head_dim):
+            device = torch.device(weights.o.device) if isinstance(weights.o, torch.Tensor) else torch.device("cpu")
+            self._pairs = PairedColumns(shape, rope.rotary_dim(shape.head_dim), family.rotates_neighbours, device)
         self._o = RowLinear(weights.o, weights.o_bias, layer, "o", group)
 
     def __call__(self, x_TH: torch.Tensor, attention: AttentionBackend, lora: LoRABackend | None) -> torch.Tensor:
@@ -50,6 +53,8 @@ class AttentionBlock:
         qkv_TC = self._qkv(x_TH, lora)
         if self._norm is not None:
             self._norm(qkv_TC)
+        if self._pairs is not None:
+            qkv_TC = self._pairs(qkv_TC)
         return self._o(attention.run(self.layer, qkv_TC), lora)
 
     @staticmethod
@@ -61,20 +66,15 @@ class AttentionBlock:
             found[f"self_attn.{module}.weight"] = (outputs, inputs)
             if config.has_o_bias if module == "o_proj" else config.has_qkv_bias:
                 found[f"self_attn.{module}.bias"] = (outputs,)
-        if config.family.qk_norm == "heads":
-            found |= {f"self_attn.{which}_norm.weight": (config.shape.head_dim,) for which in "qk"}
-        return found
+        return found | qk_norm_tensors(config)
 
     @staticmethod
     def read(source: WeightSource, config: ModelConfig, layer: int) -> AttentionWeights:
         """The rank's part of these tensors."""
         prefix = f"model.layers.{layer}.self_attn."
         qkv, qkv_bias = source.columns_of(prefix, _QKV, has_bias=config.has_qkv_bias)
-        norms: list[torch.Tensor | None] = [None, None]
-        if config.family.qk_norm == "heads":
-            norms = [source.tensor(f"{prefix}{which}_norm.weight") for which in "qk"]
         o, o_bias = source.rows_of(prefix, "o_proj", has_bias=config.has_o_bias)
-        return AttentionWeights(qkv, qkv_bias, norms[0], norms[1], o, o_bias)
+        return AttentionWeights(qkv, qkv_bias, o, o_bias, read_qk_norms(source, config, prefix))
 
 
 __all__ = ["AttentionBlock", "AttentionWeights"]

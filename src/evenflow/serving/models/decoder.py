@@ -13,6 +13,7 @@ import torch
 
 from evenflow.serving.backends.attention.attention_backend import AttentionBackend
 from evenflow.serving.backends.devices.batch import Batch
+from evenflow.serving.backends.devices.weight_products import Weight
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.backends.lora.side_weights import SidedLoRA
 from evenflow.serving.core.shard import Shard
@@ -21,7 +22,7 @@ from evenflow.serving.models.layers import RMSNorm
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.weights import ModelWeights
 from evenflow.serving.parallel.group import Group, OneRank
-from evenflow.serving.parallel.vocabulary import Embedding, OutputHead
+from evenflow.serving.parallel.vocabulary import BoundedHead, Embedding, OutputHead, ScaledEmbedding
 
 
 class Decoder:
@@ -34,17 +35,17 @@ class Decoder:
         self, config: ModelConfig, weights: ModelWeights, group: Group | None = None, shard: Shard | None = None
     ) -> None:
         group = group or OneRank()
-        shape, vocab_size = config.shape if shard is None else shard.shape, config.shape.vocab_size
+        shape = config.shape if shard is None else shard.shape
         assert group.world_size == (1 if shard is None else shard.world_size)
         self.config = config
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
-        self._embedding = Embedding(weights.embedding, 0 if shard is None else shard.vocabulary().start, group)
+        self._embedding = _embedding(config, weights.embedding, 0 if shard is None else shard.vocabulary().start, group)
         self._layers: list[Layer] = []
         make = config.family.load("layer")
         while weights.layers:
             self._layers.append(make(len(self._layers), weights.layers.popleft(), config, shape, group))
         self._norm = RMSNorm(weights.norm, config.rms_norm_eps)
-        self._head = OutputHead(weights.head, vocab_size, group)
+        self._head = _head(config, weights.head, group)
         self._attention: AttentionBackend | None = None
         self._lora: LoRABackend | None = None
 
@@ -87,6 +88,20 @@ class Decoder:
     def logits(self, hidden_LH: torch.Tensor) -> torch.Tensor:
         """[L, V] in the model's dtype."""
         return self._head(hidden_LH)
+
+
+def _embedding(config: ModelConfig, weight_PH: Weight, first: int, group: Group) -> Embedding:
+    multiplier = config.traits.embedding_multiplier
+    if multiplier == 1:
+        return Embedding(weight_PH, first, group)
+    return ScaledEmbedding(weight_PH, multiplier, first, group)
+
+
+def _head(config: ModelConfig, weight_PH: Weight, group: Group) -> OutputHead:
+    multiplier, softcap = config.traits.logits_multiplier, config.traits.logits_softcap
+    if multiplier == 1 and softcap is None:
+        return OutputHead(weight_PH, config.shape.vocab_size, group)
+    return BoundedHead(weight_PH, config.shape.vocab_size, group, multiplier=multiplier, softcap=softcap)
 
 
 __all__ = ["Decoder"]

@@ -1,4 +1,4 @@
-"""A decoder layer: attention and MLP with norms before, after or on both sides of each. One class for each order.
+"""A decoder layer: its parts, and how Llama puts them together; see ``layer_orders`` for other ways.
 
 A layer leaves its last addition to the residual stream undone, because most norms add and normalise in one pass over
 memory. Legend: T rows, H hidden.
@@ -27,7 +27,7 @@ class LayerWeights:
     """One decoder layer."""
 
     norms: dict[str, torch.Tensor]
-    """By their names in checkpoints: those of ``ModelFamily.norms``."""
+    """By their names in checkpoints, in the order of ``ModelFamily.norms``."""
     attention: AttentionWeights
     mlp: Any
     """What the family's class of MLP has read."""
@@ -71,7 +71,7 @@ class DecoderLayer(LayerParts):
 
     def __init__(self, index: int, weights: LayerWeights, config: ModelConfig, shape: ModelShape, group: Group) -> None:
         super().__init__(index, weights, config, shape, group)
-        self._before_attention, self._before_mlp = self.norms["input_layernorm"], self.norms["post_attention_layernorm"]
+        self._before_attention, self._before_mlp = self.norms.values()
 
     def run(
         self, hidden_TH: torch.Tensor, delta_TH: torch.Tensor | None, attention: AttentionBackend, lora: LoRABackend | None

@@ -78,6 +78,10 @@ class ModelFamily:
     # How config.json is read.
     reads_attention_bias: bool = False
     """True: ``attention_bias`` says whether q, k, v and o have a bias. Else the field means nothing."""
+    default_attention_bias: bool = False
+    """That field where it is missing."""
+    o_bias_field: str | None = "attention_bias"
+    """Where ``attention_bias`` counts: the field that says whether o has a bias; None: it has none."""
     has_qkv_bias: bool = False
     """True: q, k and v always have a bias."""
     reads_mlp_bias: bool = False
@@ -101,8 +105,10 @@ class ModelFamily:
     sliding_window: Literal["layer types", "if used", "always"] = "layer types"
     """When the field ``sliding_window`` counts: where ``layer_types`` names sliding layers; if ``use_sliding_window`` is
     true; or unless it is null."""
-    rotates_partly: bool = False
-    """True: ``partial_rotary_factor`` says which part of every head is rotated. Else it must be 1."""
+    default_partial: float | None = None
+    """``partial_rotary_factor``, the part of every head that is rotated, where it is missing; None: it must be 1."""
+    has_rope_per_layer_type: bool = False
+    """True: ``rope_parameters`` holds one rope for each of the ``layer_types``."""
     honours: frozenset[str] = frozenset()
     """Fields among ``model_config.FOREIGN`` that ``traits`` or ``layers`` read; all others must have a value without effect."""
     traits: Callable[[Fields], Traits] = _no_traits
@@ -113,6 +119,8 @@ class ModelFamily:
     # What it computes.
     qk_norm: Literal["none", "heads", "whole"] = "none"
     """RMS norm before rope: none, of every query and key head by itself, or of all queries together and all keys together."""
+    rotates_neighbours: bool = False
+    """True: elements 2i and 2i + 1 of a head are rotated together; else i and i + half of what is rotated."""
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     """The norms of a layer, as its checkpoints name them."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class ModelConfig:
     max_position_embeddings: int
     rms_norm_eps: float
     rope: RopeSpec
-    """Of the layers that rotate; where they differ, of those that see everything."""
+    """Of the layers that see everything, if there are such; else of the first."""
     layers: tuple[LayerKind, ...]
     """One for each layer."""
     traits: Traits
@@ -140,23 +141,23 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
     fields.noting(lambda: _check_quantization(config), None)
     shape = _shape(fields, family)
     max_position = fields.integer("max_position_embeddings")
-    attention_bias = family.reads_attention_bias and fields.flag("attention_bias")
+    has_qkv_bias, has_o_bias = _attention_biases(fields, family)
     eps = config.get(family.norm_eps_field, family.default_norm_eps)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         fields.refuse(f"{family.norm_eps_field} is {eps!r}; allowed: a number between 0 and 1")
-    rope = fields.noting(lambda: read_rope(config, max_position, shape.head_dim), RopeSpec())
+    ropes = _ropes(fields, family, max_position, shape)
     windows = _windows(fields, shape.num_layers, family)
     found = ModelConfig(
         architecture=family.architecture,
         shape=shape,
         max_position_embeddings=max_position,
         rms_norm_eps=eps,
-        rope=rope,
-        layers=family.layers(fields, tuple(LayerKind(rope, window) for window in windows)),
+        rope=next((one for one, window in zip(ropes, windows) if window is None), ropes[0]),
+        layers=family.layers(fields, tuple(LayerKind(*of_layer) for of_layer in zip(ropes, windows))),
         traits=family.traits(fields),
         activation=activation,
-        has_qkv_bias=attention_bias or family.has_qkv_bias,
-        has_o_bias=attention_bias,
+        has_qkv_bias=has_qkv_bias,
+        has_o_bias=has_o_bias,
         has_mlp_bias=family.reads_mlp_bias and fields.flag("mlp_bias"),
         tie_word_embeddings=fields.flag("tie_word_embeddings", family.default_is_tied),
         eos_token_ids=_token_ids(fields, generation, shape.vocab_size),
@@ -197,6 +198,36 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path.name} holds no JSON object")
     return value
+
+
+def _attention_biases(fields: Fields, family: ModelFamily) -> tuple[bool, bool]:
+    """Whether q, k and v have a bias, and whether o has one."""
+    if not family.reads_attention_bias:
+        return family.has_qkv_bias, False
+    of_qkv, of_o = fields.flag("attention_bias", family.default_attention_bias), family.o_bias_field
+    if of_o == "attention_bias":
+        return of_qkv, of_qkv
+    return of_qkv, of_o is not None and fields.flag(of_o)
+
+
+def _ropes(fields: Fields, family: ModelFamily, max_position: int, shape: ModelShape) -> list[RopeSpec]:
+    """The rope of each layer."""
+
+    def read(layer_type: str | None) -> RopeSpec:
+        return read_rope(
+            fields.raw,
+            max_position,
+            shape.head_dim,
+            default_theta=family.default_theta,
+            default_partial=family.default_partial,
+            layer_type=layer_type,
+        )
+
+    names = fields.raw.get("layer_types")
+    if not family.has_rope_per_layer_type or not isinstance(names, list) or len(names) != shape.num_layers:
+        return [fields.noting(lambda: read(None), RopeSpec())] * shape.num_layers
+    of_type = {name: fields.noting(partial(read, name), RopeSpec()) for name in dict.fromkeys(map(str, names))}
+    return [of_type[str(name)] for name in names]
 
 
 def _windows(fields: Fields, num_layers: int, family: ModelFamily) -> list[int | None]:

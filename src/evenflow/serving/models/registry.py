@@ -17,6 +17,12 @@ _FILES = (
     "mistral",
     "qwen2",
     "qwen3",
+    "granite",
+    "phi3",
+    "smollm3",
+    "olmo2",
+    "glm4",
+    "helium",
 )
 """Modules of ``families``, each of which holds a FAMILY."""
 

@@ -17,13 +17,15 @@ import torch
 
 from evenflow.base.errors import ConfigError, ModelError
 from evenflow.serving.backends.devices.weight_products import Weight
+from evenflow.serving.core.shape import BLOCK_OF
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.attention_block import AttentionBlock
 from evenflow.serving.models.decoder_layer import LayerWeights
 from evenflow.serving.models.gated_mlp import FeedForward
 from evenflow.serving.models.matrices import Matrices
 from evenflow.serving.models.model_config import ModelConfig
-from evenflow.serving.models.stored.stored_weights import open_weights
+from evenflow.serving.models.stored.fused_weights import FusedWeights
+from evenflow.serving.models.stored.stored_weights import StoredWeights, open_weights
 from evenflow.serving.models.weight_source import WeightSource
 from evenflow.serving.quant.matrix_cache import MatrixCache
 from evenflow.serving.quant.schemes import Quantization
@@ -45,6 +47,22 @@ class ModelWeights:
     """The embedding itself where they are tied."""
 
 
+def _fused_pieces(config: ModelConfig) -> dict[str, tuple[str, range]]:
+    """By the name of a tensor that is stored in another one: that one's name, and which rows of it."""
+    pieces: dict[str, tuple[str, range]] = {}
+    biases = {"self_attn": config.has_qkv_bias, "mlp": config.has_mlp_bias}
+    for layer in range(config.shape.num_layers):
+        for whole, modules in config.family.fused.items():
+            block, first = BLOCK_OF[modules[0]], 0
+            for module in modules:
+                rows = range(first, first + config.shape.module_widths(module)[1])
+                first = rows.stop
+                for kind in ("weight", "bias") if biases[block] else ("weight",):
+                    prefix = f"model.layers.{layer}.{block}."
+                    pieces[f"{prefix}{module}.{kind}"] = f"{prefix}{whole}.{kind}", rows
+    return pieces
+
+
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a folder with this config must hold."""
     shape, family = config.shape, config.family
@@ -58,6 +76,8 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     tensors["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
         tensors["lm_head.weight"] = (shape.vocab_size, hidden)
+    for name, (whole, rows) in _fused_pieces(config).items():
+        tensors[whole] = (rows.stop, *tensors.pop(name)[1:])
     return tensors
 
 
@@ -75,7 +95,8 @@ def load_weights(
     ``quantization``: what becomes of the matrices; None: they stay as they are stored. ``cache``: what was made before.
     """
     shard = shard or Shard(config.shape, 0, 1)
-    with open_weights(path) as stored:
+    with open_weights(path) as opened:
+        stored: StoredWeights = opened
         _check(stored.shapes, config, Path(path))
         if quantization is not None and stored.is_quantised:
             raise ConfigError(
@@ -83,6 +104,9 @@ def load_weights(
                 f"({stored.description}): leave it out"
             )
         log.info("weights: %s%s", stored.description, "" if quantization is None else f", quantised to {quantization.name}")
+        pieces = _fused_pieces(config)
+        if pieces:
+            stored = FusedWeights(stored, pieces)
         matrices = Matrices(stored, dtype, device, quantization, cache)
         source = WeightSource(stored, matrices, dtype, device, shard)
         vocabulary = shard.vocabulary()

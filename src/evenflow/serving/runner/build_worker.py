@@ -22,7 +22,7 @@ from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model
 from evenflow.serving.models.model_config import ModelConfig, load_config
-from evenflow.serving.models.rope_table import rope_table
+from evenflow.serving.models.rope_table import rope_tables
 from evenflow.serving.parallel.sharded_lora import ExchangedLoRA
 from evenflow.serving.runner.forward import EagerForward, Forward, GraphedForward, graph_sizes
 from evenflow.serving.runner.membership import Membership, backend_names
@@ -60,9 +60,12 @@ def build_worker(
     num_pages = membership.smallest(arena_pages(config, layout, device))
     max_model_len = context_length(config, model_config, layout, num_pages)
     storage = Storage(layout, num_pages, dtype, device)
-    cos_PD, sin_PD = rope_table(model_config.rope, layout.shape.head_dim, max_model_len)
+    ropes = [kind.rope for kind in model_config.layers]
+    cos_PD, sin_PD, rope_of_layer = rope_tables(ropes, layout.shape.head_dim, max_model_len)
     names = backend_names(config, device, dtype, layout.shape)
-    attention = ATTENTION_BACKENDS.load(names.attention)(storage, cos_PD, sin_PD, model_config.attention_scale)
+    attention = ATTENTION_BACKENDS.load(names.attention)(
+        storage, cos_PD, sin_PD, model_config.attention_scale, rope_of_layer=rope_of_layer
+    )
     lora: LoRABackend = LORA_BACKENDS.load(names.lora)(storage)
     if shard is not None and shard.exchanged:
         lora = ExchangedLoRA(lora, shard, group)
