@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from model_harness import Harness
+from safetensors.torch import load_file, save_file
 from thread_ranks import on_ranks
 
+from evenflow.base.errors import AdapterRejected
 from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.page_image import page_image
 from evenflow.serving.adapters.peft_reader import BaseModel, read_adapter
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.model_config import load_config
+from evenflow.serving.models.random.random_adapter import make_adapter
+from evenflow.serving.models.random.random_model import make_model
 from evenflow.serving.models.registry import FAMILIES
 from evenflow.serving.parallel.rank_group import RankGroup
 from tolerances import FP32_LOGITS
@@ -58,6 +62,8 @@ LONGROPE = {
     },
     "original_max_position_embeddings": 64,
 }
+CLOVAX = {**GRANITE, "attention_multiplier": None}
+FULL = ["full_attention", "full_attention"]
 CASES = {
     "LlamaForCausalLM": Case([{}, {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu", "head_dim": 32}]),
     "MistralForCausalLM": Case([{"sliding_window": None}]),
@@ -69,6 +75,18 @@ CASES = {
     "Olmo2ForCausalLM": Case([{}, {"attention_bias": True}]),
     "Glm4ForCausalLM": Case([{"head_dim": 32}], fused=True),
     "HeliumForCausalLM": Case([{"head_dim": 16}]),
+    "HyperCLOVAXForCausalLM": Case([GRANITE, CLOVAX]),
+    "GemmaForCausalLM": Case([{"head_dim": 32}, {"head_dim": 16, "hidden_act": "gelu", "attention_bias": True}]),
+    "GlmForCausalLM": Case([{"head_dim": 32}], fused=True),
+    "SeedOssForCausalLM": Case([{"head_dim": 16}, {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True}]),
+    "Ernie4_5ForCausalLM": Case([{"head_dim": 32}, {"head_dim": 16, "use_bias": True, "tie_word_embeddings": False}]),
+    "CohereForCausalLM": Case([{"logit_scale": 0.7}]),
+    "Exaone4ForCausalLM": Case(
+        [{"sliding_window": None, "layer_types": FULL}, {"sliding_window": 64, "sliding_window_pattern": 2}]
+    ),
+    "MinistralForCausalLM": Case(
+        [{"head_dim": 16, "sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}]
+    ),
 }
 ALL = [(name, i) for name in FAMILIES for i in range(len(CASES[name].fields) if name in CASES else 1)]
 
@@ -207,3 +225,13 @@ def test_ranks_of_a_family_say_what_one_says(tmp_path, transformers, architectur
         assert tokens == expected_tokens
         for found, expected in zip(logits, expected_logits):
             torch.testing.assert_close(found, expected, rtol=0, atol=FP32_LOGITS)
+
+
+def test_a_norm_that_the_base_model_lacks_is_refused(tmp_path):
+    config = make_model(tmp_path / "base", architectures=["Olmo2ForCausalLM"], model_type="olmo2")
+    folder = make_adapter(tmp_path / "a", config, target_modules=["q_proj"], modules_to_save=["input_layernorm"])
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.model.model.layers.1.input_layernorm.weight"] = torch.ones(64)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterRejected, match="input_layernorm of layer 1 has a weight here, but the base model has no such"):
+        read_adapter(folder, BaseModel(config.shape, BaseWeights(tmp_path / "base")))

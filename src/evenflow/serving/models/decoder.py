@@ -18,7 +18,7 @@ from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.backends.lora.side_weights import SidedLoRA
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.decoder_layer import Layer
-from evenflow.serving.models.layers import RMSNorm
+from evenflow.serving.models.layers import NORMS, Norm
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.weights import ModelWeights
 from evenflow.serving.parallel.group import Group, OneRank
@@ -44,7 +44,7 @@ class Decoder:
         make = config.family.load("layer")
         while weights.layers:
             self._layers.append(make(len(self._layers), weights.layers.popleft(), config, shape, group))
-        self._norm = RMSNorm(weights.norm, config.rms_norm_eps)
+        self._norm: Norm = NORMS[config.family.norm](weights.norm, config.rms_norm_eps)
         self._head = _head(config, weights.head, group)
         self._attention: AttentionBackend | None = None
         self._lora: LoRABackend | None = None
@@ -57,7 +57,7 @@ class Decoder:
         for layer, name, norm in self._norms():
             norm.own = None if side is None else partial(side.norm, layer, name)
 
-    def _norms(self) -> Iterator[tuple[int, str, RMSNorm]]:
+    def _norms(self) -> Iterator[tuple[int, str, Norm]]:
         """Norms that adapters may have their own weight for: (layer, its name in checkpoints, norm); layer -1 is the last."""
         for layer in self._layers:
             for name, norm in layer.norms.items():
@@ -94,6 +94,8 @@ def _embedding(config: ModelConfig, weight_PH: Weight, first: int, group: Group)
     multiplier = config.traits.embedding_multiplier
     if multiplier == 1:
         return Embedding(weight_PH, first, group)
+    if config.traits.is_embedding_multiplier_rounded:
+        multiplier = float(torch.tensor(multiplier, dtype=weight_PH.dtype))
     return ScaledEmbedding(weight_PH, multiplier, first, group)
 
 

@@ -17,7 +17,7 @@ from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.models.attention_block import AttentionBlock, AttentionWeights
 from evenflow.serving.models.gated_mlp import FeedForward
-from evenflow.serving.models.layers import RMSNorm
+from evenflow.serving.models.layers import NORMS, Norm
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.parallel.group import Group
 
@@ -42,7 +42,7 @@ class Layer(Protocol):
         ...
 
     @property
-    def norms(self) -> Mapping[str, RMSNorm]:
+    def norms(self) -> Mapping[str, Norm]:
         """Norms that adapters may have weights of their own for, by their names in checkpoints."""
         ...
 
@@ -61,7 +61,8 @@ class LayerParts:
 
     def __init__(self, index: int, weights: LayerWeights, config: ModelConfig, shape: ModelShape, group: Group) -> None:
         self.index = index
-        self.norms: dict[str, RMSNorm] = {name: RMSNorm(w, config.rms_norm_eps) for name, w in weights.norms.items()}
+        make = NORMS[config.family.norm]
+        self.norms: dict[str, Norm] = {name: make(weight, config.rms_norm_eps) for name, weight in weights.norms.items()}
         self._attention = AttentionBlock(weights.attention, config, shape, index, group)
         self._mlp: FeedForward = config.family.load("mlp")(weights.mlp, config, index, group)
 

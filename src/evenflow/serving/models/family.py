@@ -17,6 +17,9 @@ from evenflow.serving.models.rope import RopeSpec
 Activation = Literal["silu", "gelu", "gelu tanh"]
 """What is applied to the gate of an MLP: silu, the exact gelu, or its approximation by tanh."""
 
+NormKind = Literal["rms", "rms 1 + w", "layer"]
+"""RMS norm; RMS norm whose weight is stored less 1; layer norm with a weight and no bias."""
+
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -44,6 +47,8 @@ class Traits:
 
     embedding_multiplier: float = 1.0
     """Multiplies what the token embedding says."""
+    is_embedding_multiplier_rounded: bool = False
+    """True: it is first rounded to the dtype of the weights."""
     residual_multiplier: float = 1.0
     """Multiplies what attention and MLP add to the residual stream."""
     attention_scale: float | None = None
@@ -77,15 +82,19 @@ class ModelFamily:
 
     # How config.json is read.
     reads_attention_bias: bool = False
-    """True: ``attention_bias`` says whether q, k, v and o have a bias. Else the field means nothing."""
+    """True: a field says whether q, k, v and o have a bias. Else they have none, whatever the config holds."""
+    attention_bias_field: str = "attention_bias"
+    """Its name."""
     default_attention_bias: bool = False
     """That field where it is missing."""
     o_bias_field: str | None = "attention_bias"
-    """Where ``attention_bias`` counts: the field that says whether o has a bias; None: it has none."""
+    """The field that says whether o has a bias, where one does so for q, k and v; None: it has none."""
     has_qkv_bias: bool = False
     """True: q, k and v always have a bias."""
     reads_mlp_bias: bool = False
-    """True: ``mlp_bias`` says whether the three linears of the MLP have a bias. Else the field means nothing."""
+    """True: a field says whether the three linears of the MLP have a bias. Else they have none."""
+    mlp_bias_field: str = "mlp_bias"
+    """Its name."""
     default_num_kv_heads: int | None = None
     """``num_key_value_heads`` where it is missing; None: as many as attention heads."""
     default_head_dim: int | None = None
@@ -99,7 +108,9 @@ class ModelFamily:
     default_is_tied: bool = False
     """``tie_word_embeddings`` where it is missing."""
     activation_field: str = "hidden_act"
-    """Names the activation of the MLP, by ``ACTIVATIONS``."""
+    """Names the activation of the MLP."""
+    activations: Mapping[str, Activation] = field(default_factory=lambda: ACTIVATIONS)
+    """What the names mean."""
     default_activation: str = "silu"
     """That field where it is missing."""
     sliding_window: Literal["layer types", "if used", "always"] = "layer types"
@@ -117,8 +128,10 @@ class ModelFamily:
     """Changes the kinds of the layers, one for each, as read from the fields that all families share."""
 
     # What it computes.
+    norm: NormKind = "rms"
+    """The kind of all norms."""
     qk_norm: Literal["none", "heads", "whole"] = "none"
-    """RMS norm before rope: none, of every query and key head by itself, or of all queries together and all keys together."""
+    """A norm before rope: none, of every query and key head by itself, or of all queries together and all keys together."""
     rotates_neighbours: bool = False
     """True: elements 2i and 2i + 1 of a head are rotated together; else i and i + half of what is rotated."""
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
@@ -138,4 +151,4 @@ class ModelFamily:
         return getattr(importlib.import_module(module), attribute)
 
 
-__all__ = ["ACTIVATIONS", "Activation", "LayerKind", "ModelFamily", "Traits"]
+__all__ = ["ACTIVATIONS", "Activation", "LayerKind", "ModelFamily", "NormKind", "Traits"]

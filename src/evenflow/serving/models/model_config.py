@@ -16,7 +16,7 @@ from typing import Any
 
 from evenflow.base.errors import ModelError
 from evenflow.serving.core.shape import ModelShape
-from evenflow.serving.models.family import ACTIVATIONS, Activation, LayerKind, ModelFamily, Traits
+from evenflow.serving.models.family import Activation, LayerKind, ModelFamily, Traits
 from evenflow.serving.models.fields import Fields
 from evenflow.serving.models.generation_config import read_generation_config, sampling_defaults
 from evenflow.serving.models.registry import FAMILIES, family_of
@@ -42,6 +42,8 @@ FOREIGN: Mapping[str, tuple[Any, ...]] = {
     "num_experts": (None, 0),
     "no_rope_layers": (None, []),
     "no_rope_layer_interval": (None,),
+    "use_qk_norm": (None, False),
+    "use_bidirectional_attention": (None, False),
     "is_encoder_decoder": (None, False),
     "add_cross_attention": (None, False),
 }
@@ -137,7 +139,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
     for name, neutral in FOREIGN.items():
         if name in config and name not in family.honours and config[name] not in neutral:
             fields.refuse(f"{name} is {config[name]!r}; a {family.model_type} model with it is not supported")
-    activation = fields.choice(family.activation_field, family.default_activation, ACTIVATIONS)
+    activation = fields.choice(family.activation_field, family.default_activation, family.activations)
     fields.noting(lambda: _check_quantization(config), None)
     shape = _shape(fields, family)
     max_position = fields.integer("max_position_embeddings")
@@ -158,7 +160,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
         activation=activation,
         has_qkv_bias=has_qkv_bias,
         has_o_bias=has_o_bias,
-        has_mlp_bias=family.reads_mlp_bias and fields.flag("mlp_bias"),
+        has_mlp_bias=family.reads_mlp_bias and fields.flag(family.mlp_bias_field),
         tie_word_embeddings=fields.flag("tie_word_embeddings", family.default_is_tied),
         eos_token_ids=_token_ids(fields, generation, shape.vocab_size),
         bos_token_id=fields.optional_id("bos_token_id"),
@@ -204,8 +206,8 @@ def _attention_biases(fields: Fields, family: ModelFamily) -> tuple[bool, bool]:
     """Whether q, k and v have a bias, and whether o has one."""
     if not family.reads_attention_bias:
         return family.has_qkv_bias, False
-    of_qkv, of_o = fields.flag("attention_bias", family.default_attention_bias), family.o_bias_field
-    if of_o == "attention_bias":
+    of_qkv, of_o = fields.flag(family.attention_bias_field, family.default_attention_bias), family.o_bias_field
+    if of_o == family.attention_bias_field:
         return of_qkv, of_qkv
     return of_qkv, of_o is not None and fields.flag(of_o)
 

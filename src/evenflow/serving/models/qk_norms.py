@@ -75,6 +75,8 @@ def qk_norm(
     """What computes it; None: nothing. ``shape``: of the rank."""
     if weights is None:
         return None
+    if config.family.norm == "rms 1 + w":
+        weights = 1 + weights[0].float(), 1 + weights[1].float()
     if config.family.qk_norm == "heads":
         return HeadNorm(*weights, shape.num_heads, shape.num_kv_heads, config.rms_norm_eps)
     return WholeNorm(*weights, config.shape.num_kv_heads, shape.head_dim, config.rms_norm_eps, group)

@@ -23,6 +23,14 @@ _FILES = (
     "olmo2",
     "glm4",
     "helium",
+    "gemma",
+    "glm",
+    "seed_oss",
+    "ernie4_5",
+    "cohere",
+    "exaone4",
+    "ministral",
+    "hyperclovax",
 )
 """Modules of ``families``, each of which holds a FAMILY."""
 
