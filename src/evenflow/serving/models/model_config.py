@@ -93,6 +93,11 @@ class ModelConfig:
         """How many tokens a token of each layer sees, itself included; None: all of a sequence of ``max_len`` tokens."""
         return tuple(None if kind.window is None or kind.window >= max_len else kind.window for kind in self.layers)
 
+    def kept_window(self, max_len: int) -> int | None:
+        """How many tokens back, at most, any layer sees in sequences of ``max_len`` tokens; None: some layer sees them all."""
+        windows = [window for window in self.windows(max_len) if window is not None]
+        return max(windows) if len(windows) == len(self.layers) else None
+
     def context_length(self, requested: int | None = None) -> int:
         """Tokens a sequence may have, prompt and output. ``requested`` None: as many as the model supports.
 
