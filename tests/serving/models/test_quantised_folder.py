@@ -19,10 +19,15 @@ from evenflow.serving.text import Tokenizer
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+FUSED = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "sliding_window": None}
+
+
+@pytest.fixture(
+    scope="module", params=[{}, {"tie_word_embeddings": True}, FUSED], ids=["untied", "tied", "linears stored as one"]
+)
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    make_model(path, tie_word_embeddings=request.param)
+    make_model(path, **request.param)
     return path
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from evenflow.base.errors import ConfigError, ModelError
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.backends.devices.weight_products import Weight
 from evenflow.serving.core.shape import BLOCK_OF
 from evenflow.serving.core.shard import Shard
@@ -89,6 +90,7 @@ def load_weights(
     shard: Shard | None = None,
     quantization: Quantization | None = None,
     cache: MatrixCache | None = None,
+    tell: Tell = tell_nobody,
 ) -> ModelWeights:
     """Read the folder's weights, or one rank's shard. Raises ModelError naming missing, left-over or misshapen tensors.
 
@@ -122,7 +124,12 @@ def load_weights(
                 raise ModelError(
                     f"{path}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight"
                 )
-        layers = deque(_layer(source, config, layer) for layer in range(config.shape.num_layers))
+        what, num_layers = "loading weights" if quantization is None else "quantising weights", config.shape.num_layers
+        layers: deque[LayerWeights] = deque()
+        tell(what, 0, num_layers)
+        for layer in range(num_layers):
+            layers.append(_layer(source, config, layer))
+            tell(what, layer + 1, num_layers)
         return ModelWeights(embedding=embedding, layers=layers, norm=source.tensor("model.norm.weight"), head=head)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import format_size, free_memory_bytes, total_memory_bytes
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.bounded_reading import BoundedReading
 from evenflow.serving.adapters.reading import AdapterReading, InProcessReading
@@ -44,14 +45,21 @@ class BuiltWorker:
 
 
 def build_worker(
-    config: EngineConfig, model_config: ModelConfig, membership: Membership, sampler: Sampler | None, host_rows: HostSide
+    config: EngineConfig,
+    model_config: ModelConfig,
+    membership: Membership,
+    sampler: Sampler | None,
+    host_rows: HostSide,
+    tell: Tell = tell_nobody,
 ) -> BuiltWorker:
     """Load the rank's weights, lay out its arena, compile the kernels. ``sampler``: None on ranks that sample nothing.
 
     All ranks of the group call it, with the same config. Raises ModelError or ConfigError.
     """
     device, dtype, shard, group = membership.device, membership.dtype, membership.shard, membership.group
-    model = load_model(config.model, model_config, dtype, device, group, shard, config.quantization, matrix_folder(config))
+    model = load_model(
+        config.model, model_config, dtype, device, group, shard, config.quantization, matrix_folder(config), tell
+    )
     if shard is None:
         layout = ArenaLayout(model_config.shape, dtype.itemsize, config.page_tokens)
     else:
@@ -72,7 +80,7 @@ def build_worker(
     )
     forward: Forward = GraphedForward(eager, graph_sizes(config.max_num_seqs)) if is_graphed else eager
     worker = Worker(model, storage, attention, lora, sampler, host_rows, forward=forward)
-    worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs)
+    worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs, tell)
     return BuiltWorker(worker, layout, num_pages, max_model_len, names)
 
 

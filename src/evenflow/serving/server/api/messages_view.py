@@ -81,6 +81,7 @@ class MessagesView:
         """The whole message."""
         (choice,) = choices
         said = read_whole(running.call.form.reader(), choice.text)
+        running.called_tools(0, len(said.calls))
         blocks = [Block("thinking", thinking=said.reasoning, signature="")] if said.reasoning else []
         if said.content or not said.calls:
             blocks.append(Block("text", text=said.content))
@@ -120,6 +121,7 @@ class MessagesWriter:
         gained = self._reader.feed(output.text)
         if output.finish_reason is not None:
             gained.add(self._reader.finish())
+            self._running.called_tools(0, self._reader.num_calls)
             self._end = _stop(output.finish_reason, output.stop_reason, self._reader.num_calls)
         return self._told(gained)
 

@@ -29,6 +29,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.AdapterNotFound: (404, "invalid_request_error", "model_not_found"),
     errors.InvalidKey: (401, "authentication_error", "invalid_api_key"),
     errors.NotAllowed: (403, "permission_error", "not_allowed"),
+    errors.BudgetSpent: (429, "insufficient_quota", "insufficient_quota"),
     errors.ClientOverLimit: (429, "rate_limit_error", "rate_limit_exceeded"),
     errors.SLOUnreachable: (503, "server_error", "slo_unreachable"),
     errors.ServerFull: (503, "server_error", "server_is_overloaded"),
@@ -103,6 +104,8 @@ def headers_of(error: BaseException) -> dict[str, str]:
     if not math.isfinite(error.retry_after_s):
         return {"x-should-retry": "false"}
     wait_s = max(error.retry_after_s, 0.001)
+    if isinstance(error, errors.BudgetSpent):  # clients would try again in vain, long before the month ends
+        return {"retry-after": str(math.ceil(wait_s)), "x-should-retry": "false"}
     return {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
 
 
