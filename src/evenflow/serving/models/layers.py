@@ -59,6 +59,7 @@ class RMSNorm:
         self._weight_H, self._eps = weight_H.contiguous(), np.float32(eps)
         self._width = weight_H.shape[0]
         self._weight_element = element_of(weight_H.dtype.itemsize) if _is_fused(weight_H) else None
+        self._weight_dtype = weight_H.dtype
         self._address = self._weight_H.data_ptr()
         self.own: OwnNorm | None = None
 
@@ -87,7 +88,8 @@ class RMSNorm:
             delta = delta_TH.data_ptr()
         out_TH = torch.empty_like(x_TH)
         num_rows, width = x_TH.shape
-        element, threads = element_of(x_TH.dtype.itemsize), _num_threads(num_rows * width, _SERIAL_NORM_ELEMENTS)
+        element = self._weight_element if x_TH.dtype == self._weight_dtype else element_of(x_TH.dtype.itemsize)
+        threads = _num_threads(num_rows * width, _SERIAL_NORM_ELEMENTS)
         pointwise_cpu.add_and_norm(
             element,
             self._weight_element,
