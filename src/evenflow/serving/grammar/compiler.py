@@ -10,7 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evenflow.base.errors import ConstraintFailed, InvalidRequest
 from evenflow.serving.core.structured import MAX_CHOICES, StructuredOutputs
@@ -85,8 +85,9 @@ def grammar_text(constraint: StructuredOutputs) -> str:
     kind = constraint.kind
     if kind in ("json", "json_object"):
         schema = {"type": "object"} if kind == "json_object" else read_schema(constraint.json or "", "json")
-        whitespace = constraint.whitespace_pattern or WHITESPACE
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": whitespace})
+        whitespace = WHITESPACE if constraint.whitespace_pattern is None else constraint.whitespace_pattern
+        style: dict[str, Any] = {"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=style)
     if kind == "regex":
         return LLMatcher.grammar_from_regex(ascii_classes(constraint.regex or ""))
     if kind == "choice":
