@@ -10,7 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evenflow.base.errors import ConstraintFailed, InvalidRequest
 from evenflow.serving.core.structured import MAX_CHOICES, StructuredOutputs
@@ -86,8 +86,9 @@ def grammar_text(constraint: StructuredOutputs) -> str:
     if kind in ("json", "json_object"):
         schema = {"type": "object"} if kind == "json_object" else read_schema(constraint.json or "", "json")
         whitespace = WHITESPACE if constraint.whitespace_pattern is None else constraint.whitespace_pattern
-        style: dict[str, Any] = {"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=style)
+        return LLMatcher.grammar_from_json_schema(
+            json.dumps(schema), overrides={"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
+        )
     if kind == "regex":
         return LLMatcher.grammar_from_regex(ascii_classes(constraint.regex or ""))
     if kind == "choice":
