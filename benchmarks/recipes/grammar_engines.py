@@ -7,9 +7,10 @@
 environment.
 
 Coverage: each schema of the suite is compiled as the engine's users would (llguidance behind the server's own reading of
-schemas; xgrammar in its strict mode, which is its default, and without), and each of its instances is given as text. An engine that takes an instance
-which the suite calls invalid would let an answer through that does not validate: that is a fault. One that refuses a valid
-instance narrows what may be said, which is harmless as long as something is left; one that refuses a schema says so.
+schemas; xgrammar in its strict mode, which is its default, and without), and each of its instances is given as text. An
+engine that takes an instance which the suite calls invalid would let an answer through that does not validate: that is a
+fault. One that refuses a valid instance narrows what may be said, which is harmless as long as something is left; one that
+refuses a schema says so.
 
 Speed: the suite's schemas and those of ``tests/serving/grammar/random_schemas.py``, which real clients' resemble more. A
 mask is computed before each token of a text that the schema allows.
@@ -243,7 +244,7 @@ def main() -> None:
     parser.add_argument("--schemas", type=int, default=200)
     args = parser.parse_args()
     sys.path.insert(0, str(SCHEMAS))
-    from random_schemas import SchemaMaker  # type: ignore[import-not-found]
+    from random_schemas import SchemaMaker
 
     maker = SchemaMaker(1)
     random = [maker.schema() for _ in range(args.schemas)]
