@@ -47,10 +47,8 @@ class Sampler:
         finite_L = torch.isfinite(logits_LV.sum(-1, dtype=torch.float32))
         values_LV = logits_LV
         refused: dict[int, str] = {}
-        ruled = [i for i, spec in enumerate(specs) if self._rules.concern(spec)]
-        if ruled:
-            values_LV = logits_LV.to(torch.float32, copy=True)
-            refused = self._rules.apply(values_LV, ruled, specs)
+        if any(map(self._rules.concern, specs)):
+            values_LV, refused = self._rules.apply(logits_LV, specs)
             for i in refused:
                 values_LV[i].zero_()
         ids_L = values_LV.argmax(-1)
