@@ -38,7 +38,7 @@ checkOrder(JSON.parse(whole.choices[0].message.tool_calls[0].function.arguments)
 const costs = [];
 const runner = client.chat.completions.runTools({
   ...asked,
-  max_tokens: 60,
+  max_tokens: 200,
   tools: [
     {
       type: "function",
