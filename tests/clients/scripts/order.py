@@ -6,7 +6,7 @@ import sys
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 BASE = sys.argv[1]
 QUESTION = "Where is the bakery?"
@@ -22,6 +22,8 @@ class Goods(str, Enum):  # noqa: UP042 - as the frameworks' own examples write i
 
 class Order(BaseModel):
     """An order in a shop."""
+
+    model_config = ConfigDict(extra="forbid")
 
     what: Goods
     number: int = Field(ge=1, le=9)
