@@ -5,13 +5,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 REAL   ?= $(HOME)/.cache/evenflow/real-demo
 PYTEST := $(BIN)/python -m pytest
-LOCKED := --extra test --extra dev --extra cluster --extra mcbench --extra train
+LOCKED := --extra test --extra dev --extra cluster --extra mcbench --extra train --extra gguf --extra postgres --extra otel --extra remote
 # torch decides between CPU and CUDA, so it and what only its CUDA build wants are installed before the locked packages.
 OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
     nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-console console test-hostile soak gpu check docs reference picture lock sbom wheel format clean help
+.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-otel test-console console test-hostile soak gpu check docs reference picture papers lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -69,6 +69,10 @@ test-remote: $(STAMP)  ## adapters at s3://, accounts in PostgreSQL (the machine
 	@$(PYTHON) tests/remote/environment.py
 	@PYTHONPATH=src $(HOME)/.cache/evenflow/env-remote/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/remote
 
+test-otel: $(STAMP)  ## traces against a collector, with OpenTelemetry's SDK, in an environment over the project's own (a minute, 20 MB)
+	@$(PYTHON) tests/otel/environment.py $(abspath $(BIN)/python)
+	@PYTHONPATH=src $(HOME)/.cache/evenflow/env-otel/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/otel
+
 test-vllm:  ## fairness inside vLLM, in an environment of its own that is built on first use (CPU build, 8 minutes, 4.1 GB)
 	@$(PYTHON) tests/vllm/environment.py
 	@$(HOME)/.cache/evenflow/env-vllm/bin/python -m pytest -p no:cacheprovider tests/vllm
@@ -101,6 +105,9 @@ reference: $(STAMP)  ## write the generated pages of the manual from the code
 picture: $(STAMP)  ## run the demo and show it in the README (HARDWARE=name of this machine)
 	@$(BIN)/evenflow demo --report demo-report.html | tee benchmarks/results/demo--$(or $(HARDWARE),epyc-2-cores).txt
 	@PYTHONPATH=tools $(BIN)/python -m reference.picture demo-report.html benchmarks/results/demo--$(or $(HARDWARE),epyc-2-cores).txt
+
+papers: $(STAMP)  ## the tables and figures of the three papers into ./papers; begins nothing after an hour, the same command continues
+	@$(BIN)/python benchmarks/papers.py --out papers
 
 lock: $(STAMP)  ## write requirements.lock: every package that is installed, with the hashes of its files
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[release]'

@@ -85,4 +85,4 @@ def test_every_folder_of_tests_is_run_by_default_or_has_an_environment_of_its_ow
     root = Path(__file__).parents[1]
     paths = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["testpaths"]
     there = {f"tests/{path.name}" for path in (root / "tests").iterdir() if path.is_dir() and any(path.rglob("test_*.py"))}
-    assert there - set(paths) == {f"tests/{name}" for name in ("clients", "console", "on_ray", "remote", "vllm")}
+    assert there - set(paths) == {f"tests/{name}" for name in ("clients", "console", "on_ray", "otel", "remote", "vllm")}

@@ -40,10 +40,13 @@ from evenflow.serving.core.request import RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.core.shape import MODULES, SITES, ModelShape
 from evenflow.serving.memory.layout import ArenaLayout, place
+from evenflow.serving.models.attention_block import AttentionWeights
 from evenflow.serving.models.decoder import Decoder
+from evenflow.serving.models.decoder_layer import LayerWeights
+from evenflow.serving.models.gated_mlp import GatedMLPWeights
 from evenflow.serving.models.model_config import load_config
 from evenflow.serving.models.rope_table import rope_table
-from evenflow.serving.models.weights import LayerWeights, ModelWeights
+from evenflow.serving.models.weights import ModelWeights
 from evenflow.serving.runner.forward import EagerForward, GraphedForward
 from evenflow.serving.runner.sampler import Sampler
 
@@ -133,12 +136,12 @@ def random_model(shape: ModelShape, dtype: torch.dtype, device: torch.device, co
     hidden, inter, qkv = shape.hidden_size, shape.intermediate_size, shape.q_width + 2 * shape.kv_width
     layers = deque(
         LayerWeights(
-            attention_norm=ones(), qkv=noise(qkv, hidden), qkv_bias=None, q_norm=None, k_norm=None,
-            o=noise(hidden, shape.q_width), o_bias=None, mlp_norm=ones(), gate_up=noise(2 * inter, hidden),
-            gate_up_bias=None, down=noise(hidden, inter), down_bias=None,
+            norms={"input_layernorm": ones(), "post_attention_layernorm": ones()},
+            attention=AttentionWeights(noise(qkv, hidden), None, noise(hidden, shape.q_width), None),
+            mlp=GatedMLPWeights(noise(2 * inter, hidden), None, noise(hidden, inter), None),
         )
         for _ in range(shape.num_layers)
-    )  # fmt: skip
+    )
     weights = ModelWeights(noise(shape.vocab_size, hidden), layers, ones(), noise(shape.vocab_size, hidden))
     return Decoder(config, weights)
 

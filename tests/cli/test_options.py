@@ -47,6 +47,7 @@ GIVEN = {
     "tokenizer": ("t", Path("t")),
     "quantization": ("int8", "int8"),
     "log_level": ("critical", "error"),
+    "log_format": ("json", "json"),
 }
 """Options of the engine but switches: what is written, and what it means."""
 SWITCHES = {"enable_prefix_caching": False, "enforce_eager": True}

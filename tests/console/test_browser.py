@@ -44,7 +44,7 @@ class Server:
         self.clients.write_text(
             f'[admin]\napi_keys = ["{hash_of("key-admin")}"]\n'
             f'[clients.alice]\nweight = 2.0\nrequests_per_minute = 6000\napi_keys = ["{hash_of(alice)}"]\n'
-            f'[clients.bob]\napi_keys = ["{hash_of("key-bob")}"]\n'
+            f'[clients.bob]\ntokens_per_month = 1000000000\napi_keys = ["{hash_of("key-bob")}"]\n'
             f'[clients.gate]\ngateway = true\napi_keys = ["{hash_of("key-gate")}"]\n'
         )
 
@@ -289,6 +289,9 @@ def test_usage_is_everybodys_for_administrators_and_a_clients_own(chromium, serv
     page.get_by_role("link", name="Usage").click()
     for name in ("alice", "bob"):
         page.get_by_role("cell", name=name, exact=True).first.wait_for()
+    budgets = page.get_by_role("region", name="Budgets of this month")
+    assert "of 1,000,000,000 (0 %)" in budgets.get_by_role("row", name="bob").inner_text()
+    assert budgets.get_by_text("alice").count() == 0
     page.get_by_label("By").select_option("day")
     page.get_by_role("columnheader", name="day").wait_for()
     assert page.get_by_role("cell", name="alice", exact=True).count() == 0
@@ -300,5 +303,6 @@ def test_usage_is_everybodys_for_administrators_and_a_clients_own(chromium, serv
     own.get_by_role("link", name="Usage").click()
     own.get_by_role("cell", name="alice", exact=True).first.wait_for()
     assert "bob" not in own.locator("main").inner_text()
+    assert own.get_by_role("region", name="Budgets of this month").count() == 0
     assert own.faults == []
     own.context.close()

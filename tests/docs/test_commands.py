@@ -26,7 +26,14 @@ ONE_SERVER = (
 )
 """Pages that speak to one server, in the order in which a reader meets them."""
 
-ALONE = ("operate/compression.md", "operate/usage.md", "operate/quantised.md", "operate/vllm.md", "guides/fairness.md")
+ALONE = (
+    "operate/compression.md",
+    "operate/usage.md",
+    "operate/quantised.md",
+    "operate/traces.md",
+    "operate/vllm.md",
+    "guides/fairness.md",
+)
 
 needs_curl = pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="curl and jq are not installed")
 

@@ -83,6 +83,9 @@ def test_a_batch_is_added_once_and_rows_are_read_and_forgotten(postgres):
     found = dict(store.read(0, FOREVER, "alice"))
     assert found == {key: Sums(2, 20, 4, 10, 15.0, 0.2, 0.4, 0.6) for key in rows}
     assert list(store.read(0, FOREVER, "bob")) == []
+    assert store.totals(0, FOREVER) == [("alice", "a", Sums(4, 40, 8, 20, 30.0, 0.4, 0.8, 1.2))]
+    assert [type(value) for value in (store.totals(3600, FOREVER)[0][2].requests, found.popitem()[1].service)] == [int, float]
+    assert store.totals(7200, FOREVER) == []
     assert store.prune(3600) == 1
     assert [key.hour_s for key, _ in store.read(0, FOREVER)] == [3600]
     store.close()

@@ -16,6 +16,12 @@ READ = {
     "`~/.cache`, below `HOME`.",
     "HOME": "See `XDG_CACHE_HOME`.",
     "VLLM_API_KEY": "A key of the operator's own, as `--api-key` takes it, which the list of processes does not show.",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "The collector that traces are sent to, its whole address; `--otlp-endpoint` goes "
+    "before it. Of OpenTelemetry's other variables the SDK reads its own.",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "The same without the path `/v1/traces`.",
+    "OTEL_TRACES_EXPORTER": "Another value than `otlp`: the two before have no meaning.",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "Another value than `http/protobuf`: they have none either.",
+    "OTEL_EXPORTER_OTLP_PROTOCOL": "The same.",
     "NUMBA_CACHE_DIR": "Where compiled kernels are kept; `--cache-dir` goes before it.",
     "TORCHELASTIC_RUN_ID": "Set by torchrun: `evenflow mcbench run` then is one of its ranks.",
     "TOKENIZERS_PARALLELISM": "Set to false for ranks of the benchmark, so that their tokenisers start no threads.",

@@ -13,6 +13,8 @@
     max_queued_requests = 64
     adapters = ["alice-*", "common"]     # the base model is always allowed
     gateway = true                       # her requests name their own client, as on an open server
+    tokens_per_month = 50000000          # a budget, also cost_per_month = "20.00" by the prices
+    over_budget = "slow"                 # beyond it her weight falls; else requests are refused
 
 Once this file is named, or a key is given on the command line, a key is needed, whatever the file holds, and it alone
 says who the client is: no header and no body field can move a request to another client, unless its key is a gateway's.
@@ -31,6 +33,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from evenflow.access.budget import Budget, BudgetFields, budget_of
 from evenflow.access.client_headers import CLIENT_HEADERS
 from evenflow.access.keys import hash_key, is_hash
 from evenflow.base.errors import ConfigError, InvalidKey, InvalidRequest, NotAllowed
@@ -54,7 +57,7 @@ class _Tier(msgspec.Struct, forbid_unknown_fields=True):
     weight: Weight = 1.0
 
 
-class _Client(msgspec.Struct, forbid_unknown_fields=True):
+class _Client(BudgetFields, forbid_unknown_fields=True):
     weight: Weight = 1.0
     tier: str | None = None
     api_keys: list[str] = []
@@ -85,6 +88,8 @@ class Client:
     adapters: tuple[str, ...] | None = None
     """Names or patterns (``*``, ``?``) of the adapters it may use; None: all."""
     is_admin: bool = False
+    budget: Budget | None = None
+    """For every month; None: none."""
     is_gateway: bool = False
     """Its requests name the client that pays, as on an open server."""
 
@@ -203,6 +208,7 @@ def read_directory(
             entry.tokens_per_minute,
             entry.max_queued_requests,
             None if entry.adapters is None else tuple(entry.adapters),
+            budget=budget_of(entry, f"{path}: clients.{name}"),
             is_gateway=entry.gateway,
         )
         add_keys(clients[name], entry.api_keys, f"clients.{name}")

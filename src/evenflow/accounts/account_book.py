@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 
 from evenflow.accounts.account_row import HOUR_S, AccountKey, Sums, hour_of
+from evenflow.accounts.spending import READ_EVERY_S, Spending, end_of_month
 from evenflow.accounts.store import AccountStore, StoreAway
 from evenflow.base.errors import ConfigError
 
@@ -35,6 +36,7 @@ class AccountBook:
         unix_time: Callable[[], float],
         *,
         retention_days: int | None = None,
+        spending: Spending | None = None,
         run: str | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -43,6 +45,8 @@ class AccountBook:
         self._monotonic = monotonic
         self._began_unix_s, self._began_s = unix_time(), monotonic()
         self._retention_days = retention_days
+        self._spending = spending
+        self._since_read_s = READ_EVERY_S
         self._run = run or uuid.uuid4().hex
         self._lock = threading.Lock()
         self._gathered: dict[AccountKey, Sums] = {}
@@ -78,11 +82,14 @@ class AccountBook:
                 self.num_overflowed += sums.requests
                 key = AccountKey(key.hour_s, OVERFLOW, adapter if len(self._gathered) < 2 * MOST_ROWS else "", outcome)
             self._gathered.setdefault(key, Sums()).add(sums)
+            if self._spending is not None:
+                self._spending.took(key.hour_s, client, adapter, sums)
 
     def start(self) -> None:
         """Open the store, so that what can never work is said at once, and start to write. Raises ConfigError."""
         try:
             self._store = self._open()
+            self.read_spending()
         except StoreAway as error:
             self._note(error)
         self._thread = threading.Thread(target=self._write_on, name="accounts", daemon=True)
@@ -110,6 +117,20 @@ class AccountBook:
             self._batch = {}
         return True
 
+    def read_spending(self) -> None:
+        """Ask the store what was used this month; what is not written yet is counted beside it. Raises StoreAway.
+
+        Only the thread that writes may call it once that runs: nothing may be written between the question and the answer.
+        """
+        if self._spending is None or self._store is None or self._batch:
+            return
+        self._since_read_s = 0.0
+        month_s = self._spending.month_s
+        stored = self._store.totals(month_s, end_of_month(month_s))
+        with self._lock:
+            unwritten = [(key.hour_s, key.client, key.adapter, sums) for key, sums in self._gathered.items()]
+            self._spending.replace(month_s, stored, unwritten)
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Write the rest and end."""
         self._ending.set()
@@ -122,6 +143,7 @@ class AccountBook:
         while not self._ending.wait(FLUSH_S):
             try:
                 self.flush()
+                self._read_again()
                 self._prune()
             except Exception as error:  # whatever it is, the next second tries again, and the metrics say so
                 self._note(error)
@@ -134,6 +156,16 @@ class AccountBook:
             log.error("%d rows of accounts are lost: the store is away, and the server ends", self.num_waiting)
         if self._store is not None:
             self._store.close()
+
+    def _read_again(self) -> None:
+        self._since_read_s += FLUSH_S
+        spending = self._spending
+        if spending is None or self._is_away or (spending.is_known and self._since_read_s < READ_EVERY_S):
+            return
+        try:
+            self.read_spending()
+        except StoreAway as error:
+            self._note(error)
 
     def _prune(self) -> None:
         self._since_prune_s += FLUSH_S

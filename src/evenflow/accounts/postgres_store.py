@@ -10,9 +10,8 @@ from evenflow.accounts.store import StoreAway
 from evenflow.base.errors import ConfigError
 
 CONNECT_S = 5
-_SUMS = ", ".join(
-    f"{name} {'DOUBLE PRECISION' if name == 'service' or name.endswith('_s') else 'BIGINT'} NOT NULL" for name in SUM_NAMES
-)
+_TYPES = {name: "DOUBLE PRECISION" if name == "service" or name.endswith("_s") else "BIGINT" for name in SUM_NAMES}
+_SUMS = ", ".join(f"{name} {kind} NOT NULL" for name, kind in _TYPES.items())
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS evenflow_usage (hour_s BIGINT NOT NULL, client TEXT NOT NULL, adapter TEXT NOT NULL, "
     f"outcome TEXT NOT NULL, {_SUMS}, PRIMARY KEY (hour_s, client, adapter, outcome))",
@@ -64,6 +63,18 @@ class PostgresStore:
             found = cursor.fetchall()
         for row in found:
             yield AccountKey(*row[: len(KEY_NAMES)]), Sums(*row[len(KEY_NAMES) :])
+
+    def totals(self, since_s: int, until_s: int) -> list[tuple[str, str, Sums]]:
+        """See ``AccountStore``."""
+        # A sum of BIGINT is NUMERIC there, and comes as a Decimal.
+        sums = ", ".join(f"SUM({name})::{_TYPES[name]}" for name in SUM_NAMES)
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"SELECT client, adapter, {sums} FROM evenflow_usage WHERE hour_s >= %s AND hour_s < %s "
+                "GROUP BY client, adapter",
+                (since_s, until_s),
+            )
+            return [(row[0], row[1], Sums(*row[2:])) for row in cursor.fetchall()]
 
     def prune(self, before_s: int) -> int:
         """See ``AccountStore``."""

@@ -82,6 +82,15 @@ class SQLiteStore:
         except sqlite3.Error as error:
             raise StoreAway(str(error)) from error
 
+    def totals(self, since_s: int, until_s: int) -> list[tuple[str, str, Sums]]:
+        """See ``AccountStore``."""
+        sums = ", ".join(f"SUM({name})" for name in SUM_NAMES)
+        question = f"SELECT client, adapter, {sums} FROM usage WHERE hour_s >= ? AND hour_s < ? GROUP BY client, adapter"
+        try:
+            return [(row[0], row[1], Sums(*row[2:])) for row in self._database.execute(question, (since_s, until_s))]
+        except sqlite3.Error as error:
+            raise StoreAway(str(error)) from error
+
     def prune(self, before_s: int) -> int:
         """See ``AccountStore``."""
         try:

@@ -19,6 +19,10 @@ class AccountStore(Protocol):
         """Rows of hours that begin in [since, until), of one client or of all."""
         ...
 
+    def totals(self, since_s: int, until_s: int) -> list[tuple[str, str, Sums]]:
+        """(client, adapter, sums) of all hours that begin in [since, until), added up where the rows are."""
+        ...
+
     def prune(self, before_s: int) -> int:
         """Forget hours that began before a moment; returns how many rows went."""
         ...

@@ -19,6 +19,7 @@
     │   └── NotAllowed           a good key that does not open this
     ├── Rejected                 right, but not now: `retry_after_s` says when
     │   ├── ClientOverLimit      the client's own limit
+    │   │   └── BudgetSpent      what the client may use this month
     │   ├── ServerFull           everybody's limit
     │   └── SLOUnreachable       its first token would come later than it is wanted
     ├── TrainingDiverged         a training run whose loss is no longer a finite number
@@ -126,6 +127,10 @@ class Rejected(EvenFlowError):
 
 class ClientOverLimit(Rejected):
     """The client is over its own limit; other clients are not affected."""
+
+
+class BudgetSpent(ClientOverLimit):
+    """The client has used what it may use this month."""
 
 
 class ServerFull(Rejected):

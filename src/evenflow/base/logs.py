@@ -14,6 +14,9 @@ import sys
 import threading
 import time
 
+from evenflow.base.json_lines import JsonFormatter
+
+LOG_FORMATS = ("text", "json")
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 _MOST_LINES = 2000
 """Lines that wait to be written; what comes beyond them is lost, and said to be."""
@@ -49,14 +52,18 @@ class PatientHandler(logging.Handler):
             time.sleep(0.002)
         return True
 
+    def _before_line(self) -> str:
+        """On a terminal a line takes the place of a progress bar, of this process or of another one."""
+        return "\r\x1b[2K" if os.isatty(self._descriptor) else ""
+
     def _write(self) -> None:
         while True:
             line = self._lines.get()
             try:
                 if self._num_lost:
-                    line += f"\n({self._num_lost} further lines were lost: nobody read the log)"
+                    line += "\n" + self.format(_record(f"{self._num_lost} further lines were lost: nobody read the log"))
                     self._num_lost = 0
-                data = (line + "\n").encode("utf-8", "backslashreplace")
+                data = (self._before_line() + line + "\n").encode("utf-8", "backslashreplace")
                 while data:
                     data = data[os.write(self._descriptor, data) :]
             except OSError:
@@ -80,27 +87,47 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def configure_logging(level: str, who: str = "") -> None:
-    """Send log lines of ``level`` ("info") and above to standard error, each message behind ``who``."""
+def configure_logging(level: str, who: str = "", form: str = "text") -> None:
+    """Send log lines of ``level`` ("info") and above to standard error, in a ``form`` of LOG_FORMATS, from ``who``."""
     root = logging.getLogger()
     if root.handlers:  # somebody else decides: a test, or the program that this one is a part of
         return
     root.setLevel(level.upper())
-    line = LOG_FORMAT.replace("%(message)s", who.replace("%", "%%") + "%(message)s")
-    handler = PatientHandler()
-    handler.setFormatter(PrintableFormatter(line, "%H:%M:%S"))
-    root.addHandler(handler)
+    root.addHandler(PatientHandler())
+    use_log_format(form, who)
     atexit.register(flush_logs)
+
+
+def use_log_format(form: str, who: str = "") -> None:
+    """From now on, lines have the ``form``: text, each message behind ``who``, or json."""
+    if form == "json":
+        formatter: logging.Formatter = JsonFormatter(who)
+        logging.captureWarnings(True)
+    else:
+        line = LOG_FORMAT.replace("%(message)s", who.replace("%", "%%") + "%(message)s")
+        formatter = PrintableFormatter(line, "%H:%M:%S")
+    for handler in _own_handlers():
+        handler.setFormatter(formatter)
+
+
+def is_json_log() -> bool:
+    """True if this process writes its lines as JSON."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in _own_handlers())
 
 
 def flush_logs(timeout_s: float = _LAST_WORDS_S) -> bool:
     """Let what was logged be written before the process ends; False if nobody reads it within ``timeout_s``."""
-    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, PatientHandler)]
-    return all(handler.flush_within(timeout_s) for handler in handlers)
+    return all(handler.flush_within(timeout_s) for handler in _own_handlers())
 
 
 def say(text: str, timeout_s: float = _LAST_WORDS_S) -> bool:
-    """Print ``text`` to standard error behind what was logged; False if nobody reads it within ``timeout_s``."""
+    """Print ``text`` to standard error behind what was logged; False if nobody reads it within ``timeout_s``.
+
+    Where lines are JSON, it is one of them.
+    """
+    for handler in _own_handlers():
+        if isinstance(handler.formatter, JsonFormatter):
+            text = handler.format(_record(text, logging.ERROR))
 
     def write() -> None:
         print(text, file=sys.stderr, flush=True)
@@ -110,3 +137,11 @@ def say(text: str, timeout_s: float = _LAST_WORDS_S) -> bool:
     writer.start()
     writer.join(timeout_s)
     return not writer.is_alive()
+
+
+def _own_handlers() -> list[PatientHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, PatientHandler)]
+
+
+def _record(text: str, level: int = logging.WARNING) -> logging.LogRecord:
+    return logging.LogRecord("evenflow", level, "", 0, text, (), None)

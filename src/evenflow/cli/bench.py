@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -46,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_lora(args: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from evenflow.base.errors import ConfigError
+    from evenflow.base.logs import say
+    from evenflow.base.progress import find_teller, tell_nobody
     from evenflow.bench.lora.suite_run import LoRAOptions, SuiteRun, plan_samples
     from evenflow.bench.lora.suites import suite
     from evenflow.bench.lora.tables import suite_table
@@ -74,14 +76,9 @@ def _run_lora(args: argparse.Namespace) -> int:
         if file is not None and not file.parent.is_dir():
             raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
     run_of_lora = SuiteRun(path, options, args.cache_dir or default_cache_dir())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=args.quiet) as progress:
-        task = progress.add_task("preparing", total=len(planned))
-        counts = run_of_lora.run(
-            planned,
-            budget_s,
-            lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
-        )
+    with contextlib.nullcontext(tell_nobody) if args.quiet else find_teller(say) as tell:
+        tell("preparing", 0, len(planned))
+        counts = run_of_lora.run(planned, budget_s, tell)
     if args.html is not None:
         from evenflow.bench.lora.lora_page import lora_page
 

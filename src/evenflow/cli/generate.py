@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from evenflow.base.errors import ConfigError
+from evenflow.base.logs import use_log_format
 from evenflow.cli.option_flags import add_config_flag, add_option_flags, options_given, parse_adapters
 from evenflow.serving.config.engine_config import EngineConfig
 
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     )
     level = options.setdefault("log_level", args.log_level)
     logging.getLogger().setLevel(level.upper())
+    use_log_format(options.get("log_format", "text"))
     with LLM(model, adapters, **options) as llm:
         texts: list = prompts
         if args.chat:

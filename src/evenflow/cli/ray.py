@@ -56,12 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Deploy, and serve until a signal."""
-    from evenflow.base.logs import say
+    from evenflow.base.logs import say, use_log_format
     from evenflow.cluster.ray_package import import_ray
     from evenflow.cluster.ray_run import run_deployment
 
     import_ray()
-    run_deployment(plan_of(read_command(args, os.environ, RayOptions, policy=SHARED_POLICY)), say)
+    command = read_command(args, os.environ, RayOptions, policy=SHARED_POLICY)
+    use_log_format(command.engine.log_format)
+    run_deployment(plan_of(command), say)
     return 0
 
 

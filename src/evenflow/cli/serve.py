@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from evenflow.base.errors import ConfigError
+from evenflow.base.logs import use_log_format
 from evenflow.cli.option_flags import add_config_flag, add_option_flags, options_given, parse_adapters
+from evenflow.cli.otlp_environment import endpoint_of_environment
 from evenflow.cli.serve_options import ServeOptions
 from evenflow.cli.vllm_flags import VllmFlags, ignored_flags
 from evenflow.serving.config.engine_config import EngineConfig
@@ -92,6 +94,9 @@ def read_command(
 
     engine = with_model_folder(given_engine, environment)
     folder = engine.model
+    of_server.setdefault("log_requests", engine.log_format == "json")
+    if not of_server.get("otlp_endpoint"):
+        of_server["otlp_endpoint"] = endpoint_of_environment(environment)
     server = ServerConfig(
         **{
             "served_model_names": tuple(dict.fromkeys(("base", folder.resolve().name))),
@@ -121,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     command = read_command(args, os.environ)
     options, engine = command.options, command.engine
     logging.getLogger().setLevel(engine.log_level.upper())
+    use_log_format(engine.log_format)
     check_policy(engine.policy)
     load_config(engine.model)  # says at once what is wrong with the folder
     if command.ignored:

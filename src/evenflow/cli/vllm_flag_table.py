@@ -72,11 +72,15 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
         values="reasoning_parser_plugin reasoning_config",
     ),
     _ignored(
-        "prompts and outputs are never logged",
+        "--log-requests writes a line for each request, --record-texts what was asked and answered",
         switches="enable_log_requests disable_log_requests enable_log_outputs enable_log_deltas log_error_stack",
         values="max_log_len",
     ),
-    _ignored("there is no access log", switches="disable_uvicorn_access_log", values="disable_access_log_for_endpoints"),
+    _ignored(
+        "--no-log-requests says it, and probes are told at the level debug",
+        switches="disable_uvicorn_access_log",
+        values="disable_access_log_for_endpoints",
+    ),
     _ignored(
         "figures are always measured, and given at /metrics",
         switches="disable_log_stats aggregate_engine_logging kv_cache_metrics cudagraph_metrics enable_mfu_metrics "
@@ -86,7 +90,7 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
         "per_request_spec_decode_metrics",
     ),
     _ignored("every answer says it already", switches="enable_prompt_tokens_details enable_request_id_headers"),
-    _ignored("log lines have one form; --log-level says how many", values="logging_config log_config_file"),
+    _ignored("log lines have two forms, by --log-format; --log-level says how many", values="logging_config log_config_file"),
     _ignored(
         "one process answers HTTP, and that is enough",
         switches="disable_frontend_multiprocessing",
@@ -227,7 +231,7 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
         ec_transfer_config="",
         weight_transfer_config="",
     ),
-    _refused("no traces are sent; /metrics has the times", otlp_traces_endpoint="", lists="collect_detailed_traces"),
+    _refused("a trace has the spans of its request, not of the engine's steps", lists="collect_detailed_traces"),
     _refused(
         "it would change answers in a way that is not served",
         switches="enable_force_include_usage enable_return_routed_experts return_sampling_mask "

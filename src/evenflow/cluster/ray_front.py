@@ -36,7 +36,7 @@ class Front:
     async def __init__(self, plan: DeploymentPlan, engines: object = None) -> None:  # type: ignore[misc]  # awaited
         """``engines``: Ray's handle of the other deployment, which only says that it belongs to this one."""
         _, serve = import_ray()
-        configure_logging(plan.engine.log_level)
+        configure_logging(plan.engine.log_level, form=plan.engine.log_format)
         self._plan = plan
         directory = RayDirectory(plan.ray.app_name, f"front-{serve.get_replica_context().replica_id.unique_id}")
         self._fleet = Fleet(directory, create_router(plan.ray.router))

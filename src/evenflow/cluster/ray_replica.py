@@ -35,7 +35,7 @@ class EngineReplica:
     async def __init__(self, plan: DeploymentPlan) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Raises what the engine fails of."""
         ray, serve = import_ray()
-        configure_logging(plan.engine.log_level)
+        configure_logging(plan.engine.log_level, form=plan.engine.log_format)
         self._plan = plan
         self._name = str(serve.get_replica_context().replica_id.unique_id)
         self._folder = Path(tempfile.mkdtemp(prefix="evenflow-book-"))

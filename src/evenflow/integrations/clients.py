@@ -62,8 +62,8 @@ class WatchedClients:
                 raise ConfigError(
                     f"{self._path}: clients.{client.name}.adapters is not enforced in front of another server: take it out"
                 )
-            limits = (client.requests_per_minute, client.tokens_per_minute, client.max_queued_requests)
-            if limits != (None, None, None):
+            limits = (client.requests_per_minute, client.tokens_per_minute, client.max_queued_requests, client.budget)
+            if limits != (None, None, None, None):
                 log.warning("%s: the limits of client %s have no effect in front of another server", self._path, client.name)
         return directory
 

@@ -29,15 +29,16 @@ def test_every_matrix_gets_its_delta_and_nothing_else_changes(tmp_path):
     merge(merged, layout, adapter.signature, image)
     for layer, (old, new) in enumerate(zip(before.layers, merged.layers)):
         for site, modules in SITES.items():
-            want, first = getattr(old, site).double().clone(), 0
+            part = "attention" if site in ("qkv", "o") else "mlp"
+            want, first = getattr(getattr(old, part), site).double().clone(), 0
             for module in modules:
                 width = config.shape.module_widths(module)[1]
                 if (layer, module) in adapter.targets:
                     a, b = (torch.tensor(rows).double() for rows in (adapter.a(layer, module), adapter.b_scaled(layer, module)))
                     want[first : first + width] += b.T @ a
                 first += width
-            torch.testing.assert_close(getattr(new, site).double(), want, rtol=1e-6, atol=1e-6)
-        assert torch.equal(old.attention_norm, new.attention_norm)
+            torch.testing.assert_close(getattr(getattr(new, part), site).double(), want, rtol=1e-6, atol=1e-6)
+        assert torch.equal(old.norms["input_layernorm"], new.norms["input_layernorm"])
     assert torch.equal(before.head, merged.head)
-    changed = [not torch.equal(old.qkv, new.qkv) for old, new in zip(before.layers, merged.layers)]
+    changed = [not torch.equal(old.attention.qkv, new.attention.qkv) for old, new in zip(before.layers, merged.layers)]
     assert changed == [False, True]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from evenflow.base.errors import ModelError
 from evenflow.serving.models.model_config import load_config, parse_config
 from evenflow.serving.models.random.random_model import TINY
+from evenflow.serving.models.registry import FAMILIES
 
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
@@ -56,9 +57,9 @@ def test_the_benchmark_shape_of_llama_3_8b():
 def test_flags_of_the_families():
     llama, qwen2 = parse(attention_bias=True, mlp_bias=True), parse(**QWEN2)
     qwen3 = parse(architectures=["Qwen3ForCausalLM"], model_type="qwen3")
-    assert (llama.has_qkv_bias, llama.has_o_bias, llama.has_mlp_bias, llama.has_qk_norm) == (True, True, True, False)
-    assert (qwen2.has_qkv_bias, qwen2.has_o_bias, qwen2.has_mlp_bias, qwen2.has_qk_norm) == (True, False, False, False)
-    assert (qwen3.has_qkv_bias, qwen3.has_o_bias, qwen3.has_mlp_bias, qwen3.has_qk_norm) == (False, False, False, True)
+    assert (llama.has_qkv_bias, llama.has_o_bias, llama.has_mlp_bias, llama.family.qk_norm) == (True, True, True, "none")
+    assert (qwen2.has_qkv_bias, qwen2.has_o_bias, qwen2.has_mlp_bias, qwen2.family.qk_norm) == (True, False, False, "none")
+    assert (qwen3.has_qkv_bias, qwen3.has_o_bias, qwen3.has_mlp_bias, qwen3.family.qk_norm) == (False, False, False, "heads")
     assert qwen3.shape.head_dim == 128
 
 
@@ -113,7 +114,7 @@ def test_the_context_is_never_stretched_silently():
         ({"architectures": ["LlamaForSequenceClassification"]}, r"LlamaForSequenceClassification"),
         ({"model_type": "mixtral"}, r"model_type is 'mixtral'"),
         ({"model_type": "qwen3"}, r"model_type is 'qwen3' but architectures"),
-        ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'"),
+        ({"hidden_act": "relu"}, r"hidden_act is 'relu'"),
         ({"quantization_config": {"bits": 4}}, r"quantization_config.quant_method is None"),
         ({"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, r"rope_type is 'proportional'"),
         ({"rope_scaling": {"type": "linear"}}, r"factor is missing"),
@@ -141,6 +142,14 @@ def test_the_context_is_never_stretched_silently():
 def test_what_is_not_supported_is_refused_by_name_and_value(changes, message):
     with pytest.raises(ModelError, match=message):
         parse(**changes)
+
+
+def test_all_reasons_are_told_at_once():
+    with pytest.raises(ModelError) as caught:
+        parse(hidden_act="relu", rope_theta=-1, vocab_size=None, num_experts=8, head_dim="16", eos_token_id=[-1], dtype="int8")
+    for reason in ("hidden_act is 'relu'", "rope_theta is -1", "vocab_size is missing", "num_experts is 8", "head_dim is '16'",
+                   "eos_token_id is [-1]", "dtype is 'int8'"):  # fmt: skip
+        assert reason in str(caught.value)
 
 
 def test_unknown_fields_that_transformers_ignores_are_ignored():
@@ -214,3 +223,99 @@ def test_any_value_in_any_field_is_read_or_refused(model_type, changes, rope, ge
         config.context_length()
     except ModelError:
         pass
+
+
+PUBLISHED = {
+    "granite-3.3-2b-instruct": {
+        "architectures": ["GraniteForCausalLM"], "model_type": "granite", "attention_bias": False, "mlp_bias": False,
+        "attention_dropout": 0.0, "attention_multiplier": 0.015625, "bos_token_id": 0, "embedding_multiplier": 12.0,
+        "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192, "logits_scaling": 8.0,
+        "max_position_embeddings": 131072, "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
+        "residual_multiplier": 0.22, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000000.0,
+        "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 49159,
+    },
+    "Phi-4-mini-instruct": {
+        "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "attention_bias": False, "bos_token_id": 199999,
+        "embd_pdrop": 0.0, "eos_token_id": 199999, "full_attn_mod": 1, "hidden_act": "silu", "hidden_size": 3072,
+        "intermediate_size": 8192, "interpolate_factor": 1, "lm_head_bias": False, "max_position_embeddings": 131072,
+        "mlp_bias": False, "num_attention_heads": 24, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "original_max_position_embeddings": 4096, "partial_rotary_factor": 0.75, "resid_pdrop": 0.0, "rms_norm_eps": 1e-05,
+        "rope_scaling": {"long_factor": [1.0 + i for i in range(48)], "short_factor": [1.0] * 48, "type": "longrope"},
+        "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "vocab_size": 200064,
+    },
+    "SmolLM3-3B": {
+        "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "attention_bias": False, "eos_token_id": 128012,
+        "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 11008, "layer_types": ["full_attention"] * 36,
+        "max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": False, "no_rope_layer_interval": 4,
+        "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16, "num_hidden_layers": 36, "num_key_value_heads": 4,
+        "pretraining_tp": 2, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000.0, "sliding_window": None,
+        "torch_dtype": "bfloat16", "use_sliding_window": False, "vocab_size": 128256,
+    },
+    "OLMo-2-0425-1B": {
+        "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "attention_bias": False, "eos_token_id": 100257,
+        "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 4096,
+        "num_attention_heads": 16, "num_hidden_layers": 16, "num_key_value_heads": 16, "rms_norm_eps": 1e-06,
+        "rope_scaling": None, "rope_theta": 500000, "tie_word_embeddings": False, "torch_dtype": "float32",
+        "vocab_size": 100352,
+    },
+    "GLM-4-9B-0414": {
+        "architectures": ["Glm4ForCausalLM"], "model_type": "glm4", "attention_bias": False, "attention_dropout": 0.0,
+        "eos_token_id": [151329, 151336, 151338], "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
+        "intermediate_size": 13696, "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 40,
+        "num_key_value_heads": 2, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "vocab_size": 151552,
+    },
+}  # fmt: skip
+"""The fields of config.json of models that people have."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read(name):
+    config = parse_config(PUBLISHED[name])
+    assert len(config.layers) == config.shape.num_layers
+    expected = {
+        "granite-3.3-2b-instruct": (131072, 0.015625, 0, 64),
+        "Phi-4-mini-instruct": (4096, 128**-0.5, 0, 96),
+        "SmolLM3-3B": (65536, 128**-0.5, 9, 128),
+        "OLMo-2-0425-1B": (4096, 128**-0.5, 0, 128),
+        "GLM-4-9B-0414": (32768, 128**-0.5, 0, 64),
+    }[name]
+    num_still = sum(kind.rope is None for kind in config.layers)
+    rotary_dim = config.rope.rotary_dim(config.shape.head_dim)
+    assert (config.context_length(), config.attention_scale, num_still, rotary_dim) == expected
+    assert not any(config.layers[layer].rope is None for layer in (0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "messages"),
+    [
+        ("Granite", {"embedding_multiplier": 0, "logits_scaling": "8"}, ["embedding_multiplier is 0", "logits_scaling is '8'"]),
+        ("Granite", {"final_logit_softcapping": 30.0}, ["final_logit_softcapping is 30.0; a granite model"]),
+        ("SmolLM3", {"no_rope_layers": [1]}, [r"no_rope_layers is [1]; allowed: a list of num_hidden_layers (2)"]),
+        ("SmolLM3", {"no_rope_layers": [2, 0]}, ["no_rope_layers holds 2"]),
+        ("SmolLM3", {"embedding_multiplier": 2.0}, ["embedding_multiplier is 2.0; a smollm3 model"]),
+        ("Phi3", {"partial_rotary_factor": 1.5}, ["partial_rotary_factor is 1.5"]),
+        ("Phi3", {"partial_rotary_factor": 0.4, "head_dim": 16, "num_key_value_heads": 4}, []),
+        ("Phi3", {"partial_rotary_factor": 0.33, "head_dim": 16}, ["partial_rotary_factor is 0.33", "head_dim (16)"]),
+        ("Cohere", {"use_qk_norm": True, "logit_scale": -1}, ["use_qk_norm is True", "logit_scale is -1"]),
+        ("Gemma", {"use_bidirectional_attention": True}, ["use_bidirectional_attention is True"]),
+        ("Olmo2", {"rope_scaling": {"full_attention": {}}}, ["per layer type is not supported"]),
+        ("HyperCLOVAX", {"use_post_norm": False}, ["use_post_norm is False"]),
+        (
+            "Glm4",
+            {"num_hidden_layers": 1 << 30},
+            ["num_hidden_layers is 1073741824; allowed: an integer of 1 or more, at most"],
+        ),
+    ],
+)
+def test_what_a_family_cannot_honour_is_refused(architecture, changes, messages):
+    family = FAMILIES[f"{architecture}ForCausalLM"]
+    raw = {**TINY, "architectures": [family.architecture], "model_type": family.model_type, **changes}
+    if not messages:
+        assert parse_config(raw).rope.rotary_dim(16) == 6
+        return
+    with pytest.raises(ModelError) as caught:
+        parse_config(raw)
+    for message in messages:
+        assert message in str(caught.value)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import layer_norm, rms_norm, silu
 
 from evenflow.serving.kernels import pointwise_cpu
 from evenflow.serving.kernels.simd import element_of
-from evenflow.serving.models.layers import HeadNorm, RMSNorm, silu_and_multiply
+from evenflow.serving.models.layers import NORMS, HeadNorm, RMSNorm, silu_and_multiply
 
 EPS = 1e-5
 DTYPES = {"fp32": (torch.float32, 1e-6), "bf16": (torch.bfloat16, 2**-8)}
@@ -32,6 +32,25 @@ def test_norm_of_the_sum(num_rows, width, name, with_delta, seed):
     expected = rms_norm(total.float(), (width,), weight.float(), EPS).to(dtype)
     close(RMSNorm(weight, EPS)(x, delta if with_delta else None), expected, 2 * tolerance)
     assert torch.equal(x, total), "the residual stream takes exactly the rounded sum"
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("kind", ["rms 1 + w", "layer"])
+def test_other_norms_and_weights_of_adapters(kind, name):
+    dtype, tolerance = DTYPES[name]
+    x, delta, weight, own = torch.randn(4, 3, 40).to(dtype)
+    norm = NORMS[kind](weight[0], EPS)
+
+    def expected(total, of):
+        wide = total.float()
+        if kind == "layer":
+            return (layer_norm(wide, (40,), eps=EPS) * of.float()).to(dtype)
+        return (rms_norm(wide, (40,), eps=EPS) * (1 + of.float())).to(dtype)
+
+    total = x + delta
+    close(norm(x, delta), expected(total, weight[0]), 2 * tolerance)
+    assert torch.equal(x, total)
+    close(norm.with_weight(x, own), expected(x, own), 2 * tolerance)
 
 
 @settings(max_examples=40, deadline=None)
@@ -66,9 +85,9 @@ def test_nothing_depends_on_the_number_of_threads():
     for threads in (1, 2, 5):
         h, y, out, act, heads = x.clone(), x * 2, torch.empty(13, 48), torch.empty(13, 48), qkv.clone()
         w = weight.data_ptr()
-        pointwise_cpu.add_and_norm(element, threads, 13, h.data_ptr(), y.data_ptr(), out.data_ptr(), w, eps, 48)
+        pointwise_cpu.add_and_norm(element, element, threads, 13, h.data_ptr(), y.data_ptr(), out.data_ptr(), w, eps, 48)
         pointwise_cpu.silu_and_multiply(element, threads, 13, gate_up.data_ptr(), act.data_ptr(), 48)
-        pointwise_cpu.norm_heads(element, threads, 13, heads.data_ptr(), 128, 4, 2, 16, w, w, eps)
+        pointwise_cpu.norm_heads(element, element, threads, 13, heads.data_ptr(), 128, 4, 2, 16, w, w, eps)
         results.append((h, out, act, heads))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))

@@ -38,8 +38,8 @@ def test_fused_matrices_are_the_files_rows_one_after_another(folder):
     prefix = "model.layers.1."
     qkv = torch.cat([tensors[prefix + f"self_attn.{x}_proj.weight"] for x in "qkv"])
     gate_up = torch.cat([tensors[prefix + f"mlp.{x}_proj.weight"] for x in ("gate", "up")])
-    assert torch.equal(weights.layers[1].qkv, qkv)
-    assert torch.equal(weights.layers[1].gate_up, gate_up)
+    assert torch.equal(weights.layers[1].attention.qkv, qkv)
+    assert torch.equal(weights.layers[1].mlp.gate_up, gate_up)
     assert torch.equal(weights.head, tensors["lm_head.weight"])
 
 
@@ -47,7 +47,7 @@ def test_weights_are_converted_to_the_serving_dtype(folder):
     weights = load(folder, torch.bfloat16)
     stored = load_file(folder / "model.safetensors")["model.norm.weight"]
     assert torch.equal(weights.norm, stored.bfloat16())
-    assert weights.layers[0].qkv.dtype == torch.bfloat16
+    assert weights.layers[0].attention.qkv.dtype == torch.bfloat16
 
 
 def test_shards_equal_a_single_file(folder, tmp_path):
@@ -55,8 +55,8 @@ def test_shards_equal_a_single_file(folder, tmp_path):
     assert not (tmp_path / "sharded" / "model.safetensors").exists()
     one, many = load(folder), load_weights(tmp_path / "sharded", config, torch.float32, CPU)
     for a, b in zip(one.layers, many.layers):
-        assert torch.equal(a.qkv, b.qkv)
-        assert torch.equal(a.down, b.down)
+        assert torch.equal(a.attention.qkv, b.attention.qkv)
+        assert torch.equal(a.mlp.down, b.mlp.down)
 
 
 @pytest.mark.parametrize(

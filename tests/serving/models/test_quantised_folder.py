@@ -19,10 +19,15 @@ from evenflow.serving.text import Tokenizer
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+FUSED = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "sliding_window": None}
+
+
+@pytest.fixture(
+    scope="module", params=[{}, {"tie_word_embeddings": True}, FUSED], ids=["untied", "tied", "linears stored as one"]
+)
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    make_model(path, tie_word_embeddings=request.param)
+    make_model(path, **request.param)
     return path
 
 
@@ -33,8 +38,9 @@ def test_it_is_the_model_that_quantising_at_the_start_makes(folder, tmp_path, sc
     read = load_weights(tmp_path / "out", load_config(tmp_path / "out"), torch.float32, CPU)
     made = load_weights(folder, load_config(folder), torch.float32, CPU, None, QUANTIZATIONS[scheme])
     for a, b in zip(read.layers, made.layers):
-        for name in ("qkv", "o", "gate_up", "down"):
-            assert torch.equal(getattr(a, name).parts[0].packed, getattr(b, name).parts[0].packed)
+        for x, y in ((a.attention.qkv, b.attention.qkv), (a.attention.o, b.attention.o),
+                     (a.mlp.gate_up, b.mlp.gate_up), (a.mlp.down, b.mlp.down)):  # fmt: skip
+            assert torch.equal(x.parts[0].packed, y.parts[0].packed)
     assert isinstance(read.head, QuantisedWeight)
     assert isinstance(made.head, QuantisedWeight)
     assert torch.equal(read.head.parts[0].packed, made.head.parts[0].packed)

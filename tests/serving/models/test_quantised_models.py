@@ -36,7 +36,7 @@ def test_matrices_are_the_quantised_matrices_of_the_file(folder, name):
     tensors, weights = load_file(folder / "model.safetensors"), quantised(folder, name)
     chosen = QUANTIZATIONS[name]
     qkv = torch.cat([tensors[f"model.layers.1.self_attn.{x}_proj.weight"] for x in "qkv"])
-    assert torch.equal(weights.layers[1].qkv.dequantise(torch.float32), quantise(qkv, chosen.linears).dequantise())
+    assert torch.equal(weights.layers[1].attention.qkv.dequantise(torch.float32), quantise(qkv, chosen.linears).dequantise())
     embedding = quantise(tensors["model.embed_tokens.weight"], chosen.vocabulary).dequantise()
     assert weights.head is weights.embedding, "one matrix for both"
     assert torch.equal(weights.embedding.index_select(0, torch.tensor([7, 300])), embedding[[7, 300]])
@@ -47,7 +47,7 @@ def test_matrices_are_the_quantised_matrices_of_the_file(folder, name):
 def test_memory_is_that_of_the_formats(folder, name):
     weights, chosen = quantised(folder, name), QUANTIZATIONS[name]
     for layer in weights.layers:
-        for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down):
+        for matrix in (layer.attention.qkv, layer.attention.o, layer.mlp.gate_up, layer.mlp.down):
             assert isinstance(matrix, QuantisedWeight)
             outputs, inputs = matrix.shape
             assert matrix.num_bytes == pytest.approx(outputs * inputs * chosen.linears.bits_per_weight / 8, rel=0.05)
@@ -60,15 +60,15 @@ def test_ranks_hold_parts_of_the_same_codes(tmp_path):
     for rank in range(2):
         shard = Shard(config.shape, rank, 2)
         part = load_weights(tmp_path, config, torch.float32, CPU, shard, QUANTIZATIONS["int8"]).layers[0]
-        assert isinstance(whole.down, QuantisedWeight)
-        assert isinstance(part.down, QuantisedWeight)
-        assert isinstance(whole.gate_up, QuantisedWeight)
-        assert isinstance(part.gate_up, QuantisedWeight)
-        down = whole.down.dequantise(torch.float32)[:, 96 * rank : 96 * (rank + 1)]
-        assert torch.equal(part.down.dequantise(torch.float32), down)
-        gate_up = whole.gate_up.dequantise(torch.float32)
+        assert isinstance(whole.mlp.down, QuantisedWeight)
+        assert isinstance(part.mlp.down, QuantisedWeight)
+        assert isinstance(whole.mlp.gate_up, QuantisedWeight)
+        assert isinstance(part.mlp.gate_up, QuantisedWeight)
+        down = whole.mlp.down.dequantise(torch.float32)[:, 96 * rank : 96 * (rank + 1)]
+        assert torch.equal(part.mlp.down.dequantise(torch.float32), down)
+        gate_up = whole.mlp.gate_up.dequantise(torch.float32)
         expected = torch.cat([gate_up[first + 96 * rank : first + 96 * (rank + 1)] for first in (0, 192)])
-        assert torch.equal(part.gate_up.dequantise(torch.float32), expected)
+        assert torch.equal(part.mlp.gate_up.dequantise(torch.float32), expected)
 
 
 def test_an_embedding_of_its_own_stays_as_it_is(tmp_path):
@@ -117,7 +117,7 @@ def test_what_was_quantised_is_read_next_time(folder, tmp_path):
     fresh = quantised(folder, "int8")
     assert file.stat().st_size > 0
     for a, b in zip(again.layers, fresh.layers):
-        assert torch.equal(a.down.parts[0].packed, b.down.parts[0].packed)
+        assert torch.equal(a.mlp.down.parts[0].packed, b.mlp.down.parts[0].packed)
     assert torch.equal(again.head.parts[0].packed, fresh.head.parts[0].packed)
 
 

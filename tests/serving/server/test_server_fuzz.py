@@ -169,7 +169,7 @@ def test_the_document_describes_what_is_served(tmp_path):
         assert set(GOOD) <= set(document["paths"])
         for path in ("/v1/chat/completions", "/v1/completions"):
             operation = document["paths"][path]["post"]
-            assert set(operation["responses"]) == {"200", "400", "401", "403", "404", "408", "415", "429", "503"}
+            assert set(operation["responses"]) == {"200", "400", "401", "403", "404", "408", "413", "415", "429", "503"}
             assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
         fields = document["components"]["schemas"]["ChatCompletionRequest"]
         assert fields["required"] == ["messages"]

@@ -172,9 +172,9 @@ def test_deep_nesting_is_400(live):
     assert "deep" in error_of(response)["message"]
 
 
-def test_a_body_that_is_too_large_is_400():
+def test_a_body_that_is_too_large_is_413():
     response = ask("/v1/completions", {"model": "base", "prompt": "x" * 2000}, max_body_bytes=1000)
-    assert response.status_code == 400
+    assert response.status_code == 413
     assert "1000 bytes" in error_of(response)["message"]
 
 

@@ -77,7 +77,7 @@ class Run:
         self.storage = Storage(layout, num_pages, testbed.dtype, testbed.device)
         cos_PE, sin_PE = rope_table(config.rope, config.shape.head_dim, max_model_len)
         names = choose(testbed.device, testbed.dtype, config.shape)
-        sm_scale = config.shape.head_dim**-0.5
+        sm_scale = config.attention_scale
         self._attention = ATTENTION_BACKENDS.load(names.attention)(self.storage, cos_PE, sin_PE, sm_scale)
         self._lora = variant.lora(self.storage)
         self.arena = variant.arena(testbed, num_pages)

@@ -17,7 +17,7 @@ from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model, resolve_dtype
 from evenflow.serving.models.model_config import load_config
-from evenflow.serving.models.rope_table import rope_table
+from evenflow.serving.models.rope_table import rope_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,10 @@ class ScoredModel:
         self._layout = ArenaLayout(config.shape, dtype.itemsize)
         self._pages = list(range(-(-length // self._layout.page_tokens)))
         storage = Storage(self._layout, len(self._pages) + 1, dtype, device)
-        cos_PD, sin_PD = rope_table(config.rope, config.shape.head_dim, length)
+        ropes = [kind.rope for kind in config.layers]
+        cos_PD, sin_PD, rope_of_layer = rope_tables(ropes, config.shape.head_dim, length)
         make = ATTENTION_BACKENDS.load(choose(device, dtype, config.shape).attention)
-        self._attention = make(storage, cos_PD, sin_PD, config.shape.head_dim**-0.5)
+        self._attention = make(storage, cos_PD, sin_PD, config.attention_scale, rope_of_layer=rope_of_layer)
         self._model.bind(self._attention)
         self._device = device
 

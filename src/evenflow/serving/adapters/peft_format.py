@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evenflow.serving.core.shape import MODULES
+from evenflow.serving.core.shape import BLOCK_OF
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-
-BLOCK_OF = {module: "mlp" if module in ("gate_proj", "up_proj", "down_proj") else "self_attn" for module in MODULES}
-"""The block of a decoder layer that holds a module."""
 
 
 def module_path(layer: int, module: str) -> str:
@@ -49,4 +46,4 @@ def write_config(folder: Path, *, lora_rank: int, alpha: float, target_modules: 
     (folder / CONFIG_FILE).write_text(json.dumps(raw, indent=2), encoding="utf-8")
 
 
-__all__ = ["BLOCK_OF", "CONFIG_FILE", "WEIGHTS_FILE", "factor_names", "module_path", "write_config"]
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "factor_names", "module_path", "write_config"]

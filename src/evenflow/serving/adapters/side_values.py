@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from evenflow.serving.adapters.base_weights import BaseWeights
-from evenflow.serving.adapters.peft_parts import LinearPart, Parts
+from evenflow.serving.adapters.peft_parts import LinearPart, Parts, summarised
 from evenflow.serving.adapters.tensor_names import EMBEDDING, HEAD
 from evenflow.serving.adapters.tensor_source import TensorSource
 from evenflow.serving.core.adapter import SideRows
@@ -109,6 +109,12 @@ class SideReading:
         return offset
 
     def _norms(self) -> SideValues:
+        if self._base is not None:
+            missing = [of for of in sorted(self._parts.norms) if of[0] >= 0 and not self._base.has_norm(*of)]
+            self._reasons += summarised(
+                "has a weight here, but the base model has no such norm",
+                (f"{name} of layer {layer}" for layer, name in missing),
+            )
         return [
             (SideRows("norm", 1, self._shape.hidden_size, layer, module), _held(self._tensors.as_float32(name)[None]))
             for (layer, module), name in sorted(self._parts.norms.items())

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from evenflow.serving.adapters.peft_format import BLOCK_OF
-from evenflow.serving.core.shape import MODULES
+from evenflow.serving.core.shape import BLOCK_OF, MODULES
 
 EMBEDDING, HEAD, LAST_NORM = "model.embed_tokens", "lm_head", "model.norm"
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Linears that stand for several of MODULES: their outputs, one after another."""
-LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
+USUAL_NORMS = ("input_layernorm", "post_attention_layernorm")
+"""Norms of a Llama layer. Other families have others, which the base model's weights name."""
 
 _PARTS = {
     "lora_A.weight": "A",
@@ -67,7 +67,7 @@ def parse_name(name: str) -> TensorName | None:
     if in_layer is None:
         return None
     block, _, module = in_layer["rest"].rpartition(".")
-    if (module in LAYER_NORMS and not block) or block_of(module) == block:
+    if ("norm" in module and not block) or block_of(module) == block:
         return TensorName(path, spelled, part, int(in_layer["layer"]), module)
     return None
 
@@ -89,4 +89,4 @@ def linear_path(layer: int, module: str) -> str:
     return f"model.layers.{layer}.{block_of(module)}.{module}"
 
 
-__all__ = ["EMBEDDING", "FUSED", "HEAD", "LAST_NORM", "LAYER_NORMS", "TensorName", "block_of", "linear_path", "parse_name"]
+__all__ = ["EMBEDDING", "FUSED", "HEAD", "LAST_NORM", "USUAL_NORMS", "TensorName", "block_of", "linear_path", "parse_name"]

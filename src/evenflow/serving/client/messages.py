@@ -28,6 +28,8 @@ class Submit(msgspec.Struct, tag=True, array_like=True):
     """The request's own objective for its time to first token; None: the engine's default."""
     added_tokens: list[tuple[int, str, bool]] = []
     """Tokens that the adapter knows and the base model's tokenizer lacks: id, text, whether special."""
+    traceparent: str = ""
+    """W3C's header of the trace that the request belongs to, for the log of whoever works on it; empty: of none."""
 
 
 class SubmitAll(msgspec.Struct, tag=True, array_like=True):
@@ -48,7 +50,7 @@ class SubmitAll(msgspec.Struct, tag=True, array_like=True):
 
 
 class Abort(msgspec.Struct, tag=True, array_like=True):
-    """The client is gone: stop the requests; no output follows."""
+    """The client is gone: stop the requests. Of each that was known one output follows, which says what it took."""
 
     request_ids: list[str]
 
@@ -168,6 +170,10 @@ class Usage(msgspec.Struct):
     service: float = 0.0
     """What the policy charged, in its cost function's unit."""
     num_preemptions: int = 0
+    adapter_load_at_s: float = 0.0
+    """Arrival to the moment at which copying its adapter into the arena began, if ``adapter_load_s`` is not 0."""
+    adapter_load_s: float = 0.0
+    """How long that copying took; 0: the adapter was there, or none was needed."""
 
     @property
     def total_tokens(self) -> int:
@@ -176,7 +182,10 @@ class Usage(msgspec.Struct):
 
 
 class RequestOutput(msgspec.Struct, array_like=True):
-    """What one request gained in one step. The last one has ``finish_reason`` and ``usage``, or ``error_type``."""
+    """What one request gained in one step. The last one has ``finish_reason`` and ``usage``, or ``error_type``.
+
+    The first one with a token has a ``usage`` too, of what went before it; its service is not told yet.
+    """
 
     request_id: str
     text: str = ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evenflow.base.errors import ConfigError
+from evenflow.base.logs import LOG_FORMATS
 from evenflow.fairness.books.weights import check_tiers, weight_lookup
 from evenflow.fairness.registry import DEFAULT_POLICY
 from evenflow.serving.config.kinds import Choice, Count, Names, Number, PathTo, Size, Switch, Table, Text
@@ -215,6 +216,11 @@ class EngineConfig:
         "warning",
         "What is written to standard error; `evenflow serve` writes info too if it is not told.",
         aliases=("uvicorn_log_level",),
+    )
+    log_format: str = option(
+        Choice(LOG_FORMATS),
+        "text",
+        "How lines on standard error look: text for people, or json, one object a line, for programs.",
     )
     stats_interval_s: float = option(
         Number(above=0, unit="seconds", metavar="S"),

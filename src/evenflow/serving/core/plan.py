@@ -134,3 +134,5 @@ class StepResult:
     """Seconds that the step took on the executor; of the virtual clock in a simulation."""
     failed_loads: Mapping[AdapterDigest, str] = field(default_factory=dict)
     """Adapters whose factor rows could not be copied, and why. Tokens that were computed with them must be thrown away."""
+    loading_s: float = 0.0
+    """Seconds of ``duration_s`` that copying adapters took before anything was computed."""

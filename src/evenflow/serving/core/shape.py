@@ -15,6 +15,9 @@ SITES: dict[str, tuple[str, ...]] = {
 }
 """Sites of a layer: modules that read the same input. The base weights of a site are one matrix, its LoRA is one call."""
 
+BLOCK_OF = {module: "mlp" if module in ("gate_proj", "up_proj", "down_proj") else "self_attn" for module in MODULES}
+"""The block of a decoder layer that holds a module, by its name in checkpoints."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:

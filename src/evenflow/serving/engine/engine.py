@@ -19,11 +19,12 @@ from evenflow.base.errors import (
     InvalidRequest,
     Rejected,
 )
+from evenflow.base.json_lines import FIELDS
 from evenflow.comm.ledger import Ledger
 from evenflow.fairness.books.live_shares import LiveShares
 from evenflow.fairness.registry import without_secrets
 from evenflow.serving.adapters.catalog import Catalog, PreparedAdapter
-from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, WireStats
+from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, Usage, WireStats
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.core.executor import Executor
 from evenflow.serving.core.plan import StepPlan, StepResult
@@ -31,6 +32,7 @@ from evenflow.serving.core.request import AdapterDigest, FinishReason, Request, 
 from evenflow.serving.core.structured import TokenMask
 from evenflow.serving.engine.constraints import Constraints
 from evenflow.serving.engine.intake import make_request, refusal
+from evenflow.serving.engine.load_times import LoadTimes
 from evenflow.serving.engine.meters import Meters, collect_stats
 from evenflow.serving.engine.repairs import Repairs
 from evenflow.serving.engine.reply import Reply
@@ -85,6 +87,7 @@ class Engine:
         self._clock = clock
         self._replies: dict[RequestId, Reply] = {}
         self._meters = Meters()
+        self._load_times = LoadTimes()
         self._pinned: dict[str, AdapterDigest] = {}
         self.repairs = Repairs(catalog, self.unload_adapter, self._forget_pins)
         self.is_stalled = False
@@ -130,13 +133,18 @@ class Engine:
             return refusal(message.request_id, EvenFlowError("the request could not be queued; the server's log says why"))
         return None
 
-    def abort(self, request_ids: Sequence[str]) -> None:
-        """Stop these requests, because their client is gone. Ids that are not known belong to requests that have ended."""
+    def abort(self, request_ids: Sequence[str]) -> list[RequestOutput]:
+        """Stop these requests, because their client is gone; what each took. Ids that are not known belong to ended ones."""
         self._constraints.abort(request_ids)
+        outputs = []
         for request_id in request_ids:
-            request = self._scheduler.abort(RequestId(request_id), self._clock())
+            now_s = self._clock()
+            request = self._scheduler.abort(RequestId(request_id), now_s)
             if request is not None:
+                usage = self._usage(self._replies[request.request_id], now_s)
+                outputs.append(RequestOutput(request_id, finish_reason=FinishReason.ABORT.value, usage=usage))
                 self._drop(request)
+        return outputs
 
     def step(self) -> list[RequestOutput]:
         """Compute one step for everybody who runs; what each request gained by it."""
@@ -152,6 +160,8 @@ class Engine:
         self.is_stalled = step is None
         if step is None:
             return outputs + self._tell_ended(ended)
+        if step.plan.loads:
+            self._load_times.note(step.plan.loads, step.planned_s, step.result.loading_s, step.ran_s)
         for digest in step.result.failed_loads:
             self.repairs.note(digest)
         outputs += self._tell_ended(ended)
@@ -160,8 +170,10 @@ class Engine:
             if reply is None:  # Its adapter could not be loaded, so that this token was computed with wrong weights.
                 continue
             if output.finish_reason is not None:
-                output.usage = reply.usage(step.ran_s, self._scheduler.service_of(reply.request))
+                output.usage = self._usage(reply, step.ran_s)
                 self._drop(reply.request)
+            elif reply.request.num_output_tokens == 1:
+                output.usage = reply.usage(step.ran_s, 0.0, self._load_times.during(reply.request))
             outputs.append(output)
         scheduling_s = (step.planned_s - started_s) + (self._clock() - step.ran_s)
         self._meters.record(scheduling_s=scheduling_s, executing_s=step.ran_s - step.planned_s, num_tokens=step.plan.num_tokens)
@@ -284,7 +296,7 @@ class Engine:
             if mask is None:
                 return
         request.token_mask = mask
-        reply = Reply(request, self._tokenizer_of(message), self._eos_token_ids)
+        reply = Reply(request, self._tokenizer_of(message), self._eos_token_ids, message.traceparent)
         verdict = self._scheduler.add(request, self._clock())
         if not verdict.is_accepted:
             raise ClientOverLimit(verdict.reason or "the policy rejects the request", verdict.retry_after_s)
@@ -335,7 +347,7 @@ class Engine:
             if request.finish_reason is FinishReason.LENGTH:
                 output = reply.cut()
                 assert request.finished_s is not None
-                output.usage = reply.usage(request.finished_s, self._scheduler.service_of(request))
+                output.usage = self._usage(reply, request.finished_s)
             else:
                 is_adapters_fault = request.adapter is not None and ended.error_type == "EvenFlowError"
                 output = RequestOutput(
@@ -346,10 +358,14 @@ class Engine:
                     predicted_ttft_s=ended.predicted_ttft_s,
                 )
                 level = logging.DEBUG if request.finish_reason is FinishReason.SHED else logging.WARNING
-                log.log(level, "request %s of client %s: %s", request.request_id, request.client_id, ended.message)
+                told = {FIELDS: {"client": request.client_id, "traceparent": reply.traceparent}}
+                log.log(level, "request %s of client %s: %s", request.request_id, request.client_id, ended.message, extra=told)
             self._drop(request)
             outputs.append(output)
         return outputs
+
+    def _usage(self, reply: Reply, now_s: float) -> Usage:
+        return reply.usage(now_s, self._scheduler.service_of(reply.request), self._load_times.during(reply.request))
 
     def _drop(self, request: Request) -> None:
         self._replies.pop(request.request_id, None)

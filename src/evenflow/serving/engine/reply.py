@@ -13,8 +13,10 @@ from evenflow.serving.text import OutputText, Tokenizer
 class Reply:
     """Text side of one request. Reads the request, never changes it."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer, eos_token_ids: Sequence[int], traceparent: str = "") -> None:
         self.request = request
+        self.traceparent = traceparent
+        """Of the trace that it belongs to; empty: of none."""
         self.finish_reason: FinishReason | None = None
         self._tokenizer = tokenizer
         self._text = OutputText(tokenizer, request.prompt_token_ids, request.sampling, eos_token_ids, request.max_output_tokens)
@@ -46,8 +48,11 @@ class Reply:
         self.finish_reason = FinishReason.LENGTH
         return RequestOutput(self.request.request_id, self._text.finish(), finish_reason=FinishReason.LENGTH.value)
 
-    def usage(self, now_s: float, service: float) -> Usage:
-        """What the request took, up to ``now_s``, and what it was charged for it."""
+    def usage(self, now_s: float, service: float, adapter_load: tuple[float, float] = (0.0, 0.0)) -> Usage:
+        """What the request took, up to ``now_s``, and what it was charged for it.
+
+        ``adapter_load``: seconds from its arrival to the load of its adapter, and those that it took.
+        """
         request = self.request
         admitted_s = now_s if request.admitted_s is None else request.admitted_s
         first_token_s = now_s if request.first_token_s is None else request.first_token_s
@@ -61,6 +66,8 @@ class Reply:
             decode_s=max(0.0, now_s - first_token_s),
             service=service,
             num_preemptions=request.num_preemptions,
+            adapter_load_at_s=adapter_load[0],
+            adapter_load_s=adapter_load[1],
         )
 
     def _told(self, scored: TokenLogprobs) -> Logprobs:

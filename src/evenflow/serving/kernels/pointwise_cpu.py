@@ -35,9 +35,9 @@ _ZERO = np.float32(0.0)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _norm_row(element, x, out, weight, eps, width):
+def _norm_row(element, weight_element, x, out, weight, eps, width):
     """out[W] = x[W] / sqrt(mean(x^2) + eps) * weight[W]; ``out`` may be ``x``."""
-    size = itemsize(element)
+    size, of_weight = itemsize(element), itemsize(weight_element)
     whole = width - width % 16
     squares = zeros()
     for i in range(0, whole, 16):
@@ -50,9 +50,11 @@ def _norm_row(element, x, out, weight, eps, width):
     scale = np.float32(_ONE / math.sqrt(total / np.float32(width) + eps))
     scales = broadcast(scale)
     for i in range(0, whole, 16):
-        store(element, out + size * i, mul(mul(load(element, x + size * i), scales), load(element, weight + size * i)))
+        w = load(weight_element, weight + of_weight * i)
+        store(element, out + size * i, mul(mul(load(element, x + size * i), scales), w))
     for i in range(whole, width):
-        store_one(element, out + size * i, load_one(element, x + size * i) * scale * load_one(element, weight + size * i))
+        one_w = load_one(weight_element, weight + of_weight * i)
+        store_one(element, out + size * i, load_one(element, x + size * i) * scale * one_w)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -83,72 +85,80 @@ def _gate_row(element, gate, up, out, width):
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _add_and_norm_rows(element, first, last, x, y, out, weight, eps, width):
+def _add_and_norm_rows(element, weight_element, first, last, x, y, out, weight, eps, width):
     stride = itemsize(element) * width
     for t in range(first, last):
         if y != 0:
             _add_row(element, x + stride * t, y + stride * t, width)
-        _norm_row(element, x + stride * t, out + stride * t, weight, eps, width)
+        _norm_row(element, weight_element, x + stride * t, out + stride * t, weight, eps, width)
 
 
 @numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def _add_and_norm_parallel(element, num_threads, num_rows, x, y, out, weight, eps, width):
+def _add_and_norm_parallel(element, weight_element, num_threads, num_rows, x, y, out, weight, eps, width):
     for i in numba.prange(num_threads):
         first, last = num_rows * i // num_threads, num_rows * (i + 1) // num_threads
-        _add_and_norm_rows(element, first, last, x, y, out, weight, eps, width)
+        _add_and_norm_rows(element, weight_element, first, last, x, y, out, weight, eps, width)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def add_and_norm(element, num_threads, num_rows, x, y, out, weight, eps, width):
+def add_and_norm(element, weight_element, num_threads, num_rows, x, y, out, weight, eps, width):
     """Add to the residual stream and normalise what is there.
 
     Semantics: x[t] += y[t] (unless the address ``y`` is 0);  out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight.
 
     Table of arguments (addresses are integers; x, y and out are [T, W] without gaps):
-        element      type     what all of them are stored as: see ``simd.element_of``
-        num_threads  int      parts that the rows are cut into; 1 starts no parallel region
-        num_rows     int      T
-        x            address  the residual stream; changed in place
-        y            address  what is added to it; 0: nothing
-        out          address  receives the norm
-        weight       address  [W]
-        eps          float32  added to the mean of squares
-        width        int      W
+        element         type     what x, y and out are stored as: see ``simd.element_of``
+        weight_element  type     what the weight is stored as
+        num_threads     int      parts that the rows are cut into; 1 starts no parallel region
+        num_rows        int      T
+        x               address  the residual stream; changed in place
+        y               address  what is added to it; 0: nothing
+        out             address  receives the norm
+        weight          address  [W]
+        eps             float32  added to the mean of squares
+        width           int      W
     """
     if num_threads == 1:
-        _add_and_norm_rows(element, 0, num_rows, x, y, out, weight, eps, width)
+        _add_and_norm_rows(element, weight_element, 0, num_rows, x, y, out, weight, eps, width)
     else:
-        _add_and_norm_parallel(element, num_threads, num_rows, x, y, out, weight, eps, width)
+        _add_and_norm_parallel(element, weight_element, num_threads, num_rows, x, y, out, weight, eps, width)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _norm_heads_rows(element, first, last, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps):
+def _norm_heads_rows(
+    element, weight_element, first, last, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps
+):
     size = itemsize(element)
     for t in range(first, last):
         row = qkv + size * width * t
         for head in range(num_heads + num_kv_heads):
             x = row + size * head_dim * head
-            _norm_row(element, x, x, q_weight if head < num_heads else k_weight, eps, head_dim)
+            _norm_row(element, weight_element, x, x, q_weight if head < num_heads else k_weight, eps, head_dim)
 
 
 @numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _norm_heads_parallel(
-    element, num_threads, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps
+    element, weight_element, num_threads, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps
 ):
     for i in numba.prange(num_threads):
         first, last = num_rows * i // num_threads, num_rows * (i + 1) // num_threads
-        _norm_heads_rows(element, first, last, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps)
+        _norm_heads_rows(
+            element, weight_element, first, last, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps
+        )
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def norm_heads(element, num_threads, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps):
+def norm_heads(
+    element, weight_element, num_threads, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps
+):
     """Normalise every query head and every key head of a fused qkv, in place.
 
     Semantics: qkv[t, n] = qkv[t, n] / sqrt(mean(qkv[t, n]^2) + eps) * weight, for the first N_q + N_kv heads of
     each row [W]; the weight is q_weight or k_weight.
 
     Table of arguments (addresses are integers):
-        element       type     what all of them are stored as: see ``simd.element_of``
+        element       type     what qkv is stored as: see ``simd.element_of``
+        weight_element  type   what the weights are stored as
         num_threads   int      parts that the rows are cut into; 1 starts no parallel region
         num_rows      int      T
         qkv           address  [T, W] without gaps; changed in place
@@ -161,10 +171,23 @@ def norm_heads(element, num_threads, num_rows, qkv, width, num_heads, num_kv_hea
         eps           float32  added to the mean of squares
     """
     if num_threads == 1:
-        _norm_heads_rows(element, 0, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps)
+        _norm_heads_rows(
+            element, weight_element, 0, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps
+        )
     else:
         _norm_heads_parallel(
-            element, num_threads, num_rows, qkv, width, num_heads, num_kv_heads, head_dim, q_weight, k_weight, eps
+            element,
+            weight_element,
+            num_threads,
+            num_rows,
+            qkv,
+            width,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            q_weight,
+            k_weight,
+            eps,
         )
 
 

@@ -1,4 +1,4 @@
-"""The decoder of Llama, Mistral, Qwen2 and Qwen3. One class serves all; flags of ModelConfig say where they differ.
+"""The decoder: embedding, layers, last norm, head. The family says which class each layer is of.
 
 It knows batches of rows; not requests, pages or adapters: attention and LoRA are the injected
 backends' business. Legend: T rows, L rows whose logits are wanted, H hidden, V vocabulary.
@@ -13,48 +13,16 @@ import torch
 
 from evenflow.serving.backends.attention.attention_backend import AttentionBackend
 from evenflow.serving.backends.devices.batch import Batch
+from evenflow.serving.backends.devices.weight_products import Weight
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.backends.lora.side_weights import SidedLoRA
-from evenflow.serving.core.shape import ModelShape
 from evenflow.serving.core.shard import Shard
-from evenflow.serving.models.layers import HeadNorm, RMSNorm, silu_and_multiply
+from evenflow.serving.models.decoder_layer import Layer
+from evenflow.serving.models.layers import NORMS, Norm
 from evenflow.serving.models.model_config import ModelConfig
-from evenflow.serving.models.weights import LayerWeights, ModelWeights
+from evenflow.serving.models.weights import ModelWeights
 from evenflow.serving.parallel.group import Group, OneRank
-from evenflow.serving.parallel.linear import ColumnLinear, RowLinear
-from evenflow.serving.parallel.vocabulary import Embedding, OutputHead
-
-
-class DecoderLayer:
-    """Attention and gated MLP, each behind a norm and added to the residual stream."""
-
-    def __init__(self, index: int, weights: LayerWeights, shape: ModelShape, eps: float, group: Group) -> None:
-        self.index = index
-        self.attention_norm = RMSNorm(weights.attention_norm, eps)
-        self._qkv = ColumnLinear(weights.qkv, weights.qkv_bias, index, "qkv")
-        self._head_norm: HeadNorm | None = None
-        if weights.q_norm is not None and weights.k_norm is not None:
-            self._head_norm = HeadNorm(weights.q_norm, weights.k_norm, shape.num_heads, shape.num_kv_heads, eps)
-        self._o = RowLinear(weights.o, weights.o_bias, index, "o", group)
-        self.mlp_norm = RMSNorm(weights.mlp_norm, eps)
-        self._gate_up = ColumnLinear(weights.gate_up, weights.gate_up_bias, index, "gate_up")
-        self._down = RowLinear(weights.down, weights.down_bias, index, "down", group)
-
-    def run(
-        self, hidden_TH: torch.Tensor, delta_TH: torch.Tensor | None, attention: AttentionBackend, lora: LoRABackend | None
-    ) -> torch.Tensor:
-        """Advance the residual stream ``hidden_TH``, in place, by one layer, all but the layer's last addition.
-
-        The output of the MLP is not added yet, because the next norm adds and normalises in one pass over memory.
-
-        ``delta_TH``: what the layer before left to be added. Returns what this layer leaves: [T, H].
-        """
-        qkv_TC = self._qkv(self.attention_norm(hidden_TH, delta_TH), lora)
-        if self._head_norm is not None:
-            self._head_norm(qkv_TC)
-        delta_TH = self._o(attention.run(self.index, qkv_TC), lora)
-        gate_up_T2I = self._gate_up(self.mlp_norm(hidden_TH, delta_TH), lora)
-        return self._down(silu_and_multiply(gate_up_T2I), lora)
+from evenflow.serving.parallel.vocabulary import BoundedHead, Embedding, OutputHead, ScaledEmbedding
 
 
 class Decoder:
@@ -67,16 +35,17 @@ class Decoder:
         self, config: ModelConfig, weights: ModelWeights, group: Group | None = None, shard: Shard | None = None
     ) -> None:
         group = group or OneRank()
-        shape, vocab_size = config.shape if shard is None else shard.shape, config.shape.vocab_size
+        shape = config.shape if shard is None else shard.shape
         assert group.world_size == (1 if shard is None else shard.world_size)
         self.config = config
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
-        self._embedding = Embedding(weights.embedding, 0 if shard is None else shard.vocabulary().start, group)
-        self._layers: list[DecoderLayer] = []
+        self._embedding = _embedding(config, weights.embedding, 0 if shard is None else shard.vocabulary().start, group)
+        self._layers: list[Layer] = []
+        make = config.family.load("layer")
         while weights.layers:
-            self._layers.append(DecoderLayer(len(self._layers), weights.layers.popleft(), shape, config.rms_norm_eps, group))
-        self._norm = RMSNorm(weights.norm, config.rms_norm_eps)
-        self._head = OutputHead(weights.head, vocab_size, group)
+            self._layers.append(make(len(self._layers), weights.layers.popleft(), config, shape, group))
+        self._norm: Norm = NORMS[config.family.norm](weights.norm, config.rms_norm_eps)
+        self._head = _head(config, weights.head, group)
         self._attention: AttentionBackend | None = None
         self._lora: LoRABackend | None = None
 
@@ -88,11 +57,11 @@ class Decoder:
         for layer, name, norm in self._norms():
             norm.own = None if side is None else partial(side.norm, layer, name)
 
-    def _norms(self) -> Iterator[tuple[int, str, RMSNorm]]:
+    def _norms(self) -> Iterator[tuple[int, str, Norm]]:
         """Norms that adapters may have their own weight for: (layer, its name in checkpoints, norm); layer -1 is the last."""
         for layer in self._layers:
-            yield layer.index, "input_layernorm", layer.attention_norm
-            yield layer.index, "post_attention_layernorm", layer.mlp_norm
+            for name, norm in layer.norms.items():
+                yield layer.index, name, norm
         yield -1, "norm", self._norm
 
     @torch.inference_mode()
@@ -121,4 +90,20 @@ class Decoder:
         return self._head(hidden_LH)
 
 
-__all__ = ["Decoder", "DecoderLayer"]
+def _embedding(config: ModelConfig, weight_PH: Weight, first: int, group: Group) -> Embedding:
+    multiplier = config.traits.embedding_multiplier
+    if multiplier == 1:
+        return Embedding(weight_PH, first, group)
+    if config.traits.is_embedding_multiplier_rounded:
+        multiplier = float(torch.tensor(multiplier, dtype=weight_PH.dtype))
+    return ScaledEmbedding(weight_PH, multiplier, first, group)
+
+
+def _head(config: ModelConfig, weight_PH: Weight, group: Group) -> OutputHead:
+    multiplier, softcap = config.traits.logits_multiplier, config.traits.logits_softcap
+    if multiplier == 1 and softcap is None:
+        return OutputHead(weight_PH, config.shape.vocab_size, group)
+    return BoundedHead(weight_PH, config.shape.vocab_size, group, multiplier=multiplier, softcap=softcap)
+
+
+__all__ = ["Decoder"]

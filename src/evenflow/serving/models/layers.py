@@ -5,16 +5,18 @@ Legend: T rows, H hidden, I intermediate width, C fused qkv width, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numba
 import numpy as np
 import torch
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import gelu, layer_norm, rms_norm, silu
 
 from evenflow.serving.backends.lora.side_weights import NormRule
 from evenflow.serving.kernels import pointwise_cpu
 from evenflow.serving.kernels.simd import element_of
+from evenflow.serving.models.family import Activation, NormKind
 
 _SERIAL_NORM_ELEMENTS, _SERIAL_SILU_ELEMENTS = 65536, 16384
 """Up to so many elements one thread is faster: they take about 50 microseconds, and starting others takes longer."""
@@ -32,35 +34,51 @@ def _is_fused(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
 
 
-class RMSNorm:
-    """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis, computed in fp32."""
+class Norm(Protocol):
+    """A norm over the last axis, in front of or behind a block, or in front of the head."""
 
-    def __init__(self, weight_H: torch.Tensor, eps: float) -> None:
-        self._weight_H, self._eps = weight_H.contiguous(), np.float32(eps)
-        self._width = weight_H.shape[0]
-        self._element = element_of(weight_H.dtype.itemsize) if _is_fused(weight_H) else None
-        self._address = weight_H.data_ptr()
-        self.own: OwnNorm | None = None
-        """Where adapters have a weight of their own."""
+    own: OwnNorm | None
+    """Where adapters have a weight of their own."""
 
     def with_weight(self, x_NH: torch.Tensor, weight_NH: torch.Tensor) -> torch.Tensor:
-        """The norm of ``x_NH`` with other weights, one for each row: a new [N, H]."""
-        return (rms_norm(x_NH.float(), (self._width,), None, float(self._eps)) * weight_NH).to(x_NH.dtype)
+        """The norm of ``x_NH`` with other weights, as checkpoints have them, one for each row: a new [N, H]."""
+        ...
 
     def __call__(self, x_TH: torch.Tensor, delta_TH: torch.Tensor | None = None) -> torch.Tensor:
         """Add ``delta_TH`` to ``x_TH`` in place, if given, and return the norm of the sum: a new [T, H].
 
         Both are contiguous.
         """
+        ...
+
+
+class RMSNorm:
+    """y = x / sqrt(mean(x^2) + eps) * weight, computed in fp32; a Norm. ``weight_H`` may be fp32 whatever x is."""
+
+    def __init__(self, weight_H: torch.Tensor, eps: float) -> None:
+        self._weight_H, self._eps = weight_H.contiguous(), np.float32(eps)
+        self._width = weight_H.shape[0]
+        self._weight_element = element_of(weight_H.dtype.itemsize) if _is_fused(weight_H) else None
+        self._address = self._weight_H.data_ptr()
+        self.own: OwnNorm | None = None
+
+    def with_weight(self, x_NH: torch.Tensor, weight_NH: torch.Tensor) -> torch.Tensor:
+        """See ``Norm``."""
+        return (rms_norm(x_NH.float(), (self._width,), None, float(self._eps)) * weight_NH).to(x_NH.dtype)
+
+    def __call__(self, x_TH: torch.Tensor, delta_TH: torch.Tensor | None = None) -> torch.Tensor:
+        """See ``Norm``."""
         out_TH = self._of_base(x_TH, delta_TH)
         if self.own is not None:
             self.own(self.with_weight, x_TH, out_TH)
         return out_TH
 
     def _of_base(self, x_TH: torch.Tensor, delta_TH: torch.Tensor | None) -> torch.Tensor:
-        if self._element is None:
+        if self._weight_element is None:
             if delta_TH is not None:
                 x_TH.add_(delta_TH)
+            if x_TH.dtype != self._weight_H.dtype:
+                return (rms_norm(x_TH.float(), (self._width,), self._weight_H, float(self._eps))).to(x_TH.dtype)
             return rms_norm(x_TH, (self._width,), self._weight_H, float(self._eps))
         assert x_TH.is_contiguous()
         delta = 0
@@ -69,36 +87,89 @@ class RMSNorm:
             delta = delta_TH.data_ptr()
         out_TH = torch.empty_like(x_TH)
         num_rows, width = x_TH.shape
-        threads = _num_threads(num_rows * width, _SERIAL_NORM_ELEMENTS)
+        element, threads = element_of(x_TH.dtype.itemsize), _num_threads(num_rows * width, _SERIAL_NORM_ELEMENTS)
         pointwise_cpu.add_and_norm(
-            self._element, threads, num_rows, x_TH.data_ptr(), delta, out_TH.data_ptr(), self._address, self._eps, width
+            element,
+            self._weight_element,
+            threads,
+            num_rows,
+            x_TH.data_ptr(),
+            delta,
+            out_TH.data_ptr(),
+            self._address,
+            self._eps,
+            width,
         )
         return out_TH
 
 
+class OnePlusRMSNorm(RMSNorm):
+    """RMS norm whose weight is stored less 1 (Gemma). The sum stays in fp32, as it is in the original."""
+
+    def __init__(self, weight_H: torch.Tensor, eps: float) -> None:
+        super().__init__(1 + weight_H.float(), eps)
+
+    def with_weight(self, x_NH: torch.Tensor, weight_NH: torch.Tensor) -> torch.Tensor:
+        """See ``Norm``."""
+        return super().with_weight(x_NH, 1 + weight_NH.float())
+
+
+class LayerNorm:
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * weight, computed in fp32, without a bias; a Norm (Cohere)."""
+
+    def __init__(self, weight_H: torch.Tensor, eps: float) -> None:
+        self._weight_H, self._eps = weight_H, eps
+        self.own: OwnNorm | None = None
+
+    def with_weight(self, x_NH: torch.Tensor, weight_NH: torch.Tensor) -> torch.Tensor:
+        """See ``Norm``."""
+        return (layer_norm(x_NH.float(), x_NH.shape[-1:], eps=self._eps) * weight_NH).to(x_NH.dtype)
+
+    def __call__(self, x_TH: torch.Tensor, delta_TH: torch.Tensor | None = None) -> torch.Tensor:
+        """See ``Norm``."""
+        if delta_TH is not None:
+            x_TH.add_(delta_TH)
+        out_TH = layer_norm(x_TH, x_TH.shape[-1:], self._weight_H, eps=self._eps)
+        if self.own is not None:
+            self.own(self.with_weight, x_TH, out_TH)
+        return out_TH
+
+
+NORMS: Mapping[NormKind, type[RMSNorm] | type[LayerNorm]] = {
+    "rms": RMSNorm,
+    "rms 1 + w": OnePlusRMSNorm,
+    "layer": LayerNorm,
+}
+"""The class of each kind of norm."""
+
+
 class HeadNorm:
-    """RMS norm of every query head and every key head inside a fused qkv, in place (Qwen3)."""
+    """RMS norm of every query head and every key head inside a fused qkv, in place (Qwen3).
+
+    The weights may be fp32 whatever the qkv is.
+    """
 
     def __init__(
         self, q_weight_D: torch.Tensor, k_weight_D: torch.Tensor, num_heads: int, num_kv_heads: int, eps: float
     ) -> None:
         self._q_weight_D, self._k_weight_D, self._eps = q_weight_D.contiguous(), k_weight_D.contiguous(), np.float32(eps)
         self._num_heads, self._num_kv_heads, self._head_dim = num_heads, num_kv_heads, q_weight_D.shape[0]
-        self._element = element_of(q_weight_D.dtype.itemsize) if _is_fused(q_weight_D) else None
+        self._weight_element = element_of(q_weight_D.dtype.itemsize) if _is_fused(q_weight_D) else None
 
     def __call__(self, qkv_TC: torch.Tensor) -> None:
         """Overwrites the query and key columns of ``qkv_TC`` (contiguous)."""
-        if self._element is None:
+        if self._weight_element is None:
             heads_TND = qkv_TC.view(qkv_TC.shape[0], -1, self._head_dim)
             last = 0
             for weight_D, count in ((self._q_weight_D, self._num_heads), (self._k_weight_D, self._num_kv_heads)):
                 part_TND = heads_TND[:, last : last + count]
-                part_TND.copy_(rms_norm(part_TND, (self._head_dim,), weight_D, float(self._eps)))
+                part_TND.copy_(rms_norm(part_TND.to(weight_D.dtype), (self._head_dim,), weight_D, float(self._eps)))
                 last += count
             return
         assert qkv_TC.is_contiguous()
         pointwise_cpu.norm_heads(
-            self._element,
+            element_of(qkv_TC.dtype.itemsize),
+            self._weight_element,
             _num_threads(qkv_TC.numel(), _SERIAL_NORM_ELEMENTS),
             qkv_TC.shape[0],
             qkv_TC.data_ptr(),
@@ -126,4 +197,25 @@ def silu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     return out_TI
 
 
-__all__ = ["HeadNorm", "RMSNorm", "silu_and_multiply"]
+def gelu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    """The same with the exact gelu."""
+    gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+    return gelu(gate_TI).mul_(up_TI)
+
+
+def gelu_tanh_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    """The same with gelu's approximation by tanh."""
+    gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+    return gelu(gate_TI, approximate="tanh").mul_(up_TI)
+
+
+GateRule = Callable[[torch.Tensor], torch.Tensor]
+"""A fused [gate | up] to activation(gate) * up: [T, 2I] to a new [T, I]."""
+
+
+def gate_rule(activation: Activation) -> GateRule:
+    """The function that computes it."""
+    return {"silu": silu_and_multiply, "gelu": gelu_and_multiply, "gelu tanh": gelu_tanh_and_multiply}[activation]
+
+
+__all__ = ["NORMS", "HeadNorm", "Norm", "RMSNorm", "gate_rule", "silu_and_multiply"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from evenflow.base.errors import ConfigError
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.decoder import Decoder
 from evenflow.serving.models.model_config import ModelConfig
-from evenflow.serving.models.registry import FAMILIES
 from evenflow.serving.models.stored.stored_weights import weight_files
 from evenflow.serving.models.weights import load_weights
 from evenflow.serving.parallel.group import Group
@@ -47,6 +47,7 @@ def load_model(
     shard: Shard | None = None,
     quantization: str = "none",
     cache_folder: Path | None = None,
+    tell: Tell = tell_nobody,
 ) -> Decoder:
     """Read a folder's weights, or a shard of them, into a decoder of ``config``. ``bind`` it before use. Raises ModelError.
 
@@ -57,14 +58,14 @@ def load_model(
     chosen = find_quantization(quantization)
     if chosen is not None and device.type != "cpu":
         raise ConfigError(f"quantization is {quantization!r}; it is computed on the CPU alone, and the device is {device}")
-    make: type[Decoder] = FAMILIES[config.architecture].decoder_class()
+    make: type[Decoder] = config.family.load("decoder")
     with contextlib.ExitStack() as stack:
         cache = None
         if chosen is not None and cache_folder is not None:
             part = "whole" if shard is None else f"{shard.rank} of {shard.world_size}"
             digest = model_digest(weight_files(path), chosen, part)
             cache = stack.enter_context(MatrixCache(cache_folder, digest))
-        weights = load_weights(path, config, dtype, device, shard, chosen, cache)
+        weights = load_weights(path, config, dtype, device, shard, chosen, cache, tell)
         return make(config, weights, group, shard)
 
 

@@ -10,35 +10,44 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evenflow.base.errors import ModelError
 from evenflow.serving.core.shape import ModelShape
+from evenflow.serving.models.family import Activation, LayerKind, ModelFamily, Traits
+from evenflow.serving.models.fields import Fields
 from evenflow.serving.models.generation_config import read_generation_config, sampling_defaults
-from evenflow.serving.models.registry import ModelFamily, family_of
+from evenflow.serving.models.registry import FAMILIES, family_of
 from evenflow.serving.models.rope import RopeSpec, read_rope
 from evenflow.serving.models.stored.quantization_config import read_quantization_config
 
+_MOST_LAYERS = 4096
 _DTYPES = ("float32", "float16", "bfloat16")
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+FOREIGN: Mapping[str, tuple[Any, ...]] = {
     "compression_config": (None,),
     "attn_logit_softcapping": (None, 0, 0.0),
     "final_logit_softcapping": (None, 0, 0.0),
     "embedding_multiplier": (None, 1, 1.0),
     "residual_multiplier": (None, 1, 1.0),
     "attention_multiplier": (None,),
+    "query_pre_attn_scalar": (None,),
     "logits_scaling": (None, 1, 1.0),
     "logit_scale": (None, 1, 1.0),
     "rope_interleaved": (None, False),
+    "rope_local_base_freq": (None,),
     "num_local_experts": (None, 0),
     "num_experts": (None, 0),
     "no_rope_layers": (None, []),
+    "no_rope_layer_interval": (None,),
+    "use_qk_norm": (None, False),
+    "use_bidirectional_attention": (None, False),
     "is_encoder_decoder": (None, False),
     "add_cross_attention": (None, False),
 }
-"""Fields of related models with the values that change nothing: any other value is refused."""
+"""Fields that some family has, with the values that change nothing: any other value is refused unless the family honours it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +59,37 @@ class ModelConfig:
     max_position_embeddings: int
     rms_norm_eps: float
     rope: RopeSpec
+    """Of the layers that see everything, if there are such; else of the first."""
+    layers: tuple[LayerKind, ...]
+    """One for each layer."""
+    traits: Traits
+    activation: Activation
     has_qkv_bias: bool
     has_o_bias: bool
     has_mlp_bias: bool
-    has_qk_norm: bool
-    """RMS norm on every query and key head before rope (Qwen3)."""
     tie_word_embeddings: bool
-    sliding_window: int | None
-    """Tokens that some layer may look back; None: all layers see everything."""
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     dtype: str | None
     """dtype of the stored weights, where the folder says."""
     sampling_defaults: tuple[tuple[str, float], ...] = ()
     """(field of SamplingParams, value) pairs that generation_config.json recommends."""
+
+    @property
+    def family(self) -> ModelFamily:
+        """What it shares with all models of its kind."""
+        return FAMILIES[self.architecture]
+
+    @property
+    def attention_scale(self) -> float:
+        """Multiplies the scores of attention."""
+        given = self.traits.attention_scale
+        return self.shape.head_dim**-0.5 if given is None else given
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Tokens that some layer may look back; None: all layers see everything."""
+        return min((kind.window for kind in self.layers if kind.window is not None), default=None)
 
     def context_length(self, requested: int | None = None) -> int:
         """Tokens a sequence may have, prompt and output. ``requested`` None: as many as the model supports.
@@ -109,51 +135,61 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
     """What ``load_config`` returns, from ``config.json`` and ``generation_config.json`` as parsed."""
     generation = generation or {}
     family = family_of(config)
-    for name, neutral in _NEUTRAL.items():
-        if name in config and config[name] not in neutral:
-            raise ModelError(f"{name} is {config[name]!r}; it is not supported")
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise ModelError(f"hidden_act is {config['hidden_act']!r}; supported: 'silu'")
-    read_quantization_config(config)  # says what is wrong with it; whoever reads the weights reads it again
-    num_heads = _integer(config, "num_attention_heads")
-    hidden_size = _integer(config, "hidden_size")
-    shape = ModelShape(
-        num_layers=_integer(config, "num_hidden_layers"),
-        hidden_size=hidden_size,
-        intermediate_size=_integer(config, "intermediate_size"),
-        num_heads=num_heads,
-        num_kv_heads=_integer(config, "num_key_value_heads", family.default_num_kv_heads or num_heads),
-        head_dim=_head_dim(config, family, hidden_size, num_heads),
-        vocab_size=_integer(config, "vocab_size"),
-    )
-    if num_heads % shape.num_kv_heads:
-        raise ModelError(
-            f"num_key_value_heads is {shape.num_kv_heads}; allowed: a divisor of num_attention_heads ({num_heads})"
-        )
-    if shape.head_dim % 2:
-        raise ModelError(f"head_dim is {shape.head_dim}; allowed: an even number")
-    max_position = _integer(config, "max_position_embeddings")
-    attention_bias = family.reads_attention_bias and _flag(config, "attention_bias", False)
-    eps = config.get("rms_norm_eps", 1e-6)
+    fields = Fields(config)
+    for name, neutral in FOREIGN.items():
+        if name in config and name not in family.honours and config[name] not in neutral:
+            fields.refuse(f"{name} is {config[name]!r}; a {family.model_type} model with it is not supported")
+    activation = fields.choice(family.activation_field, family.default_activation, family.activations)
+    fields.noting(lambda: _check_quantization(config), None)
+    shape = _shape(fields, family)
+    max_position = fields.integer("max_position_embeddings")
+    has_qkv_bias, has_o_bias = _attention_biases(fields, family)
+    eps = config.get(family.norm_eps_field, family.default_norm_eps)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
-        raise ModelError(f"rms_norm_eps is {eps!r}; allowed: a number between 0 and 1")
-    return ModelConfig(
+        fields.refuse(f"{family.norm_eps_field} is {eps!r}; allowed: a number between 0 and 1")
+    ropes = _ropes(fields, family, max_position, shape)
+    windows = _windows(fields, shape.num_layers, family)
+    found = ModelConfig(
         architecture=family.architecture,
         shape=shape,
         max_position_embeddings=max_position,
-        rms_norm_eps=float(eps),
-        rope=read_rope(config, max_position, shape.head_dim),
-        has_qkv_bias=attention_bias or family.has_qkv_bias,
-        has_o_bias=attention_bias,
-        has_mlp_bias=family.reads_mlp_bias and _flag(config, "mlp_bias", False),
-        has_qk_norm=family.has_qk_norm,
-        tie_word_embeddings=_flag(config, "tie_word_embeddings", False),
-        sliding_window=_sliding_window(config, shape.num_layers, family),
-        eos_token_ids=_token_ids(generation if generation.get("eos_token_id") is not None else config, shape.vocab_size),
-        bos_token_id=_optional_id(config, "bos_token_id"),
-        dtype=_dtype(config),
-        sampling_defaults=tuple(sampling_defaults(generation).items()),
+        rms_norm_eps=eps,
+        rope=next((one for one, window in zip(ropes, windows) if window is None), ropes[0]),
+        layers=family.layers(fields, tuple(LayerKind(*of_layer) for of_layer in zip(ropes, windows))),
+        traits=family.traits(fields),
+        activation=activation,
+        has_qkv_bias=has_qkv_bias,
+        has_o_bias=has_o_bias,
+        has_mlp_bias=family.reads_mlp_bias and fields.flag(family.mlp_bias_field),
+        tie_word_embeddings=fields.flag("tie_word_embeddings", family.default_is_tied),
+        eos_token_ids=_token_ids(fields, generation, shape.vocab_size),
+        bos_token_id=fields.optional_id("bos_token_id"),
+        dtype=_dtype(fields),
+        sampling_defaults=fields.noting(lambda: tuple(sampling_defaults(generation).items()), ()),
     )
+    fields.check()
+    return found
+
+
+def _check_quantization(config: Mapping[str, Any]) -> None:
+    read_quantization_config(config)  # says what is wrong with it; whoever reads the weights reads it again
+
+
+def _shape(fields: Fields, family: ModelFamily) -> ModelShape:
+    num_heads, hidden_size = fields.integer("num_attention_heads"), fields.integer("hidden_size")
+    num_layers = fields.integer("num_hidden_layers", most=_MOST_LAYERS)
+    inner, vocab_size = fields.integer("intermediate_size"), fields.integer("vocab_size")
+    num_kv_heads = fields.integer("num_key_value_heads", family.default_num_kv_heads or num_heads)
+    is_given = fields.raw.get("head_dim") is not None or family.default_head_dim is not None
+    head_dim = fields.integer("head_dim", family.default_head_dim or max(1, hidden_size // num_heads))
+    if not fields.reasons:
+        if not is_given and hidden_size % num_heads:
+            fields.refuse(f"hidden_size is {hidden_size}; allowed: a multiple of num_attention_heads ({num_heads})")
+        elif head_dim % 2:
+            fields.refuse(f"head_dim is {head_dim}; allowed: an even number")
+        if num_heads % num_kv_heads:
+            fields.refuse(f"num_key_value_heads is {num_kv_heads}; allowed: a divisor of num_attention_heads ({num_heads})")
+    return ModelShape(num_layers, hidden_size, inner, num_heads, num_kv_heads, head_dim, vocab_size)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -166,78 +202,72 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _integer(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = config.get(name)
-    value = default if value is None else value
-    if value is None:
-        raise ModelError(f"{name} is missing")
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
-        raise ModelError(f"{name} is {repr(value)[:40]}; allowed: an integer of 1 or more, below 2^31")
-    return value
+def _attention_biases(fields: Fields, family: ModelFamily) -> tuple[bool, bool]:
+    """Whether q, k and v have a bias, and whether o has one."""
+    if not family.reads_attention_bias:
+        return family.has_qkv_bias, False
+    of_qkv, of_o = fields.flag(family.attention_bias_field, family.default_attention_bias), family.o_bias_field
+    if of_o == family.attention_bias_field:
+        return of_qkv, of_qkv
+    return of_qkv, of_o is not None and fields.flag(of_o)
 
 
-def _optional_id(config: Mapping[str, Any], name: str) -> int | None:
-    value = config.get(name)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise ModelError(f"{name} is {value!r}; allowed: an integer or null")
+def _ropes(fields: Fields, family: ModelFamily, max_position: int, shape: ModelShape) -> list[RopeSpec]:
+    """The rope of each layer."""
+
+    def read(layer_type: str | None) -> RopeSpec:
+        return read_rope(
+            fields.raw,
+            max_position,
+            shape.head_dim,
+            default_theta=family.default_theta,
+            default_partial=family.default_partial,
+            layer_type=layer_type,
+        )
+
+    names = fields.raw.get("layer_types")
+    if not family.has_rope_per_layer_type or not isinstance(names, list) or len(names) != shape.num_layers:
+        return [fields.noting(lambda: read(None), RopeSpec())] * shape.num_layers
+    of_type = {name: fields.noting(partial(read, name), RopeSpec()) for name in dict.fromkeys(map(str, names))}
+    return [of_type[str(name)] for name in names]
 
 
-def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = config.get(name)
-    value = default if value is None else value
-    if not isinstance(value, bool):
-        raise ModelError(f"{name} is {value!r}; allowed: true or false")
-    return value
-
-
-def _head_dim(config: Mapping[str, Any], family: ModelFamily, hidden_size: int, num_heads: int) -> int:
-    if config.get("head_dim") is None and family.default_head_dim is None and hidden_size % num_heads:
-        raise ModelError(f"hidden_size is {hidden_size}; allowed: a multiple of num_attention_heads ({num_heads})")
-    return _integer(config, "head_dim", family.default_head_dim or hidden_size // num_heads)
-
-
-def _sliding_window(config: Mapping[str, Any], num_layers: int, family: ModelFamily) -> int | None:
-    """The window in tokens if any layer has one, else None. Where it counts but is not given, it is 4096."""
-    layer_types = config.get("layer_types")
-    if layer_types is not None:
-        if not isinstance(layer_types, list) or len(layer_types) != num_layers:
-            raise ModelError(f"layer_types is {layer_types!r}; allowed: a list of num_hidden_layers ({num_layers}) names")
-        for name in layer_types:
-            if name not in ("full_attention", "sliding_attention"):
-                raise ModelError(f"layer_types holds {name!r}; supported: 'full_attention', 'sliding_attention'")
+def _windows(fields: Fields, num_layers: int, family: ModelFamily) -> list[int | None]:
+    """The window of each layer in tokens; None: it sees everything. Where one counts but is not given, it is 4096."""
+    layer_types = fields.per_layer("layer_types", num_layers, ("full_attention", "sliding_attention"))
+    slides = [False] * num_layers if layer_types is None else [name == "sliding_attention" for name in layer_types]
     if family.sliding_window == "if used":
-        if not _flag(config, "use_sliding_window", False):
-            return None
-        first = _integer(config, "max_window_layers", 28) if config.get("max_window_layers") != 0 else 0
-        slides = "sliding_attention" in layer_types if layer_types is not None else first < num_layers
+        if not fields.flag("use_sliding_window"):
+            return [None] * num_layers
+        first = fields.integer("max_window_layers", 28) if fields.raw.get("max_window_layers") != 0 else 0
+        if layer_types is None:
+            slides = [layer >= first for layer in range(num_layers)]
     elif family.sliding_window == "always":
-        slides = True
-        if config.get("sliding_window", 4096) is None:
-            return None
-    else:
-        slides = layer_types is not None and "sliding_attention" in layer_types
-    return _integer(config, "sliding_window", 4096) if slides else None
+        slides = [fields.raw.get("sliding_window", 4096) is not None] * num_layers
+    if not any(slides):
+        return [None] * num_layers
+    window = fields.integer("sliding_window", 4096)
+    return [window if one else None for one in slides]
 
 
-def _token_ids(source: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
-    value = source.get("eos_token_id")
+def _token_ids(fields: Fields, generation: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    value = (generation if generation.get("eos_token_id") is not None else fields.raw).get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-            raise ModelError(f"eos_token_id is {value!r}; allowed: one token id or a list of them")
+    if any(isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in ids):
+        fields.refuse(f"eos_token_id is {value!r}; allowed: one token id or a list of them")
+        return ()
     # Ids beyond the vocabulary occur in published folders; the model can never produce them.
     return tuple(dict.fromkeys(token for token in ids if token < vocab_size))
 
 
-def _dtype(config: Mapping[str, Any]) -> str | None:
-    value = config.get("dtype", config.get("torch_dtype"))
+def _dtype(fields: Fields) -> str | None:
+    value = fields.raw.get("dtype", fields.raw.get("torch_dtype"))
     if value is None:
         return None
     name = str(value).removeprefix("torch.")
     if name not in _DTYPES:
-        raise ModelError(f"dtype is {value!r}; supported: {', '.join(_DTYPES)}")
+        fields.refuse(f"dtype is {value!r}; supported: {', '.join(_DTYPES)}")
     return name
 
 
-__all__ = ["ModelConfig", "load_config", "parse_config"]
+__all__ = ["FOREIGN", "ModelConfig", "load_config", "parse_config"]

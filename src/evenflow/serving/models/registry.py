@@ -1,75 +1,56 @@
-"""The model families that can be served, by the architecture's name, and what tells them apart. No torch.
+"""The model families that can be served, by the architecture's name. No torch.
 
-A family that is nearly Llama is one more entry here. One that is not names a decoder class of its own, which is
-imported when the first model of the family is loaded.
+A family is one file in ``families`` and one entry of ``_FILES``.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from evenflow.base.errors import ModelError
+from evenflow.serving.models.family import ModelFamily
 
-_DECODER = "evenflow.serving.models.decoder:Decoder"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFamily:
-    """How to read a family's ``config.json``. Defaults for missing fields are those of transformers' config classes."""
-
-    architecture: str
-    """Its name in ``architectures``."""
-    model_type: str
-    """Its name in ``model_type``."""
-    reads_attention_bias: bool = False
-    """True: ``attention_bias`` says whether q, k, v and o have a bias. Else the field means nothing."""
-    has_qkv_bias: bool = False
-    """True: q, k and v always have a bias."""
-    reads_mlp_bias: bool = False
-    """True: ``mlp_bias`` says whether the three linears of the MLP have a bias. Else the field means nothing."""
-    has_qk_norm: bool = False
-    """True: RMS norm on every query and key head before rope."""
-    default_num_kv_heads: int | None = None
-    """``num_key_value_heads`` where it is missing; None: as many as attention heads."""
-    default_head_dim: int | None = None
-    """``head_dim`` where it is missing; None: hidden size divided by attention heads."""
-    sliding_window: Literal["layer types", "if used", "always"] = "layer types"
-    """When the field ``sliding_window`` counts: where ``layer_types`` names sliding layers; if ``use_sliding_window`` is
-    true; or unless it is null."""
-    decoder: str = _DECODER
-    """The class that computes it, as "module:attribute"."""
-
-    def decoder_class(self) -> Any:
-        """Import and return the class; it takes what ``Decoder`` takes."""
-        module, _, attribute = self.decoder.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+_FILES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "granite",
+    "phi3",
+    "smollm3",
+    "olmo2",
+    "glm4",
+    "helium",
+    "gemma",
+    "glm",
+    "seed_oss",
+    "ernie4_5",
+    "cohere",
+    "exaone4",
+    "ministral",
+    "hyperclovax",
+)
+"""Modules of ``families``, each of which holds a FAMILY."""
 
 
-FAMILIES: Mapping[str, ModelFamily] = {
-    family.architecture: family
-    for family in (
-        ModelFamily(architecture="LlamaForCausalLM", model_type="llama", reads_attention_bias=True, reads_mlp_bias=True),
-        ModelFamily(architecture="MistralForCausalLM", model_type="mistral", default_num_kv_heads=8, sliding_window="always"),
-        ModelFamily(architecture="Qwen2ForCausalLM", model_type="qwen2", has_qkv_bias=True, sliding_window="if used"),
-        ModelFamily(
-            architecture="Qwen3ForCausalLM",
-            model_type="qwen3",
-            reads_attention_bias=True,
-            has_qk_norm=True,
-            default_head_dim=128,
-            sliding_window="if used",
-        ),
-    )
-}
+def _read_files() -> Mapping[str, ModelFamily]:
+    found: dict[str, ModelFamily] = {}
+    for name in _FILES:
+        family: ModelFamily = importlib.import_module(f"evenflow.serving.models.families.{name}").FAMILY
+        assert family.architecture not in found, f"{family.architecture} is registered twice"
+        found[family.architecture] = family
+    return found
+
+
+FAMILIES: Mapping[str, ModelFamily] = _read_files()
 """By architecture."""
 
 
-def family_of(config: Mapping[str, Any]) -> ModelFamily:
+def family_of(config: Mapping[str, Any], families: Mapping[str, ModelFamily] = FAMILIES) -> ModelFamily:
     """The family that a parsed ``config.json`` names. Raises ModelError if it names none, an unknown one or two."""
-    by_type = {family.model_type: family for family in FAMILIES.values()}
+    by_type = {family.model_type: family for family in families.values()}
     given, model_type = config.get("architectures"), config.get("model_type")
     if model_type is not None and (not isinstance(model_type, str) or model_type not in by_type):
         raise ModelError(f"model_type is {model_type!r}; supported: {', '.join(by_type)}")
@@ -77,11 +58,11 @@ def family_of(config: Mapping[str, Any]) -> ModelFamily:
         if model_type is None:
             raise ModelError("neither architectures nor model_type is given; it is no transformers model")
         return by_type[model_type]
-    if not isinstance(given, list) or len(given) != 1 or given[0] not in tuple(FAMILIES):
-        raise ModelError(f"architectures is {given!r}; supported: one of {', '.join(FAMILIES)}")
+    if not isinstance(given, list) or len(given) != 1 or given[0] not in tuple(families):
+        raise ModelError(f"architectures is {given!r}; supported: one of {', '.join(families)}")
     if model_type is not None and by_type[model_type].architecture != given[0]:
         raise ModelError(f"model_type is {model_type!r} but architectures is {given!r}")
-    return FAMILIES[given[0]]
+    return families[given[0]]
 
 
-__all__ = ["FAMILIES", "ModelFamily", "family_of"]
+__all__ = ["FAMILIES", "family_of"]

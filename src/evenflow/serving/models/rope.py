@@ -60,6 +60,8 @@ class RopeSpec:
     """One kind of rotary embedding. Fields that a kind does not use keep their defaults."""
 
     kind: str = "default"
+    partial: float = 1.0
+    """The part of every head that is rotated, its first elements."""
     theta: float = 10000.0
     """Base of the geometric series of wavelengths."""
     factor: float = 1.0
@@ -80,10 +82,26 @@ class RopeSpec:
     long_factor: tuple[float, ...] = ()
     """The same where longer sequences are served (longrope)."""
 
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many elements of a head are rotated."""
+        return int(head_dim * self.partial)
 
-def read_rope(config: Mapping[str, Any], max_position_embeddings: int, head_dim: int) -> RopeSpec:
-    """Read the rotary embedding of a ``config.json``. Raises ModelError naming field and value."""
-    field, given = _rope_object(config)
+
+def read_rope(
+    config: Mapping[str, Any],
+    max_position_embeddings: int,
+    head_dim: int,
+    *,
+    default_theta: float = 10000.0,
+    default_partial: float | None = None,
+    layer_type: str | None = None,
+) -> RopeSpec:
+    """Read the rotary embedding of a ``config.json``. Raises ModelError naming field and value.
+
+    ``default_partial``: ``partial_rotary_factor`` where it is missing; None: it must be 1. ``layer_type``: the kind of layer
+    whose rope it is, where a model has one for each; None: it has one for all.
+    """
+    field, given = _rope_object(config, layer_type)
     kind = given.get("rope_type") or given.get("type") or "default"
     kind = _SYNONYMS.get(kind, kind) if isinstance(kind, str) else kind
     if kind not in ROPE_KINDS:
@@ -95,8 +113,12 @@ def read_rope(config: Mapping[str, Any], max_position_embeddings: int, head_dim:
         if given.get(name) is None:
             raise ModelError(f"{field}.{name} is missing; a {kind} rope needs it")
     partial = given.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
+    partial = (default_partial or 1.0) if partial is None else _positive(partial, "partial_rotary_factor")
+    if partial != 1 and default_partial is None:
         raise ModelError(f"partial_rotary_factor is {partial!r}; supported: 1.0")
+    rotary_dim = int(head_dim * partial)
+    if partial > 1 or (partial < 1 and (rotary_dim % 2 or not rotary_dim)):
+        raise ModelError(f"partial_rotary_factor is {partial!r}; allowed: a part of head_dim ({head_dim}) that is even")
 
     def number(name: str, default: float) -> float:
         value = given.get(name)
@@ -119,7 +141,8 @@ def read_rope(config: Mapping[str, Any], max_position_embeddings: int, head_dim:
         raise ModelError(f"{field}.high_freq_factor is {high}; allowed: above low_freq_factor ({low})")
     return RopeSpec(
         kind=kind,
-        theta=10000.0 if theta is None else _positive(theta, "rope_theta"),
+        partial=float(partial),
+        theta=default_theta if theta is None else _positive(theta, "rope_theta"),
         factor=factor,
         original_max_position=int(original),
         low_freq_factor=low,
@@ -129,12 +152,12 @@ def read_rope(config: Mapping[str, Any], max_position_embeddings: int, head_dim:
         truncate=truncate,
         extrapolation_factor=number("extrapolation_factor", 1.0),
         attention_factor=_attention_factor(kind, number, factor, original),
-        short_factor=_factors(given, "short_factor", field, head_dim) if kind == "longrope" else (),
-        long_factor=_factors(given, "long_factor", field, head_dim) if kind == "longrope" else (),
+        short_factor=_factors(given, "short_factor", field, rotary_dim) if kind == "longrope" else (),
+        long_factor=_factors(given, "long_factor", field, rotary_dim) if kind == "longrope" else (),
     )
 
 
-def _rope_object(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def _rope_object(config: Mapping[str, Any], layer_type: str | None) -> tuple[str, Mapping[str, Any]]:
     """(name of the field it came from, the rope object, {} if there is none)."""
     for field in ("rope_parameters", "rope_scaling"):
         value = config.get(field)
@@ -143,9 +166,13 @@ def _rope_object(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         if not isinstance(value, Mapping):
             raise ModelError(f"{field} is {value!r}; allowed: an object or null")
         nested = [key for key, entry in value.items() if isinstance(entry, Mapping)]
-        if nested:
-            raise ModelError(f"{field}.{nested[0]} is an object; a rope of its own per layer type is not supported")
-        return field, value
+        if not nested:
+            return field, value
+        if layer_type is None:
+            raise ModelError(f"{field}.{nested[0]} is an object; a rope of its own per layer type is not supported here")
+        if layer_type not in nested:
+            raise ModelError(f"{field}.{layer_type} is missing; given: {', '.join(nested)}")
+        return f"{field}.{layer_type}", value[layer_type]
     return "rope_scaling", {}
 
 
@@ -156,12 +183,14 @@ def _positive(value: Any, name: str) -> float:
     return float(value)
 
 
-def _factors(given: Mapping[str, Any], name: str, field: str, head_dim: int) -> tuple[float, ...]:
-    """A longrope's numbers, one for each of the head_dim / 2 frequencies."""
+def _factors(given: Mapping[str, Any], name: str, field: str, rotary_dim: int) -> tuple[float, ...]:
+    """A longrope's numbers, one for each of the frequencies."""
     value = given[name]
-    if not isinstance(value, list) or len(value) != head_dim // 2:
+    if not isinstance(value, list) or len(value) != rotary_dim // 2:
         shown = f"a list of {len(value)}" if isinstance(value, list) else repr(value)[:40]
-        raise ModelError(f"{field}.{name} is {shown}; allowed: a list of head_dim / 2 ({head_dim // 2}) numbers")
+        raise ModelError(
+            f"{field}.{name} is {shown}; allowed: a list of {rotary_dim // 2} numbers, half of the rotated elements"
+        )
     return tuple(_positive(entry, f"{field}.{name}") for entry in value)
 
 

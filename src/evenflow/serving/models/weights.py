@@ -9,18 +9,25 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from evenflow.base.errors import ConfigError, ModelError
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.backends.devices.weight_products import Weight
+from evenflow.serving.core.shape import BLOCK_OF
 from evenflow.serving.core.shard import Shard
+from evenflow.serving.models.attention_block import AttentionBlock
+from evenflow.serving.models.decoder_layer import LayerWeights
+from evenflow.serving.models.gated_mlp import FeedForward
 from evenflow.serving.models.matrices import Matrices
 from evenflow.serving.models.model_config import ModelConfig
+from evenflow.serving.models.stored.fused_weights import FusedWeights
 from evenflow.serving.models.stored.stored_weights import StoredWeights, open_weights
+from evenflow.serving.models.weight_source import WeightSource
 from evenflow.serving.quant.matrix_cache import MatrixCache
 from evenflow.serving.quant.schemes import Quantization
 
@@ -28,24 +35,6 @@ log = logging.getLogger("evenflow.engine")
 
 _ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """A buffer that old Llama checkpoints hold; it is not needed, since it follows from the config."""
-
-
-@dataclass(slots=True)
-class LayerWeights:
-    """One decoder layer. qkv is [q | k | v] and gate_up [gate | up], rows one after another."""
-
-    attention_norm: torch.Tensor
-    qkv: Weight
-    qkv_bias: torch.Tensor | None
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-    o: Weight
-    o_bias: torch.Tensor | None
-    mlp_norm: torch.Tensor
-    gate_up: Weight
-    gate_up_bias: torch.Tensor | None
-    down: Weight
-    down_bias: torch.Tensor | None
 
 
 @dataclass(slots=True)
@@ -59,32 +48,37 @@ class ModelWeights:
     """The embedding itself where they are tied."""
 
 
+def _fused_pieces(config: ModelConfig) -> dict[str, tuple[str, range]]:
+    """By the name of a tensor that is stored in another one: that one's name, and which rows of it."""
+    pieces: dict[str, tuple[str, range]] = {}
+    biases = {"self_attn": config.has_qkv_bias, "mlp": config.has_mlp_bias}
+    for layer in range(config.shape.num_layers):
+        for whole, modules in config.family.fused.items():
+            block, first = BLOCK_OF[modules[0]], 0
+            for module in modules:
+                rows = range(first, first + config.shape.module_widths(module)[1])
+                first = rows.stop
+                for kind in ("weight", "bias") if biases[block] else ("weight",):
+                    prefix = f"model.layers.{layer}.{block}."
+                    pieces[f"{prefix}{module}.{kind}"] = f"{prefix}{whole}.{kind}", rows
+    return pieces
+
+
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a folder with this config must hold."""
-    shape = config.shape
+    shape, family = config.shape, config.family
     hidden = shape.hidden_size
+    mlp: type[FeedForward] = family.load("mlp")
     tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocab_size, hidden)}
     for layer in range(shape.num_layers):
-        prefix = f"model.layers.{layer}."
-        tensors |= {prefix + "input_layernorm.weight": (hidden,), prefix + "post_attention_layernorm.weight": (hidden,)}
-        for module, has_bias in (
-            ("self_attn.q_proj", config.has_qkv_bias),
-            ("self_attn.k_proj", config.has_qkv_bias),
-            ("self_attn.v_proj", config.has_qkv_bias),
-            ("self_attn.o_proj", config.has_o_bias),
-            ("mlp.gate_proj", config.has_mlp_bias),
-            ("mlp.up_proj", config.has_mlp_bias),
-            ("mlp.down_proj", config.has_mlp_bias),
-        ):
-            inputs, outputs = shape.module_widths(module.split(".")[1])
-            tensors[prefix + module + ".weight"] = (outputs, inputs)
-            if has_bias:
-                tensors[prefix + module + ".bias"] = (outputs,)
-        if config.has_qk_norm:
-            tensors |= {prefix + f"self_attn.{which}_norm.weight": (shape.head_dim,) for which in "qk"}
+        found: dict[str, tuple[int, ...]] = {f"{norm}.weight": (hidden,) for norm in family.norms}
+        found |= AttentionBlock.tensors(config, layer) | mlp.tensors(config, layer)
+        tensors |= {f"model.layers.{layer}.{name}": of for name, of in found.items()}
     tensors["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
         tensors["lm_head.weight"] = (shape.vocab_size, hidden)
+    for name, (whole, rows) in _fused_pieces(config).items():
+        tensors[whole] = (rows.stop, *tensors.pop(name)[1:])
     return tensors
 
 
@@ -96,13 +90,15 @@ def load_weights(
     shard: Shard | None = None,
     quantization: Quantization | None = None,
     cache: MatrixCache | None = None,
+    tell: Tell = tell_nobody,
 ) -> ModelWeights:
     """Read the folder's weights, or one rank's shard. Raises ModelError naming missing, left-over or misshapen tensors.
 
     ``quantization``: what becomes of the matrices; None: they stay as they are stored. ``cache``: what was made before.
     """
     shard = shard or Shard(config.shape, 0, 1)
-    with open_weights(path) as stored:
+    with open_weights(path) as opened:
+        stored: StoredWeights = opened
         _check(stored.shapes, config, Path(path))
         if quantization is not None and stored.is_quantised:
             raise ConfigError(
@@ -110,71 +106,40 @@ def load_weights(
                 f"({stored.description}): leave it out"
             )
         log.info("weights: %s%s", stored.description, "" if quantization is None else f", quantised to {quantization.name}")
+        pieces = _fused_pieces(config)
+        if pieces:
+            stored = FusedWeights(stored, pieces)
         matrices = Matrices(stored, dtype, device, quantization, cache)
-        source = _Source(stored, dtype, device, matrices)
+        source = WeightSource(stored, matrices, dtype, device, shard)
         vocabulary = shard.vocabulary()
         embedding: Weight
         if not config.tie_word_embeddings:
-            embedding = source.stacked(["model.embed_tokens.weight"], [vocabulary])
+            embedding = source.part("model.embed_tokens.weight", vocabulary)
             head = matrices.vocabulary("lm_head.weight", vocabulary)
         else:
             head = embedding = matrices.vocabulary("model.embed_tokens.weight", vocabulary)
             if "lm_head.weight" in stored.shapes and not torch.equal(
-                *(source.stacked([name], [vocabulary]) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+                *(source.part(name, vocabulary) for name in ("lm_head.weight", "model.embed_tokens.weight"))
             ):
                 raise ModelError(
                     f"{path}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight"
                 )
-        layers = deque(_layers(source, config, shard))
+        what, num_layers = "loading weights" if quantization is None else "quantising weights", config.shape.num_layers
+        layers: deque[LayerWeights] = deque()
+        tell(what, 0, num_layers)
+        for layer in range(num_layers):
+            layers.append(_layer(source, config, layer))
+            tell(what, layer + 1, num_layers)
         return ModelWeights(embedding=embedding, layers=layers, norm=source.tensor("model.norm.weight"), head=head)
 
 
-class _Source:
-    """Tensors of a checkpoint in the serving dtype on the device, alone or stacked; matrices in the form of products."""
-
-    def __init__(self, stored: StoredWeights, dtype: torch.dtype, device: torch.device, matrices: Matrices) -> None:
-        self._stored, self._dtype, self._device, self.matrices = stored, dtype, device, matrices
-
-    def tensor(self, name: str) -> torch.Tensor:
-        # Always a copy, even with dtype and device unchanged, since the mapped file is closed after loading.
-        return self._stored.tensor(name).to(device=self._device, dtype=self._dtype, copy=True)
-
-    def stacked(self, names: list[str], rows: list[range]) -> torch.Tensor:
-        """The given rows of each of the named tensors, one after another, unquantised."""
-        return self.matrices.plain(names, rows)
-
-    def matrix(self, names: list[str], rows: list[range]) -> Weight:
-        """The given rows of each of the named matrices, one matrix after another."""
-        return self.matrices.linear(names, rows)
-
-    def columns(self, name: str, columns: range) -> Weight:
-        """These columns of a matrix."""
-        return self.matrices.linear([name], [range(self._stored.shapes[name][0])], columns)
-
-
-def _layers(source: _Source, config: ModelConfig, shard: Shard) -> Iterator[LayerWeights]:
-    qkv_rows = [shard.outputs(f"{which}_proj") for which in "qkv"]
-    gate_up_rows = [shard.outputs(f"{which}_proj") for which in ("gate", "up")]
-    holds_biases = shard.rank == 0  # o and down are summed over ranks, so that only one rank may add the bias.
-    for layer in range(config.shape.num_layers):
-        prefix = f"model.layers.{layer}."
-        qkv = [prefix + f"self_attn.{which}_proj" for which in "qkv"]
-        gate_up = [prefix + f"mlp.{which}_proj" for which in ("gate", "up")]
-        o, down = prefix + "self_attn.o_proj", prefix + "mlp.down_proj"
-        yield LayerWeights(
-            attention_norm=source.tensor(prefix + "input_layernorm.weight"),
-            qkv=source.matrix([name + ".weight" for name in qkv], qkv_rows),
-            qkv_bias=source.stacked([name + ".bias" for name in qkv], qkv_rows) if config.has_qkv_bias else None,
-            q_norm=source.tensor(prefix + "self_attn.q_norm.weight") if config.has_qk_norm else None,
-            k_norm=source.tensor(prefix + "self_attn.k_norm.weight") if config.has_qk_norm else None,
-            o=source.columns(o + ".weight", shard.inputs("o_proj")),
-            o_bias=source.tensor(o + ".bias") if config.has_o_bias and holds_biases else None,
-            mlp_norm=source.tensor(prefix + "post_attention_layernorm.weight"),
-            gate_up=source.matrix([name + ".weight" for name in gate_up], gate_up_rows),
-            gate_up_bias=source.stacked([name + ".bias" for name in gate_up], gate_up_rows) if config.has_mlp_bias else None,
-            down=source.columns(down + ".weight", shard.inputs("down_proj")),
-            down_bias=source.tensor(down + ".bias") if config.has_mlp_bias and holds_biases else None,
-        )
+def _layer(source: WeightSource, config: ModelConfig, layer: int) -> LayerWeights:
+    mlp: type[FeedForward] = config.family.load("mlp")
+    return LayerWeights(
+        norms={name: source.tensor(f"model.layers.{layer}.{name}.weight") for name in config.family.norms},
+        attention=AttentionBlock.read(source, config, layer),
+        mlp=mlp.read(source, config, layer),
+    )
 
 
 def _check(found: Mapping[str, tuple[int, ...]], config: ModelConfig, path: Path) -> None:
@@ -197,4 +162,4 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-__all__ = ["LayerWeights", "ModelWeights", "expected_tensors", "load_weights"]
+__all__ = ["ModelWeights", "expected_tensors", "load_weights"]

@@ -46,6 +46,18 @@ class Embedding:
         return self._group.all_reduce(hidden_TH, "embedding")
 
 
+class ScaledEmbedding(Embedding):
+    """What it says is multiplied by ``multiplier``, adapters' own rows included."""
+
+    def __init__(self, weight_PH: Weight, multiplier: float, first: int = 0, group: Group | None = None) -> None:
+        super().__init__(weight_PH, first, group)
+        self._multiplier = multiplier
+
+    def __call__(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+        """See ``Embedding``."""
+        return super().__call__(token_ids_T).mul_(self._multiplier)
+
+
 class OutputHead:
     """Hidden states to logits. ``vocab_size``: V, where ``weight_PH`` is one rank's part of ceil(V / N) rows or fewer."""
 
@@ -75,4 +87,29 @@ class OutputHead:
         return parts_NLP.transpose(0, 1).reshape(num_rows, -1)[:, : self._vocab_size].contiguous()
 
 
-__all__ = ["Embedding", "OutputHead"]
+class BoundedHead(OutputHead):
+    """Logits l become c tanh(m l / c), adapters' own included: m is ``multiplier``, c ``softcap``; None: l becomes m l."""
+
+    def __init__(
+        self,
+        weight_PH: Weight,
+        vocab_size: int,
+        group: Group | None = None,
+        *,
+        multiplier: float = 1.0,
+        softcap: float | None = None,
+    ) -> None:
+        super().__init__(weight_PH, vocab_size, group)
+        self._multiplier, self._softcap = multiplier, softcap
+
+    def __call__(self, hidden_LH: torch.Tensor) -> torch.Tensor:
+        """See ``OutputHead``."""
+        logits_LV = super().__call__(hidden_LH)
+        if self._softcap is None:
+            return logits_LV.mul_(self._multiplier)
+        is_unknown_LV = logits_LV == float("-inf") if self.side is not None and self.side.is_active else None
+        logits_LV.mul_(self._multiplier / self._softcap).tanh_().mul_(self._softcap)
+        return logits_LV if is_unknown_LV is None else logits_LV.masked_fill_(is_unknown_LV, float("-inf"))
+
+
+__all__ = ["BoundedHead", "Embedding", "OutputHead", "ScaledEmbedding"]

@@ -37,7 +37,7 @@ def main(folder: Path, rank: int, heartbeat: int, parent: int) -> int:
     share_openmp()
     try:
         config = read_config(folder)
-        configure_logging(config.log_level, who=f"rank {rank}: ")
+        configure_logging(config.log_level, who=f"rank {rank}: ", form=config.log_format)
         _serve(config, folder, rank, parent, heart)
     except Exception as error:
         if not isinstance(error, EvenFlowError):

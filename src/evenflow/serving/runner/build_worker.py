@@ -10,6 +10,7 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import format_size, free_memory_bytes, total_memory_bytes
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.bounded_reading import BoundedReading
 from evenflow.serving.adapters.reading import AdapterReading, InProcessReading
@@ -22,7 +23,7 @@ from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model
 from evenflow.serving.models.model_config import ModelConfig, load_config
-from evenflow.serving.models.rope_table import rope_table
+from evenflow.serving.models.rope_table import rope_tables
 from evenflow.serving.parallel.sharded_lora import ExchangedLoRA
 from evenflow.serving.runner.forward import EagerForward, Forward, GraphedForward, graph_sizes
 from evenflow.serving.runner.membership import Membership, backend_names
@@ -44,14 +45,21 @@ class BuiltWorker:
 
 
 def build_worker(
-    config: EngineConfig, model_config: ModelConfig, membership: Membership, sampler: Sampler | None, host_rows: HostSide
+    config: EngineConfig,
+    model_config: ModelConfig,
+    membership: Membership,
+    sampler: Sampler | None,
+    host_rows: HostSide,
+    tell: Tell = tell_nobody,
 ) -> BuiltWorker:
     """Load the rank's weights, lay out its arena, compile the kernels. ``sampler``: None on ranks that sample nothing.
 
     All ranks of the group call it, with the same config. Raises ModelError or ConfigError.
     """
     device, dtype, shard, group = membership.device, membership.dtype, membership.shard, membership.group
-    model = load_model(config.model, model_config, dtype, device, group, shard, config.quantization, matrix_folder(config))
+    model = load_model(
+        config.model, model_config, dtype, device, group, shard, config.quantization, matrix_folder(config), tell
+    )
     if shard is None:
         layout = ArenaLayout(model_config.shape, dtype.itemsize, config.page_tokens)
     else:
@@ -60,9 +68,12 @@ def build_worker(
     num_pages = membership.smallest(arena_pages(config, layout, device))
     max_model_len = context_length(config, model_config, layout, num_pages)
     storage = Storage(layout, num_pages, dtype, device)
-    cos_PD, sin_PD = rope_table(model_config.rope, layout.shape.head_dim, max_model_len)
+    ropes = [kind.rope for kind in model_config.layers]
+    cos_PD, sin_PD, rope_of_layer = rope_tables(ropes, layout.shape.head_dim, max_model_len)
     names = backend_names(config, device, dtype, layout.shape)
-    attention = ATTENTION_BACKENDS.load(names.attention)(storage, cos_PD, sin_PD, layout.shape.head_dim**-0.5)
+    attention = ATTENTION_BACKENDS.load(names.attention)(
+        storage, cos_PD, sin_PD, model_config.attention_scale, rope_of_layer=rope_of_layer
+    )
     lora: LoRABackend = LORA_BACKENDS.load(names.lora)(storage)
     if shard is not None and shard.exchanged:
         lora = ExchangedLoRA(lora, shard, group)
@@ -73,7 +84,7 @@ def build_worker(
     )
     forward: Forward = GraphedForward(eager, graph_sizes(config.max_num_seqs)) if is_graphed else eager
     worker = Worker(model, storage, attention, lora, sampler, host_rows, forward=forward)
-    worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs)
+    worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs, tell)
     return BuiltWorker(worker, layout, num_pages, max_model_len, names)
 
 

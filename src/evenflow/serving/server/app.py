@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import re
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from evenflow.accounts.account_book import AccountBook
 from evenflow.accounts.open_store import open_store
-from evenflow.accounts.report import read_prices
 from evenflow.base.errors import EvenFlowError
 from evenflow.base.version import __version__
 from evenflow.serving.server.api import messages_schema, responses, responses_schema, schema
@@ -55,11 +49,11 @@ from evenflow.serving.server.http.error_answers import (
 from evenflow.serving.server.http.openapi import install_openapi
 from evenflow.serving.server.http.origins import OriginCheck
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
+from evenflow.serving.server.observing.request_ids import RequestIds
+from evenflow.serving.server.observing.request_lines import RequestLines
+from evenflow.serving.server.observing.request_record import RequestObserver, record_of
+from evenflow.serving.server.observing.trace_sender import TraceSender
 from evenflow.serving.server.server_config import ServerConfig
-
-log = logging.getLogger("evenflow.server")
-
-_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 def create_app(
@@ -82,11 +76,15 @@ def build_app(state: ServerState, adapters: Mapping[str, str | Path]) -> FastAPI
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         opening = asyncio.create_task(state.open_or_fail(adapters))
+        watching = asyncio.create_task(state.watch_budgets())
         yield
         opening.cancel()
+        watching.cancel()
         if state.accounts is not None:
             await asyncio.to_thread(state.accounts.close)
-        await asyncio.gather(opening, return_exceptions=True)
+        for observer in state.observers:
+            await asyncio.to_thread(observer.close)
+        await asyncio.gather(opening, watching, return_exceptions=True)
 
     app = FastAPI(
         title="EvenFlow",
@@ -128,53 +126,40 @@ def build_app(state: ServerState, adapters: Mapping[str, str | Path]) -> FastAPI
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", "retry-after-ms", "x-evenflow-ignored-fields"],
         )
-    app.add_middleware(RequestIds)
+    app.add_middleware(RequestIds, clock=state.clock, unix_time=state.unix_time, observers=_observers(state))
     return app
+
+
+def _observers(state: ServerState) -> tuple[RequestObserver, ...]:
+    """Who is told of each request, as the options say. Raises ConfigError."""
+    config = state.config
+    found: list[RequestObserver] = []
+    if config.otlp_endpoint:  # first: the lines name the trace
+        state.traces = TraceSender(config.otlp_endpoint, config.served_model_names[0])
+        found.append(state.traces)
+    if config.log_requests:
+        found.append(RequestLines())
+    state.observers = tuple(found)
+    return state.observers
 
 
 def _keep_accounts(app: FastAPI, state: ServerState) -> None:
     """Keep accounts where the options say. Raises ConfigError."""
     config = state.config
-    prices = read_prices(config.prices) if config.prices is not None else None
     state.accounts = AccountBook(
-        lambda: open_store(config.accounts), state.unix_time, retention_days=config.accounts_days or None
+        lambda: open_store(config.accounts),
+        state.unix_time,
+        retention_days=config.accounts_days or None,
+        spending=state.spending,
     )
     state.accounts.start()
-    add_usage_routes(app, state, lambda: open_store(config.accounts), prices)
-
-
-class RequestIds:
-    """Gives every answer an x-request-id (the caller's own, if it is sane) and answers what nobody foresaw."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-        request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
-        is_started = False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal is_started
-            if message["type"] == "http.response.start":
-                is_started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_id)
-        except Exception as error:
-            log.exception("request %s (%s %s) failed", request_id, scope["method"], scope["path"])
-            if is_started:
-                raise
-            await error_response(error)(scope, receive, send_with_id)
+    state.cut_short.accounts = state.accounts
+    state.engine.hear_aborted(state.cut_short.heard)
+    add_usage_routes(app, state, lambda: open_store(config.accounts), state.prices)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
+    record_of(request.scope).error = error
     is_anthropic = request.url.path.startswith(MessagesView.path)
     return messages_error_response(error) if is_anthropic else error_response(error)
 

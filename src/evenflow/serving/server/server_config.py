@@ -217,6 +217,26 @@ class ServerConfig:
         'Clients, and adapters, with series of their own in /metrics; the rest is summed as "other".',
         name="metrics_top",
     )
+    otlp_endpoint: str = option(
+        Text("an address like http://collector:4318", "URL"),
+        "",
+        "Send one trace for each request to the model to this collector, as OpenTelemetry over HTTP (OTLP).",
+        aliases=("otlp_traces_endpoint",),
+        reason="Needs evenflow[otel]. OTEL_EXPORTER_OTLP_ENDPOINT and the other variables of the SDK are respected.",
+    )
+    log_requests: bool = option(
+        Switch(),
+        False,
+        "A line of the log for each HTTP request: who, what, which status, tokens and times. With --log-format json it is "
+        "written unless --no-log-requests is given.",
+    )
+    records_texts: bool = option(
+        Switch(),
+        False,
+        "What was asked and answered stands in traces, and in lines of requests as JSON.",
+        name="record_texts",
+        reason="Otherwise no prompt and no answer leaves the server but to its caller.",
+    )
     accounts: str = option(
         Text("a file, or postgresql://...", "WHERE"),
         "",

@@ -12,6 +12,7 @@ import torch
 from evenflow.serving.core.adapter import AdapterSignature
 from evenflow.serving.core.shape import MODULES, SITES
 from evenflow.serving.memory.layout import AdapterPlacement, ArenaLayout, Part, place
+from evenflow.serving.models.gated_mlp import GatedMLPWeights
 from evenflow.serving.models.weights import ModelWeights
 
 
@@ -20,7 +21,9 @@ def merge(weights: ModelWeights, layout: ArenaLayout, signature: AdapterSignatur
     placement = place(layout, signature)
     flat = torch.from_numpy(image).view(-1)
     for layer, of_layer in enumerate(weights.layers):
-        matrices = {"qkv": of_layer.qkv, "o": of_layer.o, "gate_up": of_layer.gate_up, "down": of_layer.down}
+        attention, mlp = of_layer.attention, of_layer.mlp
+        assert isinstance(mlp, GatedMLPWeights), "adapters are merged into dense models"
+        matrices = {"qkv": attention.qkv, "o": attention.o, "gate_up": mlp.gate_up, "down": mlp.down}
         for site, modules in SITES.items():
             first = 0
             for module in modules:

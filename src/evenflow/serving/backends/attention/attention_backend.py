@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -13,7 +14,8 @@ class AttentionBackend(Protocol):
     """Rotates q and k, writes K and V of the step's rows into the arena, and attends. Causal.
 
     Implementations are made from (storage, cos_PE, sin_PE, sm_scale): the arena's tensor, the fp32 rope tables of P
-    positions and E = head_dim / 2 angles (scaling folded in), and the factor of the scores.
+    positions and E = head_dim / 2 angles (scaling folded in), and the factor of the scores. Where layers rotate in different
+    ways the tables are [G, P, E], and the keyword ``rope_of_layer`` says which of the G each layer takes.
     Legend: T rows, C = (num_heads + 2 num_kv_heads) head_dim, Q = num_heads head_dim.
     """
 
@@ -33,3 +35,10 @@ class AttentionBackend(Protocol):
         Columns: all query heads, all key heads, all value heads; before rope, after q/k norm.
         """
         ...
+
+
+def tables_of_layers(table: torch.Tensor, num_layers: int, rope_of_layer: Sequence[int]) -> list[torch.Tensor]:
+    """The [P, E] table of each layer, contiguous fp32: views of ``table``, [P, E] or [G, P, E]."""
+    table_GPE = table.to(torch.float32).contiguous().view(-1, *table.shape[-2:])
+    assert not rope_of_layer or len(rope_of_layer) == num_layers
+    return [table_GPE[group] for group in rope_of_layer or [0] * num_layers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numba
@@ -10,6 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from evenflow.base.errors import ConfigError
+from evenflow.serving.backends.attention.attention_backend import tables_of_layers
 from evenflow.serving.backends.devices.batch import Batch
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.kernels.attention_cpu import attend, scratch_floats
@@ -59,13 +61,16 @@ class CPUAttention:
         sm_scale: float,
         num_threads: int | None = None,
         row_limit: int | None = None,
+        *,
+        rope_of_layer: Sequence[int] = (),
     ) -> None:
         shape = storage.layout.shape
         if storage.dtype not in (torch.bfloat16, torch.float32) or shape.head_dim % 16:
             raise ConfigError(f"{storage.dtype} with head_dim {shape.head_dim}; allowed: bf16 or fp32 with a multiple of 16")
         self._storage = storage
-        self._cos_PE = cos_PE.to(torch.float32).contiguous()
-        self._sin_PE = sin_PE.to(torch.float32).contiguous()
+        self._cos_of_layer = tables_of_layers(cos_PE, shape.num_layers, rope_of_layer)
+        self._sin_of_layer = tables_of_layers(sin_PE, shape.num_layers, rope_of_layer)
+        self._angles_at = [(cos.data_ptr(), sin.data_ptr()) for cos, sin in zip(self._cos_of_layer, self._sin_of_layer)]
         self._row_limit = max_rows_by_row(storage.dtype) if row_limit is None else row_limit
         self._sm_scale = np.float32(sm_scale)
         self._element = element_of(storage.layout.itemsize)
@@ -92,7 +97,7 @@ class CPUAttention:
         layout = self._storage.layout
         assert batch.pages.max() < self._storage.num_pages
         self._positions = batch.positions_T.numpy()
-        assert self._positions.max() < len(self._cos_PE), "positions beyond the rope table"
+        assert self._positions.max() < len(self._cos_of_layer[0]), "positions beyond the rope table"
         self._page_of_row, self._slot_of_row = batch.page_of_row, batch.page_slot_of_row
         self._pages = np.ascontiguousarray(batch.pages)  # Kept as an attribute because the kernel reads it by its address.
         num_rows = np.diff(batch.row_starts)
@@ -151,8 +156,7 @@ class CPUAttention:
             self._positions,
             self._page_of_row,
             self._slot_of_row,
-            self._cos_PE.data_ptr(),
-            self._sin_PE.data_ptr(),
+            *self._angles_at[layer],
             layout.shape.num_heads,
             layout.shape.num_kv_heads,
             layout.shape.head_dim,

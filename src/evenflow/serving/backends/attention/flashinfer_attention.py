@@ -9,6 +9,8 @@ its company.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -30,7 +32,15 @@ class FlashInferAttention:
     Raises ConfigError if FlashInfer is not installed, and for another dtype or head_dim.
     """
 
-    def __init__(self, storage: Storage, cos_PE: torch.Tensor, sin_PE: torch.Tensor, sm_scale: float) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        cos_PE: torch.Tensor,
+        sin_PE: torch.Tensor,
+        sm_scale: float,
+        *,
+        rope_of_layer: Sequence[int] = (),
+    ) -> None:
         try:
             import flashinfer
         except ImportError as error:
@@ -41,7 +51,7 @@ class FlashInferAttention:
                 f"FlashInfer for {storage.dtype} with head_dim {shape.head_dim}; allowed: bfloat16 with {_HEAD_DIMS}"
             )
         self._storage = storage
-        self._rotation = TritonRotation(storage, cos_PE, sin_PE)
+        self._rotation = TritonRotation(storage, cos_PE, sin_PE, rope_of_layer)
         self._sm_scale = sm_scale
         workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=storage.device)
         self._wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from evenflow.serving.backends.attention.attention_backend import tables_of_layers
 from evenflow.serving.backends.devices.batch import Batch
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.kernels.attention_torch import attend, rotate
@@ -13,10 +16,19 @@ from evenflow.serving.memory.layout import K, V
 class TorchAttention:
     """AttentionBackend for any device and dtype. Legend: see ``AttentionBackend``; P positions, E = head_dim / 2."""
 
-    def __init__(self, storage: Storage, cos_PE: torch.Tensor, sin_PE: torch.Tensor, sm_scale: float) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        cos_PE: torch.Tensor,
+        sin_PE: torch.Tensor,
+        sm_scale: float,
+        *,
+        rope_of_layer: Sequence[int] = (),
+    ) -> None:
+        num_layers = storage.layout.shape.num_layers
         self._storage = storage
-        self._cos_PE = cos_PE.to(storage.device, torch.float32)
-        self._sin_PE = sin_PE.to(storage.device, torch.float32)
+        self._cos_of_layer = tables_of_layers(cos_PE.to(storage.device), num_layers, rope_of_layer)
+        self._sin_of_layer = tables_of_layers(sin_PE.to(storage.device), num_layers, rope_of_layer)
         self._sm_scale = sm_scale
 
     def warm_up(self) -> None:
@@ -26,7 +38,7 @@ class TorchAttention:
         """Look up which rows of ``Storage.kv_rows`` the step writes and reads, for layer 0."""
         layout, device = self._storage.layout, self._storage.device
         self._positions_T = batch.positions_T
-        self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._angles: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         write = layout.kv_row(batch.page_of_row, 0, K, batch.page_slot_of_row)
         self._write_rows = torch.as_tensor(write, device=device)
         self._sequences: list[tuple[slice, int, torch.Tensor]] = []
@@ -43,10 +55,13 @@ class TorchAttention:
         layout = self._storage.layout
         shape, kv_rows = layout.shape, self._storage.kv_rows
         q, k, v = qkv_TC.split([shape.q_width, shape.kv_width, shape.kv_width], dim=1)
-        if self._angles is None:  # Looked up in the first layer of a step, because the positions are uploaded after ``plan``.
-            self._angles = self._cos_PE[self._positions_T], self._sin_PE[self._positions_T]
-        q_TND = rotate(q.unflatten(1, (shape.num_heads, shape.head_dim)), *self._angles)
-        k_TKD = rotate(k.unflatten(1, (shape.num_kv_heads, shape.head_dim)), *self._angles)
+        cos_PE, sin_PE = self._cos_of_layer[layer], self._sin_of_layer[layer]
+        if cos_PE.data_ptr() not in self._angles:
+            # Looked up in the first layer of a step that has this table, because the positions are uploaded after ``plan``.
+            self._angles[cos_PE.data_ptr()] = cos_PE[self._positions_T], sin_PE[self._positions_T]
+        angles = self._angles[cos_PE.data_ptr()]
+        q_TND = rotate(q.unflatten(1, (shape.num_heads, shape.head_dim)), *angles)
+        k_TKD = rotate(k.unflatten(1, (shape.num_kv_heads, shape.head_dim)), *angles)
         to_k, to_v = layout.kv_row(0, layer, K, 0), layout.kv_row(0, layer, V, 0)
         kv_rows.index_copy_(0, self._write_rows + to_k, k_TKD.flatten(1))
         kv_rows.index_copy_(0, self._write_rows + to_v, v)

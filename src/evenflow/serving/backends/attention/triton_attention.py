@@ -7,6 +7,7 @@ under Triton's interpreter, for tests.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,12 +89,14 @@ class TritonAttention:
         sm_scale: float,
         few: AttentionBlocks | None = None,
         many: AttentionBlocks | None = None,
+        *,
+        rope_of_layer: Sequence[int] = (),
     ) -> None:
         shape = storage.layout.shape
         self._device = triton_device(storage.device, storage.dtype, attend_tiles)
         self._storage = storage
-        self._rotation = TritonRotation(storage, cos_PE, sin_PE)
-        self._num_positions = len(cos_PE)
+        self._rotation = TritonRotation(storage, cos_PE, sin_PE, rope_of_layer)
+        self._num_positions = cos_PE.shape[-2]
         self._scale = sm_scale * math.log2(math.e)
         self._heads, self._dim = shape.num_kv_heads, shape.head_dim
         self._group = shape.num_heads // shape.num_kv_heads

@@ -20,7 +20,7 @@ from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.body_parsing import BodyParser
 from evenflow.serving.server.http.openapi import documented
 
-_REFUSALS = (400, 401, 403, 404, 408, 415, 503)
+_REFUSALS = (400, 401, 403, 404, 408, 413, 415, 503)
 
 
 def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
@@ -60,7 +60,7 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
 
     @app.post(
         "/load_lora_adapter",
-        **documented(LoadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 408, 415, 503), failure=SGLangAnswer),
+        **documented(LoadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 408, 413, 415, 503), failure=SGLangAnswer),
     )
     async def sglang_load(request: Request) -> Response:
         """Register an adapter (SGLang's call)."""
@@ -74,7 +74,7 @@ def add_adapter_routes(app: FastAPI, state: ServerState) -> None:
 
     @app.post(
         "/unload_lora_adapter",
-        **documented(UnloadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 408, 415, 503), failure=SGLangAnswer),
+        **documented(UnloadLoraAdapterRequest, SGLangAnswer, (400, 401, 403, 408, 413, 415, 503), failure=SGLangAnswer),
     )
     async def sglang_unload(request: Request) -> Response:
         """Forget an adapter (SGLang's call)."""

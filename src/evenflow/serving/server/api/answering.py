@@ -12,18 +12,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from evenflow.access.identity import Client
+from evenflow.serving.server.access.combinations import account_name
 from evenflow.serving.server.api.endpoint import json_reply, read_request
 from evenflow.serving.server.api.generation import RunningCall
-from evenflow.serving.server.api.schema import slo_of_headers
+from evenflow.serving.server.api.schema import CompletionRequest, slo_of_headers
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.api.view import B, Caller, Choice, EventWriter, View
 from evenflow.serving.server.http.body_parsing import BodyParser, ignored_fields_header
 from evenflow.serving.server.http.event_stream import ClientGone, EventStream, while_connected
 from evenflow.serving.server.http.openapi import documented
+from evenflow.serving.server.observing.request_record import record_of
 
 GONE = 499
 """nginx's status for a client that left; nobody sees it but a log."""
-REFUSALS = (400, 401, 403, 404, 408, 415, 429, 503)
+FOUND_AT_ONCE_S = 0.001
+"""Looking up a model's name takes longer only if its adapter has to be registered first."""
+REFUSALS = (400, 401, 403, 404, 408, 413, 415, 429, 503)
 
 
 def add_view(app: FastAPI, state: ServerState, view: View[B], summary: str) -> None:
@@ -52,15 +56,22 @@ async def answer(
     ``data``: the bytes of the body, if they have been read. ``model``: what is asked for, whatever the body says.
     """
     arrival_s = state.clock()
+    record = record_of(request.scope)
+    record.operation = "text_completion" if view.body_type is CompletionRequest else "chat"
     state.check_open()
     body, ignored, holder = await read_request(state, request, parser, data)
     asked = view.asked(body) if model is None else replace(view.asked(body), model=model)
     client = state.directory.client(holder, request.headers, asked.user)
     name = state.names.named(asked)
+    record.client, record.model, record.is_streamed = client.name, name, asked.is_streamed
+    resolving_s = state.clock()
     adapter = await state.names.resolve(name, client)
+    record.adapter = account_name(adapter, name)
+    if (resolved_s := state.clock()) - resolving_s > FOUND_AT_ONCE_S:
+        record.resolved_s = resolving_s, resolved_s
     slo_ttft_s = asked.slo_ttft_s if asked.slo_ttft_s is not None else slo_of_headers(request.headers)
     caller = Caller(client, adapter, name, arrival_s, slo_ttft_s)
-    running = RunningCall(state, view.call(state, body, caller))
+    running = RunningCall(state, view.call(state, body, caller), record)
     headers = _headers(state, client, ignored)
     if asked.is_streamed:
         writer = view.writer(running, body)

@@ -102,6 +102,7 @@ class ChatView:
             content = echoed + said.content
             message = AnswerMessage(content if content or not said.calls else None)
             message.reasoning_content = said.reasoning or None
+            running.called_tools(index, len(said.calls))
             message.tool_calls = [
                 ToolCall(CalledFunction(one.name, one.arguments), id=new_response_id("call"), type="function")
                 for one in said.calls
@@ -183,6 +184,7 @@ class ChatWriter:
         gained = reader.feed(output.text)
         if output.finish_reason is not None:
             gained.add(reader.finish())
+            self._running.called_tools(index, reader.num_calls)
         is_told = is_first or output.finish_reason or self.wants_tokens or self._is_continuous
         if gained.is_empty and not is_told:
             return b""

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from evenflow.access.identity import Client
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.body_parsing import BodyParser
+from evenflow.serving.server.observing.request_record import record_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -31,6 +32,8 @@ async def read_request(
     ``data``: the bytes of the body, if they have been read.
     """
     holder = state.directory.holder(request.headers)
+    if holder is not None:
+        record_of(request.scope).client = holder.name
     limit = state.config.max_body_bytes
     body, ignored = await parser.read(request, limit) if data is None else parser.parse(data)
     return body, ignored, holder

@@ -20,12 +20,16 @@ from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.server.access.combinations import account_name
 from evenflow.serving.server.access.limits import Ticket
 from evenflow.serving.server.api.answer_form import PLAIN, AnswerForm
+from evenflow.serving.server.api.cut_short import CutShort
 from evenflow.serving.server.api.prompts import Prompt
 from evenflow.serving.server.api.responses import PromptTokensDetails, Timings, UsageBody
 from evenflow.serving.server.api.schema import MAX_INT64
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.error_answers import error_of
+from evenflow.serving.server.observing.request_record import CallProgress, RequestRecord
 
+TOOL_CALLS = "tool_calls"
+"""OpenAI's finish reason of an answer that calls tools."""
 MOST_PROMPT_SCORES = 1 << 18
 MOST_ANSWER_SCORES = 1 << 24
 """Log-probabilities of one prompt's tokens: enough for 12,000 tokens with the 20 likeliest each."""
@@ -74,7 +78,7 @@ class Call:
 class RunningCall:
     """The completions of one call. Iterate ``outputs`` once; then ``usage`` is complete."""
 
-    def __init__(self, state: ServerState, call: Call) -> None:
+    def __init__(self, state: ServerState, call: Call, record: RequestRecord) -> None:
         if call.num_completions > state.config.max_choices:
             raise InvalidRequest(
                 f"{call.num_prompts} prompts with n={call.n} are {call.num_completions} completions; "
@@ -84,13 +88,11 @@ class RunningCall:
         self.call = call
         self.prompts: list[Prompt] = []
         self._state = state
-        self._usages: dict[int, Usage] = {}
-        self._num_output_tokens: dict[int, int] = {}
+        self._record = record
+        self._progress = CallProgress(call.response_id, call.sampling, call.num_completions, call.arrival_s)
         self._task: asyncio.Task[object] | None = None
         self._is_cut_off = False
-        self._first_output_s: dict[int, float] = {}
-        self._last_output_s: dict[int, float] = {}
-        """By completion that has had a token: when it had its last one."""
+        record.call = self._progress
 
     async def outputs(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """(completion index, what it gained). Completion i belongs to prompt i // n.
@@ -102,13 +104,15 @@ class RunningCall:
         state.generations.add(self)
         outcome, num_submitted = "abort", 0
         try:
+            state.budgets.admit(call.client)
             with state.limits.admit(call.client, call.num_completions) as ticket:
-                self.prompts = await call.read_prompts()
+                self.prompts = await self._read_prompts()
                 for prompt in self.prompts:
                     state.reader.check_fits(len(prompt.token_ids), call.asked_max_tokens, call.prompt_param)
                     _check_scores(len(prompt.token_ids), state.reader.room_behind(prompt), call)
                 ticket.charge_prompt(sum(len(prompt.token_ids) for prompt in self.prompts))
                 num_submitted = call.num_completions
+                self._progress.submitted_s = state.clock()
                 merged = _merge(self._start())
                 try:
                     async for index, output in merged:
@@ -119,18 +123,21 @@ class RunningCall:
         except asyncio.CancelledError:
             if not self._is_cut_off:
                 raise
-            raise ServerFull("the server is shutting down, and this request did not finish in time") from None
+            self._record.error = ServerFull("the server is shutting down, and this request did not finish in time")
+            raise self._record.error from None
         except Rejected as error:
+            self._record.error = error
             state.metrics.rejected(call.client.name, error)
             raise
         except Exception as error:
-            outcome = "error"
+            outcome, self._record.error = "error", error
             if isinstance(error, AdapterNotFound) and call.adapter is not None:
                 state.names.forget(call.adapter)
             raise
         finally:
             state.generations.discard(self)
-            if num_cut_short := num_submitted - len(self._usages) if num_submitted else 0:
+            if num_cut_short := num_submitted - len(self._progress.usages) if num_submitted else 0:
+                self._record.outcome = outcome
                 state.metrics.cut_short(outcome, num_cut_short)
                 self._note_cut_short(outcome, num_cut_short)
 
@@ -140,13 +147,17 @@ class RunningCall:
         if self._task is not None:
             self._task.cancel()
 
+    def called_tools(self, index: int, num_calls: int) -> None:
+        """A view has read so many calls of tools in a completion that has ended: whoever tells of the request says so."""
+        if num_calls and self._progress.outcomes.get(index) == "stop":
+            self._progress.outcomes[index] = TOOL_CALLS
+
     def usage(self) -> UsageBody:
         """Tokens and time so far."""
-        usages = self._usages.values()
-        prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
-        counts = {**self._num_output_tokens, **{index: usage.completion_tokens for index, usage in self._usages.items()}}
-        completion_tokens = 0 if self.call.hides_output else sum(counts.values())
-        cached = sum(usage.cached_tokens for index, usage in self._usages.items() if index % self.call.n == 0)
+        usages = self._progress.usages.values()
+        prompt_tokens = self._progress.num_prompt_tokens
+        completion_tokens = 0 if self.call.hides_output else self._progress.completion_tokens
+        cached = sum(usage.cached_tokens for index, usage in self._progress.usages.items() if index % self.call.n == 0)
         return UsageBody(
             prompt_tokens,
             completion_tokens,
@@ -154,6 +165,19 @@ class RunningCall:
             PromptTokensDetails(cached),
             Timings(*(max((getattr(u, name) for u in usages), default=0.0) for name in ("queue_s", "prefill_s", "decode_s"))),
         )
+
+    async def _read_prompts(self) -> list[Prompt]:
+        began_s = self._state.clock()
+        prompts = await self.call.read_prompts()
+        self._record.tokenized_s = began_s, self._state.clock()
+        self._progress.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        if self._state.config.records_texts:
+            decode = self._state.tokenizer.decode
+            self._progress.prompts += [
+                prompt.text if prompt.text is not None else decode(prompt.token_ids, skip_special_tokens=False)
+                for prompt in prompts
+            ]
+        return prompts
 
     def _start(self) -> list[AsyncIterator[RequestOutput]]:
         """Outputs of every completion, in their order; those of one prompt are submitted together."""
@@ -175,6 +199,7 @@ class RunningCall:
                 cache_salt=self._state.cache_namespace(call.client, call.cache_salt),
                 slo_ttft_s=call.slo_ttft_s,
                 added_tokens=[] if own is None else list(own.added_tokens),
+                traceparent="" if self._record.trace is None else self._record.trace.traceparent,
             )
             seed = call.sampling.seed
             if others:
@@ -187,23 +212,27 @@ class RunningCall:
     def _account(self, index: int, output: RequestOutput, ticket: Ticket) -> None:
         if output.error_type is not None:
             raise error_of(output)
-        metrics, now_s = self._state.metrics, self._state.clock()
+        metrics, progress, now_s = self._state.metrics, self._progress, self._state.clock()
         if output.token_ids:
-            self._num_output_tokens[index] = self._num_output_tokens.get(index, 0) + len(output.token_ids)
+            progress.num_output_tokens[index] = progress.num_output_tokens.get(index, 0) + len(output.token_ids)
             ticket.charge_output(len(output.token_ids))
-            if index in self._last_output_s:
-                metrics.token_gap((now_s - self._last_output_s[index]) / len(output.token_ids))
+            if index in progress.last_output_s:
+                metrics.token_gap((now_s - progress.last_output_s[index]) / len(output.token_ids))
             else:
                 ticket.started()
-                self._first_output_s[index] = now_s
+                progress.first_output_s[index] = now_s
+                if output.usage is not None:
+                    progress.usages_so_far[index] = output.usage
                 metrics.first_token(self.call.client.name, self.call.adapter, now_s - self.call.arrival_s)
-            self._last_output_s[index] = now_s
+            progress.last_output_s[index] = now_s
+        if self._state.config.records_texts and not self.call.hides_output:
+            progress.texts.setdefault(index, []).append(output.text)
         if output.finish_reason is not None:
-            if index not in self._last_output_s:
+            if index not in progress.last_output_s:
                 ticket.started()
-                self._last_output_s[index] = now_s
+                progress.last_output_s[index] = now_s
             usage = output.usage if output.usage is not None else Usage(0, 0)
-            self._usages[index] = usage
+            progress.usages[index], progress.outcomes[index] = usage, output.finish_reason
             self._state.limits.completed(usage.completion_tokens)
             self._note_end(index, usage, output.finish_reason, now_s)
             metrics.finished(
@@ -223,22 +252,27 @@ class RunningCall:
             usage.completion_tokens,
             usage.service,
             usage.queue_s,
-            self._first_output_s.get(index, now_s) - self.call.arrival_s,
+            self._progress.first_output_s.get(index, now_s) - self.call.arrival_s,
             now_s - self.call.arrival_s,
         )
         self._state.accounts.add(self.call.client.name, account_name(self.call.adapter, self.call.model), outcome, sums)
 
     def _note_cut_short(self, outcome: str, num_completions: int) -> None:
-        """Put completions that did not come to their end into the accounts: their tokens so far, and no service."""
+        """Put completions that did not come to their end into the accounts: their tokens so far; their service follows."""
         if self._state.accounts is None:
             return
-        cut = [index for index in range(self.call.num_completions) if index not in self._usages]
+        cut = [index for index in range(self.call.num_completions) if index not in self._progress.usages]
         firsts = [index for index in cut if index % self.call.n == 0]
         prompt_tokens = sum(len(self.prompts[index // self.call.n].token_ids) for index in firsts)
-        completion_tokens = sum(self._num_output_tokens.get(index, 0) for index in cut)
+        completion_tokens = sum(self._progress.num_output_tokens.get(index, 0) for index in cut)
         total_s = (self._state.clock() - self.call.arrival_s) * num_completions
         sums = Sums(num_completions, prompt_tokens, 0, completion_tokens, total_s=total_s)
-        self._state.accounts.add(self.call.client.name, account_name(self.call.adapter, self.call.model), outcome, sums)
+        client, adapter = self.call.client.name, account_name(self.call.adapter, self.call.model)
+        self._state.accounts.add(client, adapter, outcome, sums)
+        for index in cut:
+            num_tokens = self._progress.num_output_tokens.get(index, 0)
+            completion = CutShort(client, adapter, outcome, num_tokens, is_first=index % self.call.n == 0)
+            self._state.cut_short.add(f"{self.call.response_id}-{index}", completion)
 
 
 def new_response_id(prefix: str) -> str:

@@ -90,6 +90,7 @@ class MessagesView:
         """The whole message."""
         (choice,) = choices
         said = read_whole(running.call.form.reader(), choice.text)
+        running.called_tools(0, len(said.calls))
         blocks = [Block("thinking", thinking=said.reasoning, signature="")] if said.reasoning else []
         if said.content or not said.calls:
             blocks.append(Block("text", text=said.content))
@@ -129,6 +130,7 @@ class MessagesWriter:
         gained = self._reader.feed(output.text)
         if output.finish_reason is not None:
             gained.add(self._reader.finish())
+            self._running.called_tools(0, self._reader.num_calls)
             self._end = _stop(output.finish_reason, output.stop_reason, self._reader.num_calls)
         return self._told(gained)
 
@@ -206,7 +208,7 @@ def add_count_route(app: FastAPI, state: ServerState) -> None:
         tokens = await state.reader.encode(text, "messages", add_special_tokens=False)
         return json_reply(TokenCount(len(tokens)))
 
-    app.post(COUNT_PATH, **documented(MessagesRequest, TokenCount, (400, 401, 404, 415, 503)))(count_tokens)
+    app.post(COUNT_PATH, **documented(MessagesRequest, TokenCount, (400, 401, 404, 413, 415, 503)))(count_tokens)
 
 
 def _event(body: MessagesEvent) -> bytes:

@@ -85,6 +85,7 @@ class ResponsesView:
         """The whole response."""
         whole, (choice,) = _started(running, body), choices
         said = read_whole(running.call.form.reader(), choice.text)
+        running.called_tools(0, len(said.calls))
         if said.reasoning:
             whole.output.append(_item("reasoning", said.reasoning))
         if said.content or not said.calls:
@@ -126,6 +127,7 @@ class ResponsesWriter:
         if output.finish_reason is not None:
             self._reason = output.finish_reason
             gained.add(self._reader.finish())
+            self._running.called_tools(0, self._reader.num_calls)
         return self._told(gained)
 
     def end(self) -> bytes:

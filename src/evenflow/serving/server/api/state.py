@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import tempfile
@@ -15,14 +16,19 @@ from typing import Protocol
 
 from evenflow.access.identity import Client, Directory, read_directory
 from evenflow.accounts.account_book import AccountBook
+from evenflow.accounts.report import read_prices
+from evenflow.accounts.spending import Spending
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerFull
+from evenflow.base.progress import find_teller
 from evenflow.base.version import __version__
 from evenflow.serving.server.access.adapter_sources import AdapterSources, HubCache, ResolverSource, make_resolver
 from evenflow.serving.server.access.adapter_texts import AdapterTexts
+from evenflow.serving.server.access.budgets import Budgets
 from evenflow.serving.server.access.downloads import DownloadCache
 from evenflow.serving.server.access.limits import Limits
 from evenflow.serving.server.access.model_names import ModelNames
 from evenflow.serving.server.api.answer_form import AnswerForms
+from evenflow.serving.server.api.cut_short import CutShortCompletions
 from evenflow.serving.server.api.prompts import PromptReader
 from evenflow.serving.server.api.sampling_fields import SamplingRules
 from evenflow.serving.server.http.connection_books import ConnectionBooks
@@ -30,11 +36,16 @@ from evenflow.serving.server.http.origins import is_loopback
 from evenflow.serving.server.interfaces import ChatTemplate, Engine, Tokenizer
 from evenflow.serving.server.metrics.figure import Server
 from evenflow.serving.server.metrics.metrics_page import Metrics
+from evenflow.serving.server.observing.request_record import RequestObserver
+from evenflow.serving.server.observing.trace_sender import TraceSender
 from evenflow.serving.server.server_config import ServerConfig
 from evenflow.serving.text import Tokenizer as TextTokenizer
 from evenflow.serving.text.own_text import OwnText
 
 log = logging.getLogger("evenflow.server")
+
+BUDGETS_S = 1.0
+"""How often it is looked whose budget is spent."""
 
 
 class Endable(Protocol):
@@ -65,6 +76,17 @@ class ServerState:
         self.unix_time = unix_time
         self.accounts: AccountBook | None = None
         """Where what clients use is kept; None: nowhere."""
+        self.cut_short = CutShortCompletions()
+        self.observers: tuple[RequestObserver, ...] = ()
+        """Who is told of each request."""
+        self.traces: TraceSender | None = None
+        """Of the observers, the one that sends traces; None: nobody does."""
+        self.prices = read_prices(config.prices) if config.prices is not None else None
+        self.spending = Spending(unix_time, self.prices) if config.accounts else None
+        """What clients have used this month; None: no accounts are kept."""
+        self.budgets = Budgets(lambda: self.directory, self.spending, has_prices=self.prices is not None)
+        self._slowed: dict[str, float] = {}
+        """What the weights of clients over their budget were multiplied with, when the engine was last told."""
         self.directory = self._read_directory()
         self.connections = ConnectionBooks()
         self.limits = Limits(config.max_queue, lambda: engine.stats, clock)
@@ -154,8 +176,17 @@ class ServerState:
         """Wait for the engine, register ``adapters``, then take requests. Raises what the engine or an adapter fails of."""
         info = await self.engine.wait_until_ready()
         await self._tell_weights()
-        # All at once: the engine reads one after the other, and nobody waits for an answer in between.
-        await asyncio.gather(*(self.names.load(name, str(path)) for name, path in adapters.items()))
+        num_loaded = 0
+        with find_teller(log.info) as tell:
+
+            async def load(name: str, path: str | Path) -> None:
+                nonlocal num_loaded
+                await self.names.load(name, str(path))
+                num_loaded += 1
+                tell("registering adapters", num_loaded, len(adapters))
+
+            # All at once: the engine reads one after the other, and nobody waits for an answer in between.
+            await asyncio.gather(*(load(name, path) for name, path in adapters.items()))
         await self.names.refresh()
         encode = partial(self.tokenizer.encode, add_special_tokens=False)
         defaults = self.config.sampling_defaults
@@ -183,6 +214,9 @@ class ServerState:
                 num_account_failures=book.num_failures,
                 num_account_overflows=book.num_overflowed,
             )
+        shown = replace(shown, budget_parts=self.budgets.used_parts())
+        if self.traces is not None:
+            shown = replace(shown, num_spans_sent=self.traces.num_sent, num_spans_lost=self.traces.num_lost)
         return shown
 
     def cache_namespace(self, client: Client, salt: str) -> str:
@@ -223,9 +257,11 @@ class ServerState:
 
     def _read_directory(self) -> Directory:
         config = self.config
-        return read_directory(
+        directory = read_directory(
             config.clients_file, api_keys=config.api_keys, is_open=config.is_open, client_headers=config.client_headers
         )
+        self.budgets.check_can_be_kept(directory)
+        return directory
 
     def _sources(self) -> AdapterSources:
         config = self.config
@@ -252,6 +288,18 @@ class ServerState:
                 self.config.port,
             )
 
+    async def watch_budgets(self) -> None:
+        """Once a second: clients whose budget slows them get another weight when it is spent, renewed or edited."""
+        while True:
+            await asyncio.sleep(BUDGETS_S)
+            if self.is_warm and self.budgets.slowed() != self._slowed:
+                with contextlib.suppress(EvenFlowError):
+                    await self._tell_weights()
+
     async def _tell_weights(self) -> None:
-        told = self.directory
-        await self.engine.set_weights(told.weight_by_client, told.tier_by_client, told.weight_by_tier)
+        told, slowed = self.directory, self.budgets.slowed()
+        weights = {**told.weight_by_client, **{name: told.weight_by_client.get(name, 1.0) * slowed[name] for name in slowed}}
+        await self.engine.set_weights(weights, told.tier_by_client, told.weight_by_tier)
+        for name in sorted(set(slowed) ^ set(self._slowed)):
+            log.info("client %s is %s its budget of the month", name, "over" if name in slowed else "within")
+        self._slowed = slowed

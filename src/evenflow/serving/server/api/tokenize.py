@@ -17,7 +17,7 @@ from evenflow.serving.server.http.body_parsing import BodyParser, ignored_fields
 from evenflow.serving.server.http.openapi import documented
 from evenflow.serving.text.tools.offered import read_tools
 
-_REFUSALS = (400, 401, 404, 408, 415, 503)
+_REFUSALS = (400, 401, 404, 408, 413, 415, 503)
 
 
 def add_tokenize_routes(app: FastAPI, state: ServerState) -> None:

@@ -23,6 +23,7 @@ from evenflow.accounts.report import (
 )
 from evenflow.accounts.store import AccountStore, StoreAway
 from evenflow.base.errors import InvalidRequest, NotAllowed, ServerFull
+from evenflow.serving.server.access.budgets import BudgetState
 from evenflow.serving.server.api.endpoint import json_reply, require_admin
 from evenflow.serving.server.api.state import ServerState
 from evenflow.serving.server.http.openapi import documented
@@ -38,6 +39,8 @@ class UsageList(msgspec.Struct):
     until_s: int
     is_cut: bool = False
     """True: there were more groups than ``limit``."""
+    budgets: list[BudgetState] = []
+    """Of the clients that the answer is about and that have one: what is used of this month's."""
     object: str = "list"
 
 
@@ -88,5 +91,5 @@ def add_usage_routes(
         shown = rows[: int(limit)]
         if kind == "csv":
             return Response(as_csv(shown), media_type="text/csv; charset=utf-8", headers={"cache-control": "no-store"})
-        answer = UsageList(shown, since_s, until_s, len(rows) > len(shown))
+        answer = UsageList(shown, since_s, until_s, len(rows) > len(shown), state.budgets.states(client))
         return json_reply(answer, headers={"cache-control": "no-store"})

@@ -17,7 +17,7 @@ LONGEST_MESSAGE = 2000
 
 _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     UnsupportedMedia: (415, "invalid_request_error", "unsupported_media_type"),
-    BodyTooLarge: (400, "invalid_request_error", "body_too_large"),
+    BodyTooLarge: (413, "invalid_request_error", "body_too_large"),
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.InvalidRequest: (400, "invalid_request_error", None),
     errors.AdapterCacheFull: (503, "server_error", "adapter_cache_full"),
@@ -29,6 +29,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, str | None]] = {
     errors.AdapterNotFound: (404, "invalid_request_error", "model_not_found"),
     errors.InvalidKey: (401, "authentication_error", "invalid_api_key"),
     errors.NotAllowed: (403, "permission_error", "not_allowed"),
+    errors.BudgetSpent: (429, "insufficient_quota", "insufficient_quota"),
     errors.ClientOverLimit: (429, "rate_limit_error", "rate_limit_exceeded"),
     errors.SLOUnreachable: (503, "server_error", "slo_unreachable"),
     errors.ServerFull: (503, "server_error", "server_is_overloaded"),
@@ -40,6 +41,7 @@ _ANTHROPIC = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
 }
@@ -102,6 +104,8 @@ def headers_of(error: BaseException) -> dict[str, str]:
     if not math.isfinite(error.retry_after_s):
         return {"x-should-retry": "false"}
     wait_s = max(error.retry_after_s, 0.001)
+    if isinstance(error, errors.BudgetSpent):  # clients would try again in vain, long before the month ends
+        return {"retry-after": str(math.ceil(wait_s)), "x-should-retry": "false"}
     return {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
 
 

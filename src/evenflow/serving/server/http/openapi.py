@@ -19,6 +19,7 @@ _REASONS = {
     403: "The key does not open this.",
     404: "No such model or adapter.",
     408: "The headers or the body did not come in time.",
+    413: "The body is larger than is read, or holds more values.",
     415: "The body is not application/json, or packed in another way than gzip or deflate.",
     429: "The client is over its own limit; Retry-After says when to come back.",
     503: "The server is full, warming up or shutting down; Retry-After says when to come back.",

@@ -6,7 +6,7 @@ The page, its reference and the tests are made from these declarations; nothing 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from evenflow.serving.client.messages import EngineStats, Ready
@@ -37,6 +37,10 @@ class Server:
     num_account_rows_waiting: int = 0
     num_account_failures: int = 0
     num_account_overflows: int = 0
+    budget_parts: Sequence[tuple[str, float]] = ()
+    """(client, used part of its budget of the month), the fullest first."""
+    num_spans_sent: int = 0
+    num_spans_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)

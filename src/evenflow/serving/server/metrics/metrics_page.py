@@ -12,7 +12,7 @@ from typing import Protocol
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from evenflow.base.errors import ClientOverLimit, Rejected, SLOUnreachable
+from evenflow.base.errors import BudgetSpent, ClientOverLimit, Rejected, SLOUnreachable
 from evenflow.serving.client.messages import Usage
 from evenflow.serving.server.interfaces import Engine
 from evenflow.serving.server.metrics import observed_figures as figures
@@ -23,7 +23,8 @@ from evenflow.serving.server.metrics.topk import OTHER
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ENGINE = "0"
-REJECTION_REASONS = ("queue_full", "client_limit", "slo")
+REJECTION_REASONS = ("queue_full", "client_limit", "budget", "slo")
+_REASONS = ((SLOUnreachable, "slo"), (BudgetSpent, "budget"), (ClientOverLimit, "client_limit"))
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 Instrument = Counter | prometheus_client.Histogram
@@ -69,8 +70,7 @@ class Metrics:
         """A request was turned away."""
         if self.listener is not None:
             self.listener.rejected(client)
-        is_late = isinstance(error, SLOUnreachable)
-        reason = "slo" if is_late else "client_limit" if isinstance(error, ClientOverLimit) else "queue_full"
+        reason = next((reason for kind, reason in _REASONS if isinstance(error, kind)), "queue_full")
         self._count(figures.REJECTIONS, 1, reason)
         self._count(figures.CLIENT_REJECTIONS, 1, self._snapshot.clients.label(client), reason)
 

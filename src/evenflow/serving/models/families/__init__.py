@@ -1,0 +1,1 @@
+"""One file for each model family: what tells it from the others."""
