@@ -1,4 +1,7 @@
-"""What the grammars of a step's requests forbid, for all constrained rows at once. Legend: L rows, V vocabulary, B bytes."""
+"""What the grammars of a step's requests forbid, for all constrained rows at once.
+
+Legend: L rows, M of them with a mask, V vocabulary, B bytes.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +32,32 @@ def forbidden_tokens(specs: Sequence[SampleSpec], vocab_size: int, device: torch
     constrained = [i for i, spec in enumerate(specs) if spec.mask is not None]
     if not constrained:
         return Forbidden(None, {})
-    num_bytes = (vocab_size + 7) // 8
-    # Bits of what is forbidden, lowest first. The last byte's bits beyond the vocabulary are never read.
-    packed_LB = np.zeros((len(specs), num_bytes), dtype=np.uint8)
     failed: dict[int, str] = {}
+    rows: list[int] = []
+    words: list[np.ndarray] = []
     for i in constrained:
         mask = specs[i].mask
         assert mask is not None
         try:
-            allowed_B = np.frombuffer(mask.words(), dtype=np.uint8)[:num_bytes]
+            words.append(np.frombuffer(mask.words(), dtype=np.uint8))
+            rows.append(i)
         except ConstraintFailed as error:
             failed[i] = str(error)
-            continue
-        if not allowed_B.any():
-            failed[i] = "the constraint allows no further token"
-            continue
-        np.invert(allowed_B, out=packed_LB[i, : len(allowed_B)])
-        packed_LB[i, len(allowed_B) :] = 0xFF
+    # Bits of what is forbidden, lowest first. The last byte's bits beyond the vocabulary are never read.
+    packed_LB = np.zeros((len(specs), (vocab_size + 7) // 8), dtype=np.uint8)
+    if rows:
+        allowed_MB = np.stack(words)
+        for k in np.flatnonzero(~allowed_MB.any(axis=1)).tolist():
+            failed[rows[k]] = "the constraint allows no further token"
+        known = min(allowed_MB.shape[1], packed_LB.shape[1])
+        if len(rows) == len(specs):
+            np.invert(allowed_MB[:, :known], out=packed_LB[:, :known])
+            packed_LB[:, known:] = 0xFF
+        else:
+            packed_LB[rows, :known] = ~allowed_MB[:, :known]
+            packed_LB[rows, known:] = 0xFF
+        if failed:
+            packed_LB[list(failed)] = 0
     bits_LV = np.unpackbits(packed_LB, axis=1, count=vocab_size, bitorder="little")
     return Forbidden(torch.from_numpy(bits_LV.view(np.bool_)).to(device), failed)
 
