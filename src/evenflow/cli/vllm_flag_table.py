@@ -234,7 +234,7 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
     _refused("a trace has the spans of its request, not of the engine's steps", lists="collect_detailed_traces"),
     _refused(
         "it would change answers in a way that is not served",
-        switches="return_tokens_as_token_ids enable_force_include_usage enable_return_routed_experts return_sampling_mask "
+        switches="enable_force_include_usage enable_return_routed_experts return_sampling_mask "
         "enable_trace_replay enable_prompt_embeds enable_sleep_mode enable_prompt_adapter",
         lists="lora_target_modules prompt_adapters",
         logprobs_mode="raw_logprobs",
