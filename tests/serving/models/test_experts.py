@@ -208,7 +208,7 @@ def test_published_configs_are_read(name):
     config = parse_config(PUBLISHED[name])
     assert config.mixture is not None
     assert all(config.mixture.is_sparse)
-    assert config.sliding_window is None
+    assert {kind.window for kind in config.layers} == {None}
     mixture = config.mixture
     sizes = sum(torch.Size(shape).numel() for shape in expected_tensors(config).values())
     found = mixture.num_experts, mixture.num_chosen, mixture.width, mixture.is_renormalised, round(sizes / 1e9, 1)
@@ -224,5 +224,5 @@ def test_published_configs_are_read(name):
 
 
 def test_a_window_of_a_mixtral_is_every_layers_and_a_missing_one_is_none():
-    assert parse_config(MIXTRAL).sliding_window is None
+    assert [kind.window for kind in parse_config(MIXTRAL).layers] == [None, None]
     assert [kind.window for kind in parse_config({**MIXTRAL, "sliding_window": 64}).layers] == [64, 64]

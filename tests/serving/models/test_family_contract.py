@@ -66,28 +66,47 @@ LONGROPE = {
 }
 CLOVAX = {**GRANITE, "attention_multiplier": None}
 FULL = ["full_attention", "full_attention"]
+SLIDES = {"use_sliding_window": True, "sliding_window": 9}
+TWO_ROPES = {
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3000.0},
+    }
+}
+GEMMA = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
 CASES = {
     "LlamaForCausalLM": Case([{}, {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu", "head_dim": 32}]),
-    "MistralForCausalLM": Case([{"sliding_window": None}]),
-    "Qwen2ForCausalLM": Case([{"tie_word_embeddings": True}]),
-    "Qwen3ForCausalLM": Case([{"head_dim": 32}]),
+    "MistralForCausalLM": Case([{"sliding_window": 9}, {"sliding_window": None}]),
+    "Qwen2ForCausalLM": Case([{"tie_word_embeddings": True}, {**SLIDES, "max_window_layers": 1}]),
+    "Qwen3ForCausalLM": Case([{"head_dim": 32}, {"head_dim": 16, **SLIDES, "max_window_layers": 0}]),
     "GraniteForCausalLM": Case([GRANITE, {**GRANITE, "tie_word_embeddings": True, "attention_bias": True}]),
     "Phi3ForCausalLM": Case([{}, {**LONGROPE, "tie_word_embeddings": True}], fused=True),
     "SmolLM3ForCausalLM": Case([{"num_hidden_layers": 4}, {"no_rope_layers": [0, 1], "tie_word_embeddings": False}]),
     "Olmo2ForCausalLM": Case([{}, {"attention_bias": True}]),
+    "Olmo3ForCausalLM": Case([{"num_hidden_layers": 4, "sliding_window": 9}]),
     "Glm4ForCausalLM": Case([{"head_dim": 32}], fused=True),
     "HeliumForCausalLM": Case([{"head_dim": 16}]),
     "HyperCLOVAXForCausalLM": Case([GRANITE, CLOVAX]),
     "GemmaForCausalLM": Case([{"head_dim": 32}, {"head_dim": 16, "hidden_act": "gelu", "attention_bias": True}]),
+    "Gemma2ForCausalLM": Case([GEMMA, {**GEMMA, "final_logit_softcapping": None, "attn_logit_softcapping": None}]),
+    "Gemma3ForCausalLM": Case([{**GEMMA, **TWO_ROPES, "attn_logit_softcapping": None}]),
     "GlmForCausalLM": Case([{"head_dim": 32}], fused=True),
     "SeedOssForCausalLM": Case([{"head_dim": 16}, {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True}]),
     "Ernie4_5ForCausalLM": Case([{"head_dim": 32}, {"head_dim": 16, "use_bias": True, "tie_word_embeddings": False}]),
     "CohereForCausalLM": Case([{"logit_scale": 0.7}]),
+    "Cohere2ForCausalLM": Case([{"logit_scale": 0.7, "sliding_window": 9, "sliding_window_pattern": 2}]),
     "Exaone4ForCausalLM": Case(
-        [{"sliding_window": None, "layer_types": FULL}, {"sliding_window": 64, "sliding_window_pattern": 2}]
+        [{"sliding_window": None, "layer_types": FULL}, {"sliding_window": 9, "sliding_window_pattern": 2}]
     ),
     "MinistralForCausalLM": Case(
-        [{"head_dim": 16, "sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}]
+        [{"head_dim": 16, "sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"]}]
     ),
 }
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}

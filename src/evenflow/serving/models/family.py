@@ -121,10 +121,19 @@ class ModelFamily:
     sliding_window: Literal["layer types", "if used", "always"] = "layer types"
     """When the field ``sliding_window`` counts: where ``layer_types`` names sliding layers; if ``use_sliding_window`` is
     true; or unless it is null."""
+    full_every: int | None = None
+    """Where ``layer_types`` is missing, every layer of this number sees everything and the others a window; None: all do."""
+    full_every_field: str | None = None
+    """The field that names another number; None: there is none."""
     default_partial: float | None = None
     """``partial_rotary_factor``, the part of every head that is rotated, where it is missing; None: it must be 1."""
     has_rope_per_layer_type: bool = False
-    """True: ``rope_parameters`` holds one rope for each of the ``layer_types``."""
+    """True: ``rope_parameters`` holds one rope for each of the ``layer_types``; where it does not, what it holds is that of the
+    layers that see everything, and the others have a default rope."""
+    window_theta_field: str | None = None
+    """Where ropes differ by the type of a layer: the base of those with a window; None: ``rope_theta`` is."""
+    default_window_theta: float | None = None
+    """That base where it is missing; None: ``default_theta``."""
     honours: frozenset[str] = frozenset()
     """Fields among ``model_config.FOREIGN`` that ``traits`` or ``layers`` read; all others must have a value without effect."""
     traits: Callable[[Fields], Traits] = _no_traits

@@ -19,7 +19,6 @@ FIELDS = {
     "Phi3ForCausalLM": {"partial_rotary_factor": 0.75, "sliding_window": None},
     "SmolLM3ForCausalLM": {"no_rope_layers": [0, 1]},
     "MistralForCausalLM": {"sliding_window": None},
-    "Exaone4ForCausalLM": {"sliding_window": None},
     "MixtralForCausalLM": {"sliding_window": None, "num_local_experts": 4},
     "Qwen2MoeForCausalLM": {
         "num_experts": 5,
@@ -30,6 +29,11 @@ FIELDS = {
     },
     "Qwen3MoeForCausalLM": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48},
     "OlmoeForCausalLM": {"num_experts": 4, "num_experts_per_tok": 2},
+    "Exaone4ForCausalLM": {"sliding_window": 20, "sliding_window_pattern": 2},
+    "Gemma2ForCausalLM": {"sliding_window": 20, "attn_logit_softcapping": 2.0},
+    "Gemma3ForCausalLM": {"sliding_window": 20, "sliding_window_pattern": 2, "rope_local_base_freq": 100.0},
+    "Cohere2ForCausalLM": {"sliding_window": 20, "sliding_window_pattern": 2, "logit_scale": 1.0},
+    "Olmo3ForCausalLM": {"sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]},
 }
 """Beside the tiny model's, what shows most of a family."""
 BY_DEFAULT = ("GraniteForCausalLM", "Phi3ForCausalLM", "SmolLM3ForCausalLM", "MixtralForCausalLM")
