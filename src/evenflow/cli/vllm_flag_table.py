@@ -157,7 +157,7 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
         lists="allowed_media_domains",
     ),
     _ignored(
-        "the models served here have no experts, no state spaces and no diffusion",
+        "experts are divided like other MLPs here, each over all ranks, and there are no state spaces and no diffusion",
         switches="enable_expert_parallel enable_eplb enable_ep_weight_filter enable_elastic_ep enable_dbo "
         "enable_mixed_moe_lora_format enable_moe_shared_loras enable_mamba_cache_stochastic_rounding "
         "enable_mamba_shared_prefix_checkpoint use_replayssm",
