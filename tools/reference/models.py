@@ -28,6 +28,9 @@ Ropes: default, linear, dynamic (inside the original context), llama3, yarn, lon
 published. A longrope has one set of factors for all sequences: the short ones, unless
 `--max-model-len` goes beyond the original context.
 
+Sliding windows are honoured layer by layer, and sequences may be longer than they are: they save
+time wherever a layer has one, and memory where all layers do ([how](../explain/windows.md)).
+
 A family that is not here is refused by its name. [Add a model](../extend/model.md) says what it
 takes."""
 

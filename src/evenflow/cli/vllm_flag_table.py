@@ -116,7 +116,9 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
         switches="disable_hybrid_kv_cache_manager kv_sharing_fast_prefill swa_bounded_replay",
         values="swap_space prefix_caching_hash_algo prefix_cache_retention_interval prefix_match_unit num_gpu_blocks_override",
     ),
-    _ignored("sequences are kept inside a model's sliding window", switches="disable_sliding_window"),
+    _ignored(
+        "windows of layers are honoured; --max-model-len keeps sequences inside one", switches="disable_sliding_window"
+    ),
     _ignored(
         "kernels are chosen by --kernels, and products by the device",
         switches="disable_cascade_attn use_fp64_gumbel enable_flashinfer_autotune disable_custom_all_reduce numa_bind "
