@@ -185,16 +185,10 @@ class HeadNorm:
 
 def silu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up for a fused [gate | up] (contiguous): a new [T, I]."""
-    num_rows, width = gate_up_T2I.shape[0], gate_up_T2I.shape[1] // 2
     if not _is_fused(gate_up_T2I):
         gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
         return silu(gate_TI).mul_(up_TI)
-    assert gate_up_T2I.is_contiguous()
-    out_TI = torch.empty((num_rows, width), dtype=gate_up_T2I.dtype)
-    element = element_of(gate_up_T2I.dtype.itemsize)
-    threads = _num_threads(num_rows * width, _SERIAL_SILU_ELEMENTS)
-    pointwise_cpu.silu_and_multiply(element, threads, num_rows, gate_up_T2I.data_ptr(), out_TI.data_ptr(), width)
-    return out_TI
+    return _gated(pointwise_cpu.silu_and_multiply, gate_up_T2I)
 
 
 def gelu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
@@ -205,8 +199,20 @@ def gelu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
 
 def gelu_tanh_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     """The same with gelu's approximation by tanh."""
-    gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
-    return gelu(gate_TI, approximate="tanh").mul_(up_TI)
+    if not _is_fused(gate_up_T2I):
+        gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+        return gelu(gate_TI, approximate="tanh").mul_(up_TI)
+    return _gated(pointwise_cpu.gelu_and_multiply, gate_up_T2I)
+
+
+def _gated(kernel: Callable[..., None], gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    assert gate_up_T2I.is_contiguous()
+    num_rows, width = gate_up_T2I.shape[0], gate_up_T2I.shape[1] // 2
+    out_TI = torch.empty((num_rows, width), dtype=gate_up_T2I.dtype)
+    element = element_of(gate_up_T2I.dtype.itemsize)
+    threads = _num_threads(num_rows * width, _SERIAL_SILU_ELEMENTS)
+    kernel(element, threads, num_rows, gate_up_T2I.data_ptr(), out_TI.data_ptr(), width)
+    return out_TI
 
 
 GateRule = Callable[[torch.Tensor], torch.Tensor]
