@@ -47,7 +47,7 @@ class Misbehaving:
                     self._at_once -= counts  # before the client can know that this answer is complete
                 writer.write(last)
                 await writer.drain()
-                self.num_answered += 1
+                self.num_answered += bool(body)
                 if not goes_on:
                     break
         writer.close()

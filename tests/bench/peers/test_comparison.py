@@ -12,7 +12,7 @@ from evenflow.base.errors import RegistryError
 from evenflow.bench.peers.catalogue import PEERS, make_peer
 from evenflow.bench.peers.comparison import Case, Prompts, agreement, compare_peers
 from evenflow.bench.peers.comparison_page import comparison_page, rates_table, standings_table
-from evenflow.bench.peers.peer import Batch, PeerFailed, PeerMissing, Setup, Timing, environment_python
+from evenflow.bench.peers.peer import Batch, PeerFailed, PeerMissing, Setup, Timing, converted_path, environment_python
 from evenflow.bench.peers.roofline import Machine, bound_tokens_per_s, weight_bytes
 from evenflow.cli.main import main
 from evenflow.demo.assets import model_path
@@ -171,6 +171,15 @@ def test_names_of_peers(tmp_path):
         make_peer("openvino:int3")
     with pytest.raises(PeerMissing, match="make peers PEERS=openvino"):
         environment_python(tmp_path, "openvino")
+
+
+def test_a_folder_that_has_changed_is_converted_again(setup_of, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"1234")
+    first = converted_path(setup_of, tmp_path, "bf16.gguf")
+    assert first.name.endswith(".bf16.gguf")
+    assert converted_path(setup_of, tmp_path, "bf16.gguf") == first
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    assert converted_path(setup_of, tmp_path, "bf16.gguf") != first
 
 
 @pytest.mark.parametrize(

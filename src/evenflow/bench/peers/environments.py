@@ -32,6 +32,8 @@ def build_openvino(folder: Path) -> None:
     constraint.write_text(TORCH + "\n")
     _run([str(python), "-m", "pip", "install", "--quiet", TORCH])
     _run([str(python), "-m", "pip", "install", "--quiet", "--constraint", str(constraint), *OPENVINO])
+    # Its CUDA build is the only one in the index; beside a CPU torch the import of transformers fails with it.
+    _run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"])
 
 
 def build_llama_cpp(folder: Path) -> None:

@@ -5,7 +5,6 @@ Model and adapters are converted by its own scripts, once. Adapters are chosen b
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evenflow.bench.peers.http_peer import HttpPeer, ServerCommand
-from evenflow.bench.peers.peer import PeerFailed, Setup, environment_python
+from evenflow.bench.peers.peer import PeerFailed, Setup, converted_path, environment_python
 
 NAME = "llama.cpp"
 _CONVERT_TIMEOUT_S = 600
@@ -56,31 +55,24 @@ class LlamaCppPeer(HttpPeer):
         return list(answer["tokens"])
 
     def _model(self, python: Path, folder: Path, setup: Setup) -> Path:
-        plain = _kept(setup, setup.model, "bf16")
+        plain = converted_path(setup, setup.model, "bf16.gguf")
         if not plain.exists():
             script = folder / "source" / "convert_hf_to_gguf.py"
             _convert([str(python), str(script), str(setup.model), "--outtype", "bf16"], plain, "--outfile")
         if self._form == "bf16":
             return plain
-        quantised = _kept(setup, setup.model, self._form)
+        quantised = converted_path(setup, setup.model, f"{self._form}.gguf")
         if not quantised.exists():
             _convert([str(folder / "build" / "bin" / "llama-quantize"), str(plain)], quantised, "", self._form.upper())
         return quantised
 
 
 def _converted_adapter(python: Path, folder: Path, adapter: Path, setup: Setup) -> Path:
-    path = _kept(setup, adapter, "lora")
+    path = converted_path(setup, adapter, "lora.gguf")
     if not path.exists():
         script = folder / "source" / "convert_lora_to_gguf.py"
         _convert([str(python), str(script), "--base", str(setup.model), "--outtype", "f16", str(adapter)], path, "--outfile")
     return path
-
-
-def _kept(setup: Setup, source: Path, form: str) -> Path:
-    """Where the converted form of ``source`` lies: by its files' sizes and times, so that a changed one is converted again."""
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(source.iterdir()) if file.is_file()]
-    digest = hashlib.sha256(repr((str(source.resolve()), facts)).encode()).hexdigest()[:16]
-    return setup.cache / "peers" / f"{source.name}-{digest}.{form}.gguf"
 
 
 def _convert(command: Sequence[str], to: Path, flag: str, *more: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evenflow.bench.peers import openvino_process
-from evenflow.bench.peers.peer import PeerFailed, PeerMissing, Setup, environment_python
+from evenflow.bench.peers.peer import PeerFailed, PeerMissing, Setup, converted_path, environment_python
 from evenflow.bench.peers.process_peer import ProcessPeer
 
 _FORMATS = {"": "fp16", "int8": "int8", "int4": "int4"}
@@ -29,7 +29,7 @@ class OpenVinoPeer(ProcessPeer):
     def command(self, setup: Setup) -> tuple[Sequence[str], Mapping[str, str]]:
         """See ProcessPeer."""
         python = environment_python(setup.cache, "openvino")
-        folder = setup.cache / "peers" / f"{setup.model.name}.openvino-{self._format}"
+        folder = converted_path(setup, setup.model, f"openvino-{self._format}")
         if not (folder / "openvino_model.bin").exists():
             _export(python, setup.model, folder, self._format)
         words = [str(python), openvino_process.__file__, str(folder), str(setup.num_streams), str(setup.num_threads)]
@@ -37,6 +37,7 @@ class OpenVinoPeer(ProcessPeer):
 
 
 def _export(python: Path, model: Path, folder: Path, weight_format: str) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     words = [
         str(python.with_name("optimum-cli")),

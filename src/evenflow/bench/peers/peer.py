@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,3 +86,10 @@ def environment_python(cache: Path, name: str) -> Path:
     if not python.exists():
         raise PeerMissing(f"its environment is not built; `make peers PEERS={name}` builds it")
     return python
+
+
+def converted_path(setup: Setup, source: Path, form: str) -> Path:
+    """Where a peer's form of a folder lies: by the folder's files, so that a changed one is converted again."""
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(source.iterdir()) if file.is_file()]
+    digest = hashlib.sha256(repr((str(source.resolve()), facts)).encode()).hexdigest()[:16]
+    return setup.cache / "peers" / f"{source.name}-{digest}.{form}"
