@@ -22,6 +22,7 @@ READ = {
     "OTEL_TRACES_EXPORTER": "Another value than `otlp`: the two before have no meaning.",
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "Another value than `http/protobuf`: they have none either.",
     "OTEL_EXPORTER_OTLP_PROTOCOL": "The same.",
+    "OPENAI_API_KEY": "The key that `evenflow bench serve` shows to a server; `--api-key` goes before it.",
     "NUMBA_CACHE_DIR": "Where compiled kernels are kept; `--cache-dir` goes before it.",
     "TORCHELASTIC_RUN_ID": "Set by torchrun: `evenflow mcbench run` then is one of its ranks.",
     "TOKENIZERS_PARALLELISM": "Set to false for ranks of the benchmark, so that their tokenisers start no threads.",
