@@ -11,7 +11,7 @@ OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidi
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
     nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-otel test-console console test-hostile soak gpu check docs reference picture papers lock sbom wheel format clean help
+.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-otel test-console console test-hostile soak peers gpu check docs reference picture papers lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -68,6 +68,9 @@ test-console: $(STAMP)  ## the console in Chromium, against running servers (apt
 test-remote: $(STAMP)  ## adapters at s3://, accounts in PostgreSQL (the machine's: apt-get install postgresql), in an environment of their own (a minute, 165 MB)
 	@$(PYTHON) tests/remote/environment.py
 	@PYTHONPATH=src $(HOME)/.cache/evenflow/env-remote/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/remote
+
+peers: $(STAMP)  ## environments of llama.cpp, OpenVINO and vLLM's CPU build for `evenflow bench compare` (PEERS="openvino llama.cpp vllm")
+	@$(BIN)/python -m evenflow.bench.peers.environments $(PEERS)
 
 test-otel: $(STAMP)  ## traces against a collector, with OpenTelemetry's SDK, in an environment over the project's own (a minute, 20 MB)
 	@$(PYTHON) tests/otel/environment.py $(abspath $(BIN)/python)

@@ -12,6 +12,9 @@ from evenflow.serving.models.random.random_model import TINY
 from evenflow.serving.models.registry import FAMILIES
 
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+PHI3 = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 
 
@@ -63,36 +66,55 @@ def test_flags_of_the_families():
     assert qwen3.shape.head_dim == 128
 
 
+SLIDES = {"sliding_window": 64, "use_sliding_window": True}
+
+
 @pytest.mark.parametrize(
-    ("changes", "window"),
+    ("changes", "windows"),
     [
-        ({}, None),
-        ({"sliding_window": 64}, None),
-        ({**MISTRAL, "sliding_window": None}, None),
-        ({**MISTRAL, "sliding_window": 64}, 64),
-        ({**QWEN2, "sliding_window": 64, "use_sliding_window": False}, None),
-        ({**QWEN2, "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2}, None),
-        ({**QWEN2, "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0}, 64),
-        ({**QWEN2, "sliding_window": 64, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, None),
-        (
-            {
-                **QWEN2,
-                "sliding_window": 64,
-                "use_sliding_window": True,
-                "layer_types": ["full_attention", "sliding_attention"],
-            },
-            64,
-        ),
+        ({}, [None, None]),
+        ({"sliding_window": 64}, [None, None]),
+        ({**MISTRAL, "sliding_window": None}, [None, None]),
+        ({**MISTRAL, "sliding_window": 64}, [64, 64]),
+        ({**MISTRAL}, [4096, 4096]),
+        ({**QWEN2, **SLIDES, "use_sliding_window": False}, [None, None]),
+        ({**QWEN2, **SLIDES, "max_window_layers": 2}, [None, None]),
+        ({**QWEN2, **SLIDES, "max_window_layers": 1}, [None, 64]),
+        ({**QWEN2, **SLIDES, "max_window_layers": 0}, [64, 64]),
+        ({**QWEN2, **SLIDES, "max_window_layers": 0, "sliding_window": None}, [None, None]),
+        ({**QWEN2, **SLIDES, "layer_types": ["full_attention"] * 2}, [None, None]),
+        ({**QWEN2, **SLIDES, "layer_types": ["full_attention", "sliding_attention"]}, [None, 64]),
+        ({**GEMMA2, "sliding_window": 64}, [64, None]),
+        ({**PHI3}, [None, None]),
+        ({**PHI3, "sliding_window": 64}, [64, 64]),
+        ({**GEMMA2}, [4096, None]),
+        ({**GEMMA3, "sliding_window": 64}, [64, 64]),
+        ({**GEMMA3, "sliding_window": 64, "sliding_window_pattern": 2}, [64, None]),
     ],
 )
-def test_a_sliding_window_is_kept_by_short_sequences_or_refused(changes, window):
+def test_windows_of_layers(changes, windows):
     config = parse(**changes)
-    assert config.sliding_window == window
-    assert config.context_length() == (window or 512)
-    assert config.context_length(40) == 40
-    if window:
-        with pytest.raises(ModelError, match=r"max_model_len is 65.*sliding_window is 64"):
-            config.context_length(65)
+    assert [kind.window for kind in config.layers] == windows
+    assert config.windows(65) == tuple(None if window is None or window > 64 else window for window in windows)
+    assert config.windows(64) == (None, None), "a window that hides nothing is none"
+    assert config.context_length() == 512, "sequences may be longer than a window"
+
+
+def test_ropes_of_layers_with_a_window():
+    published = {**GEMMA3, "sliding_window_pattern": 2, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    config = parse(**published, rope_theta=1e6, rope_local_base_freq=5e3)
+    sliding, full = (kind.rope for kind in config.layers)
+    assert (sliding.kind, sliding.theta, full.kind, full.factor, full.theta) == ("default", 5e3, "linear", 8.0, 1e6)
+    ropes = {"sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}
+    ropes["full_attention"] = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+    saved = {**GEMMA3, "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": ropes}
+    assert parse(**saved).layers == config.layers
+    bare = parse_config({key: value for key, value in {**TINY, **GEMMA3}.items() if key != "rope_theta"})
+    assert bare.layers[0].rope.theta == 1e4
+    with pytest.raises(ModelError, match="sliding_window is null"):
+        parse(**GEMMA2, sliding_window=None)
+    with pytest.raises(ModelError, match="use_bidirectional_attention is True"):
+        parse(**GEMMA3, use_bidirectional_attention=True)
 
 
 def test_the_context_is_never_stretched_silently():

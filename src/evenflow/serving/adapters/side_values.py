@@ -56,7 +56,9 @@ class SideReading:
 
     def values(self) -> SideValues:
         """All side rows, in the order in which a step needs them."""
-        return [*self._embedding_lora(), *self._tables(), *self._of_linears(), *self._norms(), *self._head_lora()]
+        mixture = self._parts.mixture.side_rows(self._tensors, self._shape.experts.num_experts if self._shape.experts else 0)
+        own = [*self._embedding_lora(), *self._tables(), *self._of_linears(), *self._norms()]
+        return [*own, *mixture, *self._head_lora()]
 
     def _gain_of(self, part: LinearPart) -> np.ndarray | None:
         assert part.magnitude is not None

@@ -98,12 +98,16 @@ def _assemble(
 
     catalog = _catalog(config, layout, ranks, on_freed=forget, is_bounded=is_bounded)
     residency = Residency(arena, catalog.record, order=EVICTION_ORDERS.load(config.adapter_eviction)())
-    prefix_cache = PrefixCache(arena, residency.idle_pages, layout.page_tokens) if config.enable_prefix_caching else None
+    window = model_config.kept_window(max_model_len)
+    prefix_cache = None
+    if config.enable_prefix_caching:
+        prefix_cache = PrefixCache(arena, residency.idle_pages, layout.page_tokens, window)
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
         max_batch_tokens=config.max_batch_tokens,
         max_model_len=max_model_len,
         page_tokens=layout.page_tokens,
+        window=window,
     )
     shedding = create_shedding(config.shed, config.slo_ttft_s)
     scheduler = Scheduler(
@@ -117,7 +121,7 @@ def _assemble(
         prefetch=prefetch_within(config.adapter_prefetch_bytes, layout, num_pages),
     )
     log.info(
-        "%s in %s on %s x %d, %s kernels; arena %s: %d pages of %d tokens; context %d; policy %s; ready after %.1f s",
+        "%s in %s on %s x %d, %s kernels; arena %s: %d pages of %d tokens; context %d%s; policy %s; ready after %.1f s",
         config.model.name,
         str(membership.dtype).removeprefix("torch."),
         membership.device.type,
@@ -127,6 +131,7 @@ def _assemble(
         num_pages,
         layout.page_tokens,
         max_model_len,
+        "" if window is None else f", of which {window} are kept",
         without_secrets(config.policy),
         time.perf_counter() - started_s,
     )

@@ -26,6 +26,7 @@ from evenflow.serving.models.gated_mlp import FeedForward
 from evenflow.serving.models.matrices import Matrices
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.stored.fused_weights import FusedWeights
+from evenflow.serving.models.stored.stacked_experts import each_expert_by_itself
 from evenflow.serving.models.stored.stored_weights import StoredWeights, open_weights
 from evenflow.serving.models.weight_source import WeightSource
 from evenflow.serving.quant.matrix_cache import MatrixCache
@@ -99,6 +100,8 @@ def load_weights(
     shard = shard or Shard(config.shape, 0, 1)
     with open_weights(path) as opened:
         stored: StoredWeights = opened
+        if config.mixture is not None:
+            stored = each_expert_by_itself(stored, config.mixture, config.shape.hidden_size)
         _check(stored.shapes, config, Path(path))
         if quantization is not None and stored.is_quantised:
             raise ConfigError(
