@@ -81,7 +81,8 @@ class SchemaMaker:
         return schema
 
     def _string(self) -> dict[str, Any]:
-        rng, schema = self._rng, {"type": "string"}
+        rng = self._rng
+        schema: dict[str, Any] = {"type": "string"}
         what = rng.random()
         if what < 0.35:
             least = rng.randint(0, 6)

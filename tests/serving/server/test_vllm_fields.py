@@ -257,3 +257,11 @@ def test_what_is_not_served_says_why(live, path):
     error = error_of(response)
     assert (response.status_code, error["code"]) == (404, "not_served")
     assert "this server" in error["message"]
+
+
+def test_the_tokens_of_a_chat_with_tools_are_those_that_it_is_charged_for(live):
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+    answer = post(live, "/v1/chat/completions", {**CHAT, "tools": tools, "max_tokens": 1}).json()
+    counted = post(live, "/tokenize", {"messages": CHAT["messages"], "tools": tools}).json()
+    assert "<tools=" in bytes(counted["tokens"]).decode()
+    assert counted["count"] == answer["usage"]["prompt_tokens"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from text_tokenizers import sentencepiece
 
@@ -38,7 +40,7 @@ def oracle(tmp_path_factory):
 def test_the_prompt_ends_where_transformers_ends_it(oracle, name, ending):
     template = ChatTemplate(TEMPLATES[name])
     given = turns(ending)
-    as_read = given
+    as_read: list[dict[str, Any]] = list(given)
     if template.content_format == "openai":
         as_read = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in given]
     expected = oracle.apply_chat_template(as_read, tokenize=False, continue_final_message=True, chat_template=TEMPLATES[name])
