@@ -185,7 +185,17 @@ def main() -> int:
         served = Served(args.model, ["base", *names], folder / "server.log")
         try:
             xml = folder / "report.xml"
-            command = [args.vllm_python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "60"]
+            command = [
+                args.vllm_python,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "--timeout",
+                "60",
+                "--continue-on-collection-errors",
+            ]
             command += ["--junitxml", xml, "--rootdir", folder, "-o", "asyncio_mode=auto", *files]
             environment = {**os.environ, "SERVER_UNDER_TEST": served.url, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
             subprocess.run(command, cwd=folder, env=environment, check=False)
