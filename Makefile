@@ -53,7 +53,7 @@ soak: $(STAMP)  ## a server among strangers and faults, every answer compared (S
 	@PYTHONPATH=tests/hostile $(BIN)/python tests/hostile/soak.py --minutes $(or $(SOAK_MINUTES),30) \
 	    --json $(if $(HARDWARE),benchmarks/results/soak--$(HARDWARE).json,soak.json)
 
-test-clients: $(STAMP)  ## openai, anthropic, litellm, langchain, ... against a running server, in an environment of their own (2 minutes, 330 MB)
+test-clients: $(STAMP)  ## clients of Python and Node against a running server, in environments of their own (first time: minutes and 1 GB)
 	@$(PYTHON) tests/clients/environment.py
 	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-clients/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/clients/test_clients.py
 

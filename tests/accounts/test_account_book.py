@@ -79,6 +79,12 @@ class Shaky:
     def read(self, since_s, until_s, client=None):
         return self.inner.read(since_s, until_s, client)
 
+    def totals(self, since_s, until_s):
+        return self.inner.totals(since_s, until_s)
+
+    def forget_runs(self, before_s) -> int:
+        return self.inner.forget_runs(before_s)
+
     def prune(self, before_s) -> int:
         return self.inner.prune(before_s)
 
@@ -302,9 +308,6 @@ def test_a_writer_that_meets_a_fault_of_its_own_goes_on(tmp_path, monkeypatch) -
     faults = [ZeroDivisionError("a fault of ours")]
 
     class Faulty(Shaky):
-        def forget_runs(self, before_s) -> int:
-            return 0
-
         def add(self, run, sequence, rows) -> None:
             if faults:
                 raise faults.pop()

@@ -151,9 +151,12 @@ def test_requests_are_answered_as_by_one_engine_and_by_all_of_them():
     async def main():
         async with a_fleet(3, "least-loaded") as (fleet, replicas):
             submits = [a_submit(f"text {i}") for i in range(30)]
+            submits[0].traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
             texts = await asyncio.gather(*(text_of(fleet.submit(submit)) for submit in submits))
             assert texts == [f"[base] text {i}" for i in range(30)]
             assert all(len(replica.engine.submitted) >= 5 for replica in replicas)
+            sent = {submit.request_id: submit.traceparent for replica in replicas for submit in replica.engine.submitted}
+            assert sent == {submit.request_id: submit.traceparent for submit in submits}, "a trace goes along with its request"
             group = SubmitAll(a_submit("several"), [(f"q{next(NUMBERS)}", None) for _ in range(2)])
             assert [await text_of(stream) for stream in fleet.submit_all(group)] == ["[base] several"] * 3
             assert fleet.trouble is None

@@ -192,7 +192,7 @@ def test_a_step_of_fixed_size_gives_the_same_bits_and_touches_nothing_else():
         adapter = put_adapter(storage, random_ranks(SHAPE, rng, [0, 2, 5]), free, slot)
         free = free[len(adapter.pages) :]
         lora.bind(slot, adapter.signature, adapter.pages)
-    attention = TritonAttention(storage, *rope_tables(SHAPE, 160), 0.3, *SHORT_CUTS)
+    attention = TritonAttention(storage, *rope_tables(SHAPE, 160), 0.3, *SHORT_CUTS, windows=[None, 35])
     x, y = torch.randn(5, SHAPE.hidden_size), torch.randn(5, 150)
     results = []
     for num_rows in (None, 5, 8):
@@ -229,7 +229,7 @@ def test_capacities_of_a_fixed_step_depend_on_its_rows_alone():
     lora = TritonLoRA(storage, *SMALL_BLOCKS)
     adapter = put_adapter(storage, [[9] * 7] * 2, list(range(60)), 0)
     lora.bind(0, adapter.signature, adapter.pages)
-    attention = TritonAttention(storage, *rope_tables(SHAPE, 160), 0.3, *SHORT_CUTS)
+    attention = TritonAttention(storage, *rope_tables(SHAPE, 160), 0.3, *SHORT_CUTS, windows=[None, 35])
     sizes = []
     for seqs in ([Seq(100, 1, 0)] * 4, [Seq(0, 1)], []):
         recorder = Recorder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from evenflow.serving.models.random.random_adapter import make_adapter
 from evenflow.serving.models.random.random_model import make_model
 from evenflow.serving.models.registry import FAMILIES
 
-FIELDS = {
+FIELDS: dict[str, dict[str, Any]] = {
     "GraniteForCausalLM": {"embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2},
     "Phi3ForCausalLM": {"partial_rotary_factor": 0.75, "sliding_window": None},
     "SmolLM3ForCausalLM": {"no_rope_layers": [0, 1]},
@@ -60,7 +61,7 @@ def add_experts(folder, config, lora_rank, parameters):
 
 @pytest.mark.parametrize("architecture", [a if a in BY_DEFAULT else pytest.param(a, marks=pytest.mark.slow) for a in FAMILIES])
 def test_chunks_preemption_and_kernels_change_nothing(tmp_path, architecture):
-    fields = {"head_dim": 16, **FIELDS.get(architecture, {})}
+    fields: dict[str, Any] = {"head_dim": 16, **FIELDS.get(architecture, {})}
     model_type = FAMILIES[architecture].model_type
     config = make_model(tmp_path / "model", architectures=[architecture], model_type=model_type, **fields)
     adapters = {

@@ -16,9 +16,20 @@ GGUF. Adapters of [every kind](adapters.md) work on every family, for the linear
 adapters name: on a model with `qkv_proj` an adapter targets `qkv_proj`. Tensor parallelism works
 for all of them.
 
+**Mixtures of experts.** A router sends every token to a few of many MLPs. A step sorts its rows by
+expert, and an expert that has rows multiplies them in one product: decoding reads the matrices of
+the chosen experts and no others. All experts must fit into memory. The router is computed as
+transformers computes it, its softmax in fp32. Experts may be stored each by itself or all in one
+array, and [in few bits](quantised.md). On several ranks each expert is divided, and the router
+repeated. On a GPU such models run without CUDA graphs. LoRA works on attention, routers, shared
+experts and experts; see [Adapters](adapters.md#what-an-adapter-may-contain).
+
 Ropes: default, linear, dynamic (inside the original context), llama3, yarn, longrope, each as
 published. A longrope has one set of factors for all sequences: the short ones, unless
 `--max-model-len` goes beyond the original context.
+
+Sliding windows are honoured layer by layer, and sequences may be longer than they are: they save
+time wherever a layer has one, and memory where all layers do ([how](../explain/windows.md)).
 
 A family that is not here is refused by its name. [Add a model](../extend/model.md) says what it
 takes."""

@@ -11,6 +11,7 @@ from evenflow.serving.models import experts as experts_file
 from evenflow.serving.models.experts import Experts, ExpertsWeights, route
 from evenflow.serving.models.model_config import load_config, parse_config
 from evenflow.serving.models.random.random_model import TINY, make_model
+from evenflow.serving.models.weights import expected_tensors
 from evenflow.serving.parallel.group import OneRank
 from tolerances import FP32_LOGITS
 
@@ -164,3 +165,64 @@ def test_experts_in_few_bits(tmp_path):
     rough = Harness(tmp_path, config, quantization="int8").generate(PROMPTS, 1)[1]
     for a, b in zip(exact, rough):
         assert 0 < (a - b).abs().max() < 0.3
+
+
+PUBLISHED = {
+    "Mixtral-8x7B-Instruct-v0.1": {
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "attention_dropout": 0.0, "bos_token_id": 1,
+        "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "num_attention_heads": 32, "num_experts_per_tok": 2, "num_hidden_layers": 32,
+        "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": False, "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16", "vocab_size": 32000,
+    },
+    "Qwen3-30B-A3B": {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "attention_bias": False, "eos_token_id": 151645,
+        "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 6144,
+        "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [], "moe_intermediate_size": 768,
+        "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
+        "num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1e6,
+        "sliding_window": None, "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
+    },
+    "Qwen1.5-MoE-A2.7B": {
+        "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "eos_token_id": 151643,
+        "decoder_sparse_step": 1, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 5632,
+        "max_position_embeddings": 8192, "max_window_layers": 21, "moe_intermediate_size": 1408, "norm_topk_prob": False,
+        "num_attention_heads": 16, "num_experts": 60, "num_experts_per_tok": 4, "num_hidden_layers": 24,
+        "num_key_value_heads": 16, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "shared_expert_intermediate_size": 5632,
+        "sliding_window": 32768, "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
+    },
+    "OLMoE-1B-7B-0924": {
+        "architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "attention_bias": False, "clip_qkv": None,
+        "eos_token_id": 50279, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 1024,
+        "max_position_embeddings": 4096, "norm_topk_prob": False, "num_attention_heads": 16, "num_experts": 64,
+        "num_experts_per_tok": 8, "num_hidden_layers": 16, "num_key_value_heads": 16, "rope_scaling": None,
+        "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "tie_word_embeddings": False, "vocab_size": 50304,
+    },
+}  # fmt: skip
+"""The fields of config.json of models that people have."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read(name):
+    config = parse_config(PUBLISHED[name])
+    assert config.mixture is not None
+    assert all(config.mixture.is_sparse)
+    assert {kind.window for kind in config.layers} == {None}
+    mixture = config.mixture
+    sizes = sum(torch.Size(shape).numel() for shape in expected_tensors(config).values())
+    found = mixture.num_experts, mixture.num_chosen, mixture.width, mixture.is_renormalised, round(sizes / 1e9, 1)
+    assert (
+        found
+        == {
+            "Mixtral-8x7B-Instruct-v0.1": (8, 2, 14336, True, 46.7),
+            "Qwen3-30B-A3B": (128, 8, 768, True, 30.5),
+            "Qwen1.5-MoE-A2.7B": (60, 4, 1408, False, 14.3),
+            "OLMoE-1B-7B-0924": (64, 8, 1024, False, 6.9),
+        }[name]
+    )
+
+
+def test_a_window_of_a_mixtral_is_every_layers_and_a_missing_one_is_none():
+    assert [kind.window for kind in parse_config(MIXTRAL).layers] == [None, None]
+    assert [kind.window for kind in parse_config({**MIXTRAL, "sliding_window": 64}).layers] == [64, 64]

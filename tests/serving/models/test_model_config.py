@@ -14,6 +14,7 @@ from evenflow.serving.models.registry import FAMILIES
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}
 GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+PHI3 = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 
 
@@ -84,6 +85,8 @@ SLIDES = {"sliding_window": 64, "use_sliding_window": True}
         ({**QWEN2, **SLIDES, "layer_types": ["full_attention"] * 2}, [None, None]),
         ({**QWEN2, **SLIDES, "layer_types": ["full_attention", "sliding_attention"]}, [None, 64]),
         ({**GEMMA2, "sliding_window": 64}, [64, None]),
+        ({**PHI3}, [None, None]),
+        ({**PHI3, "sliding_window": 64}, [64, 64]),
         ({**GEMMA2}, [4096, None]),
         ({**GEMMA3, "sliding_window": 64}, [64, 64]),
         ({**GEMMA3, "sliding_window": 64, "sliding_window_pattern": 2}, [64, None]),

@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, layer_norm, rms_norm, silu
 
 from evenflow.serving.kernels import pointwise_cpu
 from evenflow.serving.kernels.simd import element_of
-from evenflow.serving.models.layers import NORMS, HeadNorm, RMSNorm, gate_rule, silu_and_multiply
+from evenflow.serving.models.layers import NORMS, HeadNorm, RMSNorm, gate_rule, norm_columns, silu_and_multiply
 
 EPS = 1e-5
 DTYPES = {"fp32": (torch.float32, 1e-6), "bf16": (torch.bfloat16, 2**-8)}
@@ -85,6 +85,17 @@ def test_head_norm_leaves_values_alone(name, head_dim):
     HeadNorm(q_weight, k_weight, 4, 2, EPS)(qkv)
     close(qkv.view(3, 8, head_dim), expected, 2 * tolerance)
     assert torch.equal(qkv.view(3, 8, head_dim)[:, 6:], heads[:, 6:])
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_norm_of_some_columns_leaves_the_others_alone(name):
+    dtype, tolerance = DTYPES[name]
+    x, weight = torch.randn(5, 90).to(dtype), (1 + torch.randn(40)).to(dtype)
+    found = x.clone()
+    norm_columns(found, 24, weight, EPS)
+    close(found[:, 24:64], rms_norm(x[:, 24:64].float(), (40,), weight.float(), EPS).to(dtype), 2 * tolerance)
+    assert torch.equal(found[:, :24], x[:, :24])
+    assert torch.equal(found[:, 64:], x[:, 64:])
 
 
 def test_nothing_depends_on_the_number_of_threads():

@@ -40,6 +40,8 @@ def test_it_is_the_model_that_quantising_at_the_start_makes(folder, tmp_path, sc
     for a, b in zip(read.layers, made.layers):
         for x, y in ((a.attention.qkv, b.attention.qkv), (a.attention.o, b.attention.o),
                      (a.mlp.gate_up, b.mlp.gate_up), (a.mlp.down, b.mlp.down)):  # fmt: skip
+            assert isinstance(x, QuantisedWeight)
+            assert isinstance(y, QuantisedWeight)
             assert torch.equal(x.parts[0].packed, y.parts[0].packed)
     assert isinstance(read.head, QuantisedWeight)
     assert isinstance(made.head, QuantisedWeight)

@@ -103,7 +103,7 @@ def compare_routers(
     if longest >= server.pool_tokens:
         raise ConfigError(f"the longest request of {trace.name} has {longest} tokens; the pool holds {server.pool_tokens}")
     max_output = max(1024, 2 * int(trace.output_len.max())) if len(trace) else 1
-    found = []
+    found: list[FleetResult] = []
     for count in replica_counts:
         for policy in policies:
             for name in routers:

@@ -121,6 +121,8 @@ class ModelFamily:
     sliding_window: Literal["layer types", "if used", "always"] = "layer types"
     """When the field ``sliding_window`` counts: where ``layer_types`` names sliding layers; if ``use_sliding_window`` is
     true; or unless it is null."""
+    default_window: int | None = 4096
+    """``sliding_window`` where it is missing; None: then no layer has one."""
     full_every: int | None = None
     """Where ``layer_types`` is missing, every layer of this number sees everything and the others a window; None: all do."""
     full_every_field: str | None = None

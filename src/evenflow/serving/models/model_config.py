@@ -26,8 +26,6 @@ from evenflow.serving.models.stored.quantization_config import read_quantization
 
 _MOST_LAYERS = 4096
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-_DEFAULT_WINDOW = 4096
-"""Where a window counts but is not given: what all families have."""
 _DTYPES = ("float32", "float16", "bfloat16")
 
 FOREIGN: Mapping[str, tuple[Any, ...]] = {
@@ -158,7 +156,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
         fields.refuse(f"{family.norm_eps_field} is {eps!r}; allowed: a number between 0 and 1")
     layer_types = _layer_types(fields, shape.num_layers, family)
     ropes = _ropes(fields, family, max_position, shape, layer_types)
-    windows = _windows(fields, layer_types)
+    windows = _windows(fields, layer_types, family)
     found = ModelConfig(
         architecture=family.architecture,
         shape=shape,
@@ -242,7 +240,7 @@ def _attention_biases(fields: Fields, family: ModelFamily) -> tuple[bool, bool]:
 def _layer_types(fields: Fields, num_layers: int, family: ModelFamily) -> list[str]:
     """Of each layer whether it sees everything or a window, by the names in ``layer_types``."""
     given = fields.per_layer("layer_types", num_layers, (_FULL, _SLIDING))
-    window = fields.raw.get("sliding_window", _DEFAULT_WINDOW)
+    window = fields.raw.get("sliding_window", family.default_window)
     slides = [False] * num_layers
     if family.sliding_window == "if used":
         if not fields.flag("use_sliding_window"):
@@ -258,13 +256,14 @@ def _layer_types(fields: Fields, num_layers: int, family: ModelFamily) -> list[s
     return [_SLIDING if one else _FULL for one in slides] if given is None else given
 
 
-def _windows(fields: Fields, layer_types: list[str]) -> list[int | None]:
+def _windows(fields: Fields, layer_types: list[str], family: ModelFamily) -> list[int | None]:
     """The window of each layer in tokens; None: it sees everything."""
     if _SLIDING not in layer_types:
         return [None] * len(layer_types)
-    if fields.raw.get("sliding_window", _DEFAULT_WINDOW) is None:
+    if fields.raw.get("sliding_window", family.default_window) is None:
         fields.refuse("sliding_window is null; allowed: an integer of 1 or more, because some layers have a window")
-    window = fields.integer("sliding_window", _DEFAULT_WINDOW)
+        return [None] * len(layer_types)
+    window = fields.integer("sliding_window", family.default_window)
     return [window if name == _SLIDING else None for name in layer_types]
 
 

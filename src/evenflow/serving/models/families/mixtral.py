@@ -1,6 +1,8 @@
 """Mixtral: Mistral with a mixture of experts in every layer, whose chosen probabilities are renormalised."""
 
-from evenflow.serving.models.family import ModelFamily
+from dataclasses import replace
+
+from evenflow.serving.models.family import LayerKind, ModelFamily
 from evenflow.serving.models.fields import Fields
 from evenflow.serving.models.mixture import Mixture, MixtureNames, read_mixture
 
@@ -10,6 +12,12 @@ def _mixture(fields: Fields) -> Mixture:
     return read_mixture(fields, num_experts=8, num_chosen=2, width_field="intermediate_size", is_renormalised=True, names=names)
 
 
+def _layers(fields: Fields, layers: tuple[LayerKind, ...]) -> tuple[LayerKind, ...]:
+    """A window that is given is every layer's; unlike Mistral's, a missing one is none."""
+    window = fields.integer("sliding_window") if fields.raw.get("sliding_window") is not None else None
+    return tuple(replace(kind, window=window) for kind in layers)
+
+
 FAMILY = ModelFamily(
     architecture="MixtralForCausalLM",
     model_type="mixtral",
@@ -17,8 +25,8 @@ FAMILY = ModelFamily(
     default_num_kv_heads=8,
     default_norm_eps=1e-5,
     default_theta=1e6,
-    sliding_window="always",
     honours=frozenset({"num_local_experts"}),
     mixture=_mixture,
+    layers=_layers,
     mlp="evenflow.serving.models.experts:Experts",
 )

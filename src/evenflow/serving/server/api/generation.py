@@ -31,6 +31,7 @@ from evenflow.serving.server.observing.request_record import CallProgress, Reque
 TOOL_CALLS = "tool_calls"
 """OpenAI's finish reason of an answer that calls tools."""
 MOST_PROMPT_SCORES = 1 << 18
+MOST_ANSWER_SCORES = 1 << 24
 """Log-probabilities of one prompt's tokens: enough for 12,000 tokens with the 20 likeliest each."""
 
 
@@ -60,6 +61,10 @@ class Call:
     """What the caller asked for; the model's own default, if it applies instead, is cut to the room that is left."""
     hides_output: bool = False
     """True: the one token that has to be computed is not told, because none was asked for."""
+    logprobs_param: str = "logprobs"
+    """Field that says how many log-probabilities of a token are told."""
+    names_tokens_by_id: bool = False
+    """Log-probabilities name tokens by their ids."""
     form: AnswerForm = PLAIN
     """What its answers are made of."""
     created_s: int = field(default_factory=lambda: int(time.time()))
@@ -104,7 +109,7 @@ class RunningCall:
                 self.prompts = await self._read_prompts()
                 for prompt in self.prompts:
                     state.reader.check_fits(len(prompt.token_ids), call.asked_max_tokens, call.prompt_param)
-                    _check_scores(len(prompt.token_ids), call)
+                    _check_scores(len(prompt.token_ids), state.reader.room_behind(prompt), call)
                 ticket.charge_prompt(sum(len(prompt.token_ids) for prompt in self.prompts))
                 num_submitted = call.num_completions
                 self._progress.submitted_s = state.clock()
@@ -315,8 +320,17 @@ async def _merge(iterators: Sequence[AsyncIterator[RequestOutput]]) -> AsyncGene
             await _close(iterator)
 
 
-def _check_scores(num_prompt_tokens: int, call: Call) -> None:
-    """Raise InvalidRequest for more log-probabilities of prompts than one answer may hold."""
+def _check_scores(num_prompt_tokens: int, room: int, call: Call) -> None:
+    """Raise InvalidRequest for more log-probabilities than one answer may hold. ``room``: tokens behind the prompt."""
+    if call.sampling.logprobs is not None:
+        num_tokens = min(call.sampling.max_tokens or room, room) * call.num_completions
+        num_scores = num_tokens * (call.sampling.logprobs + 1)
+        if num_scores > MOST_ANSWER_SCORES:
+            raise InvalidRequest(
+                f"log-probabilities of up to {num_tokens} tokens, {call.sampling.logprobs + 1} each, are {num_scores}; "
+                f"allowed: {MOST_ANSWER_SCORES}, so ask for fewer tokens or fewer of them",
+                call.logprobs_param,
+            )
     if call.sampling.prompt_logprobs is None:
         return
     num_scores = num_prompt_tokens * (call.sampling.prompt_logprobs + 1) * call.n
