@@ -5,13 +5,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 REAL   ?= $(HOME)/.cache/evenflow/real-demo
 PYTEST := $(BIN)/python -m pytest
-LOCKED := --extra test --extra dev --extra cluster --extra mcbench --extra train
+LOCKED := --extra test --extra dev --extra cluster --extra mcbench --extra train --extra gguf --extra postgres --extra otel --extra remote
 # torch decides between CPU and CUDA, so it and what only its CUDA build wants are installed before the locked packages.
 OF_TORCH := torch cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
     nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 
-.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-otel test-console console test-hostile soak gpu check docs reference picture papers lock sbom wheel format clean help
+.PHONY: setup demo demo-real serve test test-all test-vllm test-clients test-ray test-remote test-otel test-console console test-hostile soak peers gpu check docs reference picture papers lock sbom wheel format clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -53,7 +53,7 @@ soak: $(STAMP)  ## a server among strangers and faults, every answer compared (S
 	@PYTHONPATH=tests/hostile $(BIN)/python tests/hostile/soak.py --minutes $(or $(SOAK_MINUTES),30) \
 	    --json $(if $(HARDWARE),benchmarks/results/soak--$(HARDWARE).json,soak.json)
 
-test-clients: $(STAMP)  ## openai, anthropic, litellm, langchain, ... against a running server, in an environment of their own (2 minutes, 330 MB)
+test-clients: $(STAMP)  ## clients of Python and Node against a running server, in environments of their own (first time: minutes and 1 GB)
 	@$(PYTHON) tests/clients/environment.py
 	@EVENFLOW_PYTHON=$(abspath $(BIN)/python) $(HOME)/.cache/evenflow/env-clients/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/clients/test_clients.py
 
@@ -68,6 +68,9 @@ test-console: $(STAMP)  ## the console in Chromium, against running servers (apt
 test-remote: $(STAMP)  ## adapters at s3://, accounts in PostgreSQL (the machine's: apt-get install postgresql), in an environment of their own (a minute, 165 MB)
 	@$(PYTHON) tests/remote/environment.py
 	@PYTHONPATH=src $(HOME)/.cache/evenflow/env-remote/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . --noconftest tests/remote
+
+peers: $(STAMP)  ## environments of llama.cpp, OpenVINO and vLLM's CPU build for `evenflow bench compare` (PEERS="openvino llama.cpp vllm")
+	@$(BIN)/python -m evenflow.bench.peers.environments $(PEERS)
 
 test-otel: $(STAMP)  ## traces against a collector, with OpenTelemetry's SDK, in an environment over the project's own (a minute, 20 MB)
 	@$(PYTHON) tests/otel/environment.py $(abspath $(BIN)/python)

@@ -120,7 +120,7 @@ def load_rate(model: Path, folder: Path) -> dict[str, object]:
 
 def serve(model: Path, arguments: list[str], log: Path) -> float:
     """Seconds from the start of ``evenflow serve`` until it is ready."""
-    from evenflow.demo.server_process import ServerProcess
+    from evenflow.bench.load.server_process import ServerProcess
 
     with ServerProcess([str(model), "--memory", "512MiB", *arguments], log) as server:
         return server.wait_ready(300.0)

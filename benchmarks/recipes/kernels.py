@@ -180,7 +180,7 @@ def run_attention(case: AttentionCase, timing: Timing, generator: torch.Generato
             if backend is by_row:
                 backend._attend(call % layers, qkv, out)
             else:
-                backend._attend_chunk(call % layers, backend._chunks[0], qkv, out)
+                backend._attend_chunk(call % layers, backend._work[None].chunks[0], qkv, out)
 
         return attend
 
@@ -194,7 +194,7 @@ def run_attention(case: AttentionCase, timing: Timing, generator: torch.Generato
     else:
         variants["chunk: gather + sdpa"] = through(by_chunk)
         want = torch.empty_like(got)
-        by_chunk._attend_chunk(1, by_chunk._chunks[0], qkv, want)
+        by_chunk._attend_chunk(1, by_chunk._work[None].chunks[0], qkv, want)
     torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
     return {"case": asdict(case), "bytes": layer_bytes, "seconds": in_turns(variants, timing)}
 

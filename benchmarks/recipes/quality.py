@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     share_openmp()
+    from evenflow.base.progress import find_teller
     from evenflow.bench.harness import write_result
     from evenflow.bench.quality.comparison import compare, windows_of
     from evenflow.bench.quality.scored_model import ModelChoice
@@ -46,9 +47,9 @@ def main() -> None:
     text = reference_text()
     windows = windows_of(Tokenizer.from_folder(folder).encode(text, add_special_tokens=False), args.length, args.tokens)
     cache = default_adapter_cache(os.environ).parent / "quantised"
-    rows = compare(
-        ModelChoice(folder), [ModelChoice(folder, form) for form in FORMS], windows, cache_folder=cache, progress=print
-    )
+    with find_teller(print) as tell:
+        forms = [ModelChoice(folder, form) for form in FORMS]
+        rows = compare(ModelChoice(folder), forms, windows, cache_folder=cache, tell=tell)
     for row in rows:
         print(row)
     parameters = {

@@ -22,12 +22,12 @@ import torch
 
 from evenflow import LLM, SamplingParams
 from evenflow.bench.harness import interleave, paired_ratio, summary, write_result
+from evenflow.bench.peers.roofline import measure as measure_machine
+from evenflow.bench.peers.roofline import weight_bytes
 from evenflow.serving.core.shape import MODULES
-from evenflow.serving.models.model_config import ModelConfig, load_config
+from evenflow.serving.models.model_config import load_config
 from evenflow.serving.models.random.random_adapter import make_adapter
 from evenflow.serving.models.random.random_model import TINY, make_model
-from evenflow.serving.models.weights import expected_tensors
-from evenflow.serving.quant.schemes import QUANTIZATIONS
 
 ONE_B = {
     **TINY,
@@ -41,32 +41,6 @@ ONE_B = {
 }
 """The sizes of TinyLlama, 1.10 B with the embedding."""
 RANKS = (4, 8, 16, 32, 8, 4, 32, 16)
-
-
-def weight_bytes(config: ModelConfig, form: str) -> float:
-    """Bytes that one token reads: all matrices once, and not the embedding."""
-    total = 0.0
-    for name, shape in expected_tensors(config).items():
-        if len(shape) != 2 or (name == "model.embed_tokens.weight" and not config.tie_word_embeddings):
-            continue
-        is_head = name in ("lm_head.weight", "model.embed_tokens.weight")
-        bits = 16.0
-        if form != "none":
-            chosen = QUANTIZATIONS[form]
-            bits = (chosen.vocabulary if is_head else chosen.linears).bits_per_weight
-        total += shape[0] * shape[1] * bits / 8
-    return total
-
-
-def read_bandwidth() -> float:
-    """Bytes per second, the best of a few, all threads."""
-    memory = torch.ones(64 << 20)
-    best = 0.0
-    for _ in range(6):
-        started_s = time.perf_counter()
-        memory.sum()
-        best = max(best, memory.numel() * 4 / (time.perf_counter() - started_s))
-    return best
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -130,7 +104,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     finally:
         for engine in engines.values():
             engine.close()
-    bandwidth = read_bandwidth()
+    bandwidth = measure_machine().bytes_per_s
     results["read_bytes_per_s"] = bandwidth
     results["roofline_tokens_per_s"] = {form: bandwidth / weight_bytes(config, form) for form in forms}
     results["weight_bytes"] = {form: weight_bytes(config, form) for form in forms}

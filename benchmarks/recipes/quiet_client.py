@@ -27,8 +27,8 @@ import numpy as np
 
 from evenflow.base.errors import AdapterNotFound
 from evenflow.bench.harness import write_result
+from evenflow.bench.load.server_process import ServerProcess
 from evenflow.demo.assets import model_path
-from evenflow.demo.server_process import ServerProcess
 from evenflow.fairness import ClientQueues, create_policy
 from evenflow.serving.core.adapter import AdapterRecord
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId

@@ -61,6 +61,8 @@ function start(): void {
 }
 
 at("out").addEventListener("click", () => ask(""));
+// Its address is a page's place in the address bar: following it would leave the page that is open.
+document.querySelector(".skip")!.addEventListener("click", (event) => { event.preventDefault(); at("main").focus(); });
 window.addEventListener("hashchange", () => { open(); at("main").focus(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page?.theme?.());
 start();

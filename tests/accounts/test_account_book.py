@@ -79,6 +79,12 @@ class Shaky:
     def read(self, since_s, until_s, client=None):
         return self.inner.read(since_s, until_s, client)
 
+    def totals(self, since_s, until_s):
+        return self.inner.totals(since_s, until_s)
+
+    def forget_runs(self, before_s) -> int:
+        return self.inner.forget_runs(before_s)
+
     def prune(self, before_s) -> int:
         return self.inner.prune(before_s)
 
@@ -316,3 +322,37 @@ def test_a_writer_that_meets_a_fault_of_its_own_goes_on(tmp_path, monkeypatch) -
     assert book.num_failures == 1
     book.close()
     assert totals(path) == {"alice": (1, 0)}
+
+
+def test_numbers_of_batches_are_forgotten_long_after_their_servers(tmp_path) -> None:
+    path, moment = tmp_path / "usage.sqlite", [1e9]
+    for number in range(3):
+        book = AccountBook(lambda: SQLiteStore(path), lambda: moment[0], run=f"run {number}")
+        book.add("alice", "", "stop", Sums(1))
+        assert book.flush()
+        moment[0] += 30 * 86400
+    moment[0] -= 86400  # run 0 wrote 89 days ago, run 1 59 and run 2 29
+    book = AccountBook(lambda: SQLiteStore(path), lambda: moment[0])
+    book._store = SQLiteStore(path)
+    book._prune()
+    database = sqlite3.connect(path)
+    assert sorted(run for (run,) in database.execute("SELECT run FROM batches")) == ["run 1", "run 2"]
+    assert totals(path) == {"alice": (3, 0)}, "without --accounts-days no hour is forgotten"
+
+
+def test_a_file_of_the_first_version_is_taken_over(tmp_path) -> None:
+    path = tmp_path / "usage.sqlite"
+    store = SQLiteStore(path)
+    key = AccountKey(3600, "alice", "", "stop")
+    store.add("run", 1, {key: Sums(1)})
+    store.close()
+    database = sqlite3.connect(path)
+    database.executescript("ALTER TABLE batches DROP COLUMN hour_s; PRAGMA user_version = 1;")
+    database.close()
+    store = SQLiteStore(path)
+    store.add("run", 1, {key: Sums(1)})  # it was added before
+    store.add("run", 2, {key: Sums(1)})
+    assert dict(store.read(0, FOREVER))[key].requests == 2
+    assert store.forget_runs(3600) == 0
+    assert store.forget_runs(3601) == 1
+    store.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from environment import NODE, python_of
 
 httpx = pytest.importorskip("httpx")
 HERE = Path(__file__).parent
@@ -202,3 +204,30 @@ def test_openai_agents() -> None:
         result = asyncio.run(agents.Runner.run(agent, QUESTION))
         assert called
         assert "shells for" in result.final_output
+
+
+@pytest.mark.parametrize(
+    ("script", "environment"),
+    [
+        ("llama_index_client", "env-clients-frameworks"),
+        ("haystack_client", "env-clients-frameworks"),
+        ("litellm_proxy", "env-clients-proxy"),
+    ],
+)
+def test_those_with_an_environment_of_their_own(script: str, environment: str) -> None:
+    python = python_of(environment)
+    if not python.exists():
+        pytest.skip(f"{python} does not exist: run by make test-clients")
+    ended = subprocess.run([python, HERE / "scripts" / f"{script}.py", BASE], capture_output=True, text=True, timeout=400)
+    assert (ended.returncode, ended.stdout.strip().splitlines()[-1:]) == (0, ["ok"]), ended.stderr[-4000:]
+
+
+@pytest.mark.parametrize("script", ["openai_node", "ai_sdk"])
+def test_those_for_node(script: str) -> None:
+    node = shutil.which("node")
+    if node is None or not (NODE / "node_modules").is_dir():
+        pytest.skip("node, or the packages that npm installs, are not there")
+    for file in (HERE / "node").glob("*.mjs"):  # modules are looked for beside the script
+        shutil.copy(file, NODE)
+    ended = subprocess.run([node, NODE / f"{script}.mjs", BASE], capture_output=True, text=True, timeout=400)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "ok"), ended.stderr[-4000:]

@@ -25,7 +25,7 @@ from evenflow.cluster.replica_door import ReplicaDoor
 from evenflow.cluster.replica_member import ReplicaMember
 from evenflow.routing.registry import create_router
 from evenflow.serving.client.conversation import Conversation
-from evenflow.serving.client.messages import Submit, SubmitAll
+from evenflow.serving.client.messages import Submit, SubmitAll, Usage
 from evenflow.serving.core.sampling import SamplingParams
 
 NUMBERS = itertools.count()
@@ -72,6 +72,7 @@ class RelayedFake(FakeEngine):
         task = self.tasks.pop(request_id, None)
         if task is not None and is_running:
             task.cancel()
+            self.on_aborted(request_id, Usage(1, 2, service=3.0))
 
     @staticmethod
     async def _pump(sink, stream):
@@ -150,9 +151,12 @@ def test_requests_are_answered_as_by_one_engine_and_by_all_of_them():
     async def main():
         async with a_fleet(3, "least-loaded") as (fleet, replicas):
             submits = [a_submit(f"text {i}") for i in range(30)]
+            submits[0].traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
             texts = await asyncio.gather(*(text_of(fleet.submit(submit)) for submit in submits))
             assert texts == [f"[base] text {i}" for i in range(30)]
             assert all(len(replica.engine.submitted) >= 5 for replica in replicas)
+            sent = {submit.request_id: submit.traceparent for replica in replicas for submit in replica.engine.submitted}
+            assert sent == {submit.request_id: submit.traceparent for submit in submits}, "a trace goes along with its request"
             group = SubmitAll(a_submit("several"), [(f"q{next(NUMBERS)}", None) for _ in range(2)])
             assert [await text_of(stream) for stream in fleet.submit_all(group)] == ["[base] several"] * 3
             assert fleet.trouble is None
@@ -163,6 +167,8 @@ def test_requests_are_answered_as_by_one_engine_and_by_all_of_them():
 def test_who_leaves_is_aborted_where_it_runs():
     async def main():
         async with a_fleet(2) as (fleet, replicas):
+            told = []
+            fleet.hear_aborted(lambda request_id, usage: told.append((request_id, usage.service)))
             for replica in replicas:
                 replica.engine.step_s = 0.01
             stream = fleet.submit(submit := a_submit("a long text"))
@@ -171,6 +177,9 @@ def test_who_leaves_is_aborted_where_it_runs():
             while not any(replica.engine.aborted for replica in replicas):
                 await asyncio.sleep(0.01)
             assert [replica.engine.aborted for replica in replicas if replica.engine.aborted] == [[submit.request_id]]
+            while not told:
+                await asyncio.sleep(0.01)
+            assert told == [(submit.request_id, 3.0)]
             unread = fleet.submit(a_submit("never read"))
             await unread.aclose()
             assert sum(len(replica.engine.submitted) for replica in replicas) == 1

@@ -242,6 +242,122 @@ def test_the_playground_streams_side_by_side(chromium: Any, server: Server) -> N
     assert page.faults == []
 
 
+FOCUSED = """() => {
+    const one = document.activeElement, style = getComputedStyle(one);
+    const text = one.getAttribute("aria-label") || one.textContent || "";
+    return [one.tagName, text.trim(), style.outlineStyle, style.outlineWidth];
+}"""
+
+
+def tab_to(page: Any, tag: str, name: str) -> None:
+    """Press the Tab key until the element is reached; whatever is passed on the way shows that it has the focus."""
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        found, text, style, width = page.evaluate(FOCUSED)
+        if found != "BODY" and text != "To the content":
+            assert style != "none", (found, text)
+            assert width != "0px", (found, text)
+        if found == tag and text == name:
+            return
+    raise AssertionError(f"the Tab key does not reach {tag} {name}")
+
+
+def test_everything_is_reached_with_the_keyboard_alone(chromium: Any, server: Server, load: None) -> None:
+    page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.goto(f"{server.url}/ai/")
+    page.get_by_placeholder("API key").wait_for()
+    page.keyboard.type("key-admin")  # the field has the focus
+    page.keyboard.press("Enter")
+    page.get_by_text("live", exact=True).wait_for()
+    tab_to(page, "BUTTON", "Pause")
+    page.keyboard.press("Space")
+    assert page.get_by_role("button", name="Resume").get_attribute("aria-pressed") == "true"
+    tab_to(page, "SUMMARY", "As a table")
+    page.keyboard.press("Enter")
+    page.get_by_role("columnheader", name="Mean").first.wait_for()
+    tab_to(page, "A", "Usage")  # beyond the last element the browser begins anew: nothing keeps the focus
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Usage").wait_for()
+    assert page.evaluate("document.activeElement.id") == "main", "a new page is where the reader is"
+    page.locator("a.skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.get_by_role("heading", name="Usage").wait_for()
+    assert page.get_by_role("heading", name="Live").count() == 0
+    tab_to(page, "A", "Adapters")
+    page.keyboard.press("Enter")
+    tab_to(page, "INPUT", "Search adapters")
+    page.keyboard.type("no such adapter")
+    page.locator("tbody tr").first.wait_for(state="detached")
+    tab_to(page, "A", "Playground")
+    page.keyboard.press("Enter")
+    tab_to(page, "TEXTAREA", "Message")
+    page.keyboard.type("hello")
+    tab_to(page, "BUTTON", "Send")
+    page.keyboard.press("Enter")
+    page.get_by_text("ended by").wait_for()
+    tab_to(page, "BUTTON", "Sign out")
+    page.keyboard.press("Enter")
+    page.get_by_placeholder("API key").wait_for()
+    page.context.close()
+
+
+@pytest.mark.parametrize(("percent", "width", "height"), [(200, 640, 512), (400, 320, 256)])
+def test_pages_flow_at_every_zoom(chromium: Any, server: Server, load: None, percent: int, width: int, height: int) -> None:
+    """A window of 1280 by 1024, magnified: the browser lays out for fewer, larger pixels, and nobody scrolls sideways."""
+    page = sign_in(
+        chromium, server, "key-admin", viewport={"width": width, "height": height}, device_scale_factor=percent / 100
+    )
+    for name in ("Live", "Adapters", "Clients", "Playground", "Usage"):
+        page.get_by_role("link", name=name, exact=True).click()
+        page.get_by_role("heading", name=name, exact=True).first.wait_for()
+        page.wait_for_timeout(1200)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways at {percent} %"
+        hidden = page.evaluate(
+            "[...document.querySelectorAll('main button, main input, main select, nav a')].filter((one) =>"
+            " one.checkVisibility() && !one.closest('.scroll') && one.getBoundingClientRect().right > innerWidth + 1)"
+            ".map((one) => one.textContent)"
+        )
+        assert hidden == [], f"beyond the edge of {name} at {percent} %"
+        shoot(page, f"zoom-{percent}-{name.lower()}")
+    assert page.faults == []
+    page.context.close()
+
+
+def seconds_shown(page: Any) -> int:
+    """From the left edge of the first chart to its right one, as its legend tells the times under the pointer."""
+    box = page.locator(".uplot .u-over").first.bounding_box()
+    moments = []
+    for part in (0.005, 0.995):
+        page.mouse.move(box["x"] + box["width"] * part, box["y"] + 40)
+        text = page.locator(".uplot .u-legend .u-value").first.inner_text()
+        hours, minutes, seconds = (int(word) for word in text.split(":"))
+        moments.append(3600 * hours + 60 * minutes + seconds)
+    return (moments[1] - moments[0]) % 86_400
+
+
+def test_a_chart_is_zoomed_by_dragging_and_stays_so(chromium: Any, server: Server, load: None) -> None:
+    page = sign_in(chromium, server, "key-admin", viewport={"width": 1280, "height": 1000})
+    page.wait_for_timeout(20_000)
+    whole = seconds_shown(page)
+    assert whole >= 15
+    box = page.locator(".uplot .u-over").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + 60, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(300)
+    zoomed = seconds_shown(page)
+    assert 0 < zoomed <= 0.45 * whole
+    page.wait_for_timeout(3000)
+    assert abs(seconds_shown(page) - zoomed) <= 1, "new seconds do not move it"
+    page.locator(".uplot .u-over").first.dblclick()
+    page.wait_for_timeout(1500)
+    assert seconds_shown(page) >= whole
+    assert page.faults == []
+    page.context.close()
+
+
 def test_a_revoked_key_ends_the_page_with_its_reason(chromium: Any, server: Server) -> None:
     page = sign_in(chromium, server, "key-alice")
     assert server.child is not None

@@ -124,16 +124,27 @@ def rotate_exactly(x_TND: torch.Tensor, positions: torch.Tensor, tables: tuple[t
     return out
 
 
-def attend_exactly(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int, scale: float) -> torch.Tensor:
-    """Softmax attention in fp64, one row and head at a time."""
+def attend_exactly(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    start: int,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Softmax attention in fp64, one row and head at a time. A row sees ``window`` tokens, its own included."""
     rows, heads, _ = q.shape
     group = heads // k.shape[1]
     out = torch.zeros(q.shape, dtype=torch.float64)
     for t in range(rows):
         n = start + t + 1
+        seen = slice(max(0, n - (window or n)), n)
         for h in range(heads):
-            weights = torch.softmax(k[:n, h // group].double() @ q[t, h].double() * scale, 0)
-            out[t, h] = weights @ v[:n, h // group].double()
+            scores = k[seen, h // group].double() @ q[t, h].double() * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            out[t, h] = torch.softmax(scores, 0) @ v[seen, h // group].double()
     return out
 
 

@@ -26,6 +26,7 @@ BY_DEFAULT = (
     "test_a_slot_can_be_bound_again",
     "test_a_step_without_adapters_touches_nothing",
     "test_nan_in_an_adapter_stays_with_its_rows",
+    "test_each_layer_has_its_own_table",
 )
 
 CONTRACTS = ("test_attention_contract.py", "test_lora_contract.py")

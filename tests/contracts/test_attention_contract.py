@@ -21,6 +21,8 @@ from backend_cases import (
     tolerance,
     write_history,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from evenflow.serving.backends.choose import ATTENTION_BACKENDS, choose
 from evenflow.serving.core.shape import ModelShape
@@ -46,7 +48,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
 class World:
     """Sequences with their history in an arena of NaN, a backend, and what attention has to give."""
 
-    def __init__(self, name, shape, dtype, seqs, page_tokens=16, seed=0, layer=1):
+    def __init__(self, name, shape, dtype, seqs, page_tokens=16, seed=0, layer=1, windows=(), **options):
         rng = random.Random(seed)
         self.shape, self.dtype, self.seqs, self.layer = shape, dtype, seqs, layer
         generator = torch.Generator().manual_seed(seed)
@@ -54,7 +56,10 @@ class World:
         self.pages = scatter_pages(self.storage, seqs, rng)
         self.tables = rope_tables(shape, MAX_LEN)
         self.scale = shape.head_dim**-0.5
-        self.backend = on_device(ATTENTION_BACKENDS.load(name)(self.storage, *self.tables, self.scale))
+        self.windows = windows or [None] * shape.num_layers
+        self.softcap = options.get("softcap")
+        make = ATTENTION_BACKENDS.load(name)
+        self.backend = on_device(make(self.storage, *self.tables, self.scale, windows=windows, **options))
         width = shape.q_width + 2 * shape.kv_width
         self.qkv = [(torch.randn(s.start + s.rows, width, generator=generator)).to(dtype) for s in seqs]
         for i, seq in enumerate(seqs):
@@ -82,7 +87,15 @@ class World:
         q, k, v = self.rotated(i)
         # q and k are rounded to the model's dtype after the rotation, as in every model.
         q, k, start = q.to(self.dtype), k.to(self.dtype), self.seqs[i].start
-        return attend_exactly(q[start:], k, v, start, self.scale).flatten(1)
+        return attend_exactly(q[start:], k, v, start, self.scale, self.windows[self.layer], self.softcap).flatten(1)
+
+    def forget(self):
+        """Overwrite what lies before every window of ``layer`` with NaN, in pages that no row needs, and lose their numbers."""
+        window, page_tokens = self.windows[self.layer], self.storage.layout.page_tokens
+        for pages, seq in zip(self.pages, self.seqs):
+            for i in range(max(0, seq.start + 1 - window) // page_tokens):
+                self.storage.write_pages([pages[i]], torch.full((1, self.storage.layout.page_bytes), 255, dtype=torch.uint8))
+                pages[i] = 0
 
 
 @backends
@@ -190,6 +203,54 @@ def test_nan_in_a_sequence_reaches_its_output_and_no_other(name, dtype):
         assert outs[i][-1].isnan().all()
     for i in (1, 3):
         torch.testing.assert_close(outs[i].double(), world.expected(i), **tolerance(dtype))
+
+
+WINDOWS = [1, 5, 16, 17, 40, 100, 1000]
+"""One token; less than a page; a page; over its edge; some pages; nearly all of the longest context; more than there is."""
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_window_hides_what_lies_before_it(name, dtype, window):
+    """The layer beside it sees everything; pages outside the window are gone."""
+    world = World(name, SHAPES["gqa-64"], dtype, MIXED, windows=[None, window])
+    before = World(name, SHAPES["gqa-64"], dtype, MIXED, windows=[None, window], layer=0)
+    world.forget()
+    for i, (out, whole) in enumerate(zip(world.run(), before.run())):
+        torch.testing.assert_close(out.double(), world.expected(i), **tolerance(dtype))
+        torch.testing.assert_close(whole.double(), before.expected(i), **tolerance(dtype))
+
+
+@backends
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.builds(Seq, st.integers(0, 90), st.integers(1, 30)), min_size=1, max_size=3),
+    st.integers(1, 70),
+    st.sampled_from([16, 32]),
+    st.sampled_from([None, 3.0]),
+)
+def test_any_window_over_any_sequences(name, seqs, window, page_tokens, softcap):
+    world = World(name, SHAPES["group-of-5-of-16"], torch.float32, seqs, page_tokens, windows=[window, window], softcap=softcap)
+    world.forget()
+    for i, out in enumerate(world.run()):
+        torch.testing.assert_close(out.double(), world.expected(i), **tolerance(torch.float32))
+
+
+@backends
+def test_a_row_with_a_window_does_not_depend_on_the_batch(name):
+    world = World(name, SHAPES["gqa-64"], torch.float32, MIXED, windows=[20, 20])
+    for i, out in enumerate(world.run()):
+        assert torch.equal(world.run([i])[0], out)
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("softcap", [0.3, 50.0])
+def test_scores_are_capped(name, dtype, softcap):
+    world = World(name, SHAPES["gqa-64"], dtype, [Seq(90, 1), Seq(0, 20), Seq(37, 1)], softcap=softcap)
+    for i, out in enumerate(world.run()):
+        torch.testing.assert_close(out.double(), world.expected(i), **tolerance(dtype))
 
 
 @dtypes

@@ -12,6 +12,7 @@ from backend_cases import CPU, Seq, batch_of, make_storage, put_adapter, rope_ta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evenflow.serving.backends.attention import cpu_attention as cpu_attention_module
 from evenflow.serving.backends.attention.cpu_attention import CPUAttention
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora import cpu_lora
@@ -28,19 +29,18 @@ def cpu_attention(num_threads: int) -> CPUAttention:
 
 
 @settings(max_examples=60)
-@given(st.lists(st.integers(1, 500), min_size=0, max_size=20), st.integers(1, 7))
-def test_cuts_give_every_head_to_one_thread_and_equal_shares(contexts, num_threads):
-    backend = cpu_attention(num_threads)
-    tasks = np.arange(len(contexts))
-    backend._divide(tasks, tasks, np.array(contexts, np.int64))
+@given(st.lists(st.integers(1, 500), min_size=0, max_size=20), st.integers(1, 7), st.sampled_from([None, 1, 100]))
+def test_cuts_give_every_head_to_one_thread_and_equal_shares(contexts, num_threads, window):
+    work = cpu_attention(num_threads)._divide(np.array(contexts, np.int64), window)
+    contexts = contexts if window is None else [min(context, window) for context in contexts]
     seen = np.zeros((len(contexts), SHAPE.num_kv_heads), int)
     shares = []
     for thread in range(num_threads):
-        begin, end = backend._cut_tasks[thread], backend._cut_tasks[thread + 1]
+        begin, end = work.cut_tasks[thread], work.cut_tasks[thread + 1]
         share = 0
         for task in range(begin, min(end + 1, len(contexts))):
-            first = backend._cut_heads[thread] if task == begin else 0
-            last = backend._cut_heads[thread + 1] if task == end else SHAPE.num_kv_heads
+            first = work.cut_heads[thread] if task == begin else 0
+            last = work.cut_heads[thread + 1] if task == end else SHAPE.num_kv_heads
             seen[task, first:last] += 1
             share += max(0, last - first) * contexts[task]
         shares.append(share)
@@ -152,8 +152,13 @@ def test_an_adapter_with_rows_in_one_layer_only():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("page_tokens", [16, 32])
-def test_chunks_through_torch_agree_with_rows(dtype, page_tokens):
-    """Both paths of attention, over stale pages of NaN: first chunks, later chunks, and decode rows beside them."""
+@pytest.mark.parametrize("window", [None, 1, 12, 50])
+def test_chunks_through_torch_agree_with_rows(monkeypatch, dtype, page_tokens, window):
+    """Both paths of attention, over stale pages of NaN: first chunks, later chunks, and decode rows beside them.
+
+    Chunks with a window are computed in pieces.
+    """
+    monkeypatch.setattr(cpu_attention_module, "MAX_ROWS_BY_ROW", 8)
     seqs = [Seq(0, 20), Seq(37, 9), Seq(64, 1), Seq(0, 64), Seq(15, 40)]
     histories = [Seq(0, seq.start + seq.rows) for seq in seqs]
     total = [seq.start + seq.rows for seq in seqs]
@@ -162,7 +167,7 @@ def test_chunks_through_torch_agree_with_rows(dtype, page_tokens):
     outs = []
     for row_limit in (0, 16, 10**9):
         storage = make_storage(SHAPE, dtype, page_tokens, 40)
-        backend = CPUAttention(storage, *rope_tables(SHAPE, 128), 0.2, row_limit=row_limit)
+        backend = CPUAttention(storage, *rope_tables(SHAPE, 128), 0.2, row_limit=row_limit, windows=[None, window])
         pages = scatter_pages(storage, histories, random.Random(0))
         history = [(i, seq.start) for i, seq in enumerate(seqs) if seq.start]
         backend.plan(batch_of(storage, [Seq(0, n) for _, n in history], [pages[i] for i, _ in history]))

@@ -50,17 +50,20 @@ SMALL_BLOCKS = LoRABlocks(16, 16, 32, 64, 32, 1, 1), LoRABlocks(32, 32, 32, 64, 
     st.lists(st.tuples(st.integers(-1, 90), st.integers(1, 40)), min_size=1, max_size=8),
     st.integers(1, 9),
     st.sampled_from([16, 32, 64]),
+    st.sampled_from([None, 1, 16, 40, 1000]),
 )
-def test_tiles_cover_every_row_and_every_token_it_sees_once(sequences, tile_rows, split):
+def test_tiles_cover_every_row_and_every_token_it_sees_once(sequences, tile_rows, split, window):
     starts, counts = (np.array(column) for column in zip(*sequences))
     rows = np.cumsum(counts) - counts
-    work = make_tiles(rows, counts, starts, 100 * np.arange(len(starts)), tile_rows, split)
+    work = make_tiles(rows, counts, starts, 100 * np.arange(len(starts)), tile_rows, split, window)
     seen: dict[int, list[tuple[int, int]]] = {}
     parts = []
     for first, height, position, begin, end, pages, part, _ in work.tiles.tolist():
         sequence = pages // 100
         assert 1 <= height <= tile_rows
-        assert begin % split == 0
+        seen_from = 0 if window is None else max(0, position + 1 - window)
+        assert begin % split == 0 or begin == seen_from // 16 * 16
+        assert end > seen_from
         assert position == starts[sequence] + first - rows[sequence]
         parts += [part] if part >= 0 else []
         for row in range(first, first + height):
@@ -71,7 +74,10 @@ def test_tiles_cover_every_row_and_every_token_it_sees_once(sequences, tile_rows
                 assert row not in seen
                 continue
             ranges = sorted(seen[row])
-            assert ranges[0][0] == 0
+            if window is None:
+                assert ranges[0][0] == 0
+            else:
+                assert ranges[0][0] <= max(0, start + row - rows[s] + 1 - window)
             assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
             assert ranges[-1][1] > start + row - rows[s]
     assert parts == list(range(work.num_parts))
@@ -83,7 +89,7 @@ def test_tiles_cover_every_row_and_every_token_it_sees_once(sequences, tile_rows
         assert count > 1
         for part in range(first, first + count):
             assert by_part[part][0] + inside == row
-        assert sum(by_part[part][4] - by_part[part][3] for part in range(first, first + count)) == max(e for _, e in seen[row])
+        assert [tuple(by_part[part][3:5]) for part in range(first, first + count)] == sorted(seen[row])
     assert set(merged) == {row for row, ranges in seen.items() if len(ranges) > 1}
 
 
@@ -128,16 +134,16 @@ def attention_world(seqs, dtype, shape=SHAPE, num_pages=60):
 CUT = [Seq(70, 1), Seq(32, 1), Seq(60, 20), Seq(31, 2)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_cut_contexts_give_the_same_attention_whatever_the_company(dtype):
+@pytest.mark.parametrize(("dtype", "window"), [(torch.float32, None), (torch.bfloat16, None), (torch.float32, 35)])
+def test_cut_contexts_give_the_same_attention_whatever_the_company(dtype, window):
     storage, pages, qkv = attention_world(CUT, dtype)
     tables = rope_tables(SHAPE, 160)
-    backend = TritonAttention(storage, *tables, 0.3, *SHORT_CUTS)
+    backend = TritonAttention(storage, *tables, 0.3, *SHORT_CUTS, windows=[None, window])
     backend.plan(batch_of(storage, CUT, pages))
     out = backend.run(1, qkv.clone()).split([seq.rows for seq in CUT])
     view = storage.elements.view(-1, 2, 2, 16, 2, 16)
     rotated = qkv.clone()
-    whole = TritonAttention(storage, *tables, 0.3)
+    whole = TritonAttention(storage, *tables, 0.3, windows=[None, window])
     whole.plan(batch_of(storage, CUT, pages))
     uncut = whole.run(1, rotated).split([seq.rows for seq in CUT])
     first = 0
@@ -145,7 +151,7 @@ def test_cut_contexts_give_the_same_attention_whatever_the_company(dtype):
         context = seq.start + seq.rows
         k, v = (view[pages[i], 1, half].reshape(-1, 2, 16)[:context] for half in (0, 1))
         q = rotated[first : first + seq.rows, : SHAPE.q_width].unflatten(1, (6, 16))
-        want = attend_exactly(q, k, v, seq.start, 0.3).flatten(1)
+        want = attend_exactly(q, k, v, seq.start, 0.3, window).flatten(1)
         torch.testing.assert_close(out[i].double(), want, **tolerance(dtype))
         torch.testing.assert_close(uncut[i].double(), want, **tolerance(dtype))
         first += seq.rows
@@ -186,7 +192,7 @@ def test_a_step_of_fixed_size_gives_the_same_bits_and_touches_nothing_else():
         adapter = put_adapter(storage, random_ranks(SHAPE, rng, [0, 2, 5]), free, slot)
         free = free[len(adapter.pages) :]
         lora.bind(slot, adapter.signature, adapter.pages)
-    attention = TritonAttention(storage, *rope_tables(SHAPE, 160), 0.3, *SHORT_CUTS)
+    attention = TritonAttention(storage, *rope_tables(SHAPE, 160), 0.3, *SHORT_CUTS, windows=[None, 35])
     x, y = torch.randn(5, SHAPE.hidden_size), torch.randn(5, 150)
     results = []
     for num_rows in (None, 5, 8):
@@ -223,7 +229,7 @@ def test_capacities_of_a_fixed_step_depend_on_its_rows_alone():
     lora = TritonLoRA(storage, *SMALL_BLOCKS)
     adapter = put_adapter(storage, [[9] * 7] * 2, list(range(60)), 0)
     lora.bind(0, adapter.signature, adapter.pages)
-    attention = TritonAttention(storage, *rope_tables(SHAPE, 160), 0.3, *SHORT_CUTS)
+    attention = TritonAttention(storage, *rope_tables(SHAPE, 160), 0.3, *SHORT_CUTS, windows=[None, 35])
     sizes = []
     for seqs in ([Seq(100, 1, 0)] * 4, [Seq(0, 1)], []):
         recorder = Recorder()

@@ -10,13 +10,15 @@ from random import Random
 import httpx
 import pytest
 
-from evenflow.demo.clients import ClientPlan, ClientRecord, quantile, run_client
+from evenflow.bench.load.figures import quantile
+from evenflow.bench.load.stream import RequestFailed, StreamedReply, stream
+from evenflow.demo.clients import ClientPlan, ClientRecord, run_client
 from evenflow.demo.contest import compete, register
 from evenflow.demo.run import client_plans
 from evenflow.demo.stage import embedded_stage
-from evenflow.demo.stream import RequestFailed, StreamedReply, stream
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 7, 4
+ANNA = {"x-evenflow-client": "anna"}
 
 
 def _events(is_chat: bool) -> bytes:
@@ -78,7 +80,7 @@ def test_a_stream_is_read_whatever_way_it_is_cut(path):
 
     async def main():
         async with server.client() as http:
-            await stream(http, path, {"model": "a"}, "anna", lambda: counted.append(1), reply)
+            await stream(http, path, {"model": "a"}, ANNA, reply, lambda: counted.append(1))
 
     asyncio.run(main())
     assert reply.text == "3 honey cakes"
@@ -86,12 +88,13 @@ def test_a_stream_is_read_whatever_way_it_is_cut(path):
     assert (reply.prompt_tokens, reply.completion_tokens) == (PROMPT_TOKENS, OUTPUT_TOKENS)
     assert reply.sent_s < reply.first_token_s <= reply.finished_s
     assert server.seen == [(path, "anna", {"model": "a", "stream": True, "stream_options": {"include_usage": True}})]
+    assert len(reply.token_times_s) == 3
 
 
 def test_an_error_of_the_server_is_told_with_its_text():
     async def main():
         async with _Server(fail_after=0).client() as http:
-            await stream(http, "/v1/completions", {}, "anna", lambda: None, StreamedReply(sent_s=0.0))
+            await stream(http, "/v1/completions", {}, ANNA, StreamedReply(sent_s=0.0))
 
     with pytest.raises(RequestFailed, match=r"503.*full"):
         asyncio.run(main())

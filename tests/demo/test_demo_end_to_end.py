@@ -15,9 +15,9 @@ import pytest
 from rich.console import Console
 
 from evenflow.base.errors import ConfigError
+from evenflow.bench.load.server_process import ServerProcess
 from evenflow.demo.assets import adapter_paths, model_path
 from evenflow.demo.run import DemoOptions, run_demo
-from evenflow.demo.server_process import ServerProcess
 
 pytestmark = pytest.mark.multiprocess
 

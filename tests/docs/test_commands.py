@@ -30,6 +30,8 @@ ALONE = (
     "operate/compression.md",
     "operate/usage.md",
     "operate/quantised.md",
+    "operate/load.md",
+    "operate/compare.md",
     "operate/traces.md",
     "operate/vllm.md",
     "guides/fairness.md",

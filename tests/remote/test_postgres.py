@@ -86,6 +86,8 @@ def test_a_batch_is_added_once_and_rows_are_read_and_forgotten(postgres):
     assert store.totals(0, FOREVER) == [("alice", "a", Sums(4, 40, 8, 20, 30.0, 0.4, 0.8, 1.2))]
     assert [type(value) for value in (store.totals(3600, FOREVER)[0][2].requests, found.popitem()[1].service)] == [int, float]
     assert store.totals(7200, FOREVER) == []
+    assert store.forget_runs(3600) == 0
+    assert store.forget_runs(3601) == 2
     assert store.prune(3600) == 1
     assert [key.hour_s for key, _ in store.read(0, FOREVER)] == [3600]
     store.close()

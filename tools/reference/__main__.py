@@ -12,6 +12,7 @@ from reference.commands import command_line_page
 from reference.configuration import configuration_page
 from reference.environment import environment_page
 from reference.http_api import http_page
+from reference.models import models_page
 from reference.python_api import python_page
 from reference.rooms import with_rooms
 from reference.vllm_flags import vllm_flags_page
@@ -24,6 +25,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/environment.md": environment_page,
     "reference/http.md": http_page,
     "reference/python.md": python_page,
+    "operate/models.md": models_page,
     "operate/vllm-flags.md": vllm_flags_page,
     "architecture.md": lambda: with_rooms((DOCS / "architecture.md").read_text()),
 }

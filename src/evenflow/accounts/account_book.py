@@ -21,6 +21,8 @@ MOST_ROWS = 100_000
 OVERFLOW = "(others, while the accounts were away)"
 PRUNE_EVERY_S = 3600.0
 DAY_S = 86_400.0
+RUN_DAYS = 60
+"""So long the number of a server's last batch is kept: far longer than it could still be sent again."""
 
 
 class AccountBook:
@@ -169,11 +171,14 @@ class AccountBook:
 
     def _prune(self) -> None:
         self._since_prune_s += FLUSH_S
-        if self._retention_days is None or self._store is None or self._is_away or self._since_prune_s < PRUNE_EVERY_S:
+        if self._store is None or self._is_away or self._since_prune_s < PRUNE_EVERY_S:
             return
         self._since_prune_s = 0.0
+        hour_s = hour_of(self._plausible_now_s())
         try:
-            self._store.prune(hour_of(self._plausible_now_s()) - self._retention_days * 24 * HOUR_S)
+            self._store.forget_runs(hour_s - RUN_DAYS * 24 * HOUR_S)
+            if self._retention_days is not None:
+                self._store.prune(hour_s - self._retention_days * 24 * HOUR_S)
         except StoreAway as error:
             self._note(error)
 

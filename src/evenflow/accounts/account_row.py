@@ -33,7 +33,7 @@ class Sums:
     """Of the prompt tokens, found in the prefix cache."""
     completion_tokens: int = 0
     service: float = 0.0
-    """What the policy charged; of completions that were cut short only their tokens are known."""
+    """What the policy charged; of completions that were cut short it comes a moment after their tokens."""
     queue_s: float = 0.0
     first_token_s: float = 0.0
     """Arrival to first token, added up."""

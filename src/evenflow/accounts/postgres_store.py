@@ -16,6 +16,7 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS evenflow_usage (hour_s BIGINT NOT NULL, client TEXT NOT NULL, adapter TEXT NOT NULL, "
     f"outcome TEXT NOT NULL, {_SUMS}, PRIMARY KEY (hour_s, client, adapter, outcome))",
     "CREATE TABLE IF NOT EXISTS evenflow_batches (run TEXT PRIMARY KEY, sequence BIGINT NOT NULL)",
+    "ALTER TABLE evenflow_batches ADD COLUMN IF NOT EXISTS hour_s BIGINT NOT NULL DEFAULT 0",
 )
 _UPSERT = (
     f"INSERT INTO evenflow_usage ({', '.join((*KEY_NAMES, *SUM_NAMES))}) "
@@ -40,7 +41,7 @@ class PostgresStore:
     def add(self, run: str, sequence: int, rows: Mapping[AccountKey, Sums]) -> None:
         """See ``AccountStore``. The row of the run is locked first, so that a batch that is sent twice is added once."""
         with self._transaction() as cursor:
-            cursor.execute("INSERT INTO evenflow_batches VALUES (%s, -1) ON CONFLICT DO NOTHING", (run,))
+            cursor.execute("INSERT INTO evenflow_batches (run, sequence) VALUES (%s, -1) ON CONFLICT DO NOTHING", (run,))
             cursor.execute("SELECT sequence FROM evenflow_batches WHERE run = %s FOR UPDATE", (run,))
             if cursor.fetchone()[0] < sequence:
                 # In one order everywhere: two servers that add to the same rows cannot wait for each other.
@@ -49,7 +50,8 @@ class PostgresStore:
                     for key in sorted(rows)
                 ]
                 cursor.executemany(_UPSERT, values)
-                cursor.execute("UPDATE evenflow_batches SET sequence = %s WHERE run = %s", (sequence, run))
+                hour_s = max(key.hour_s for key in rows)
+                cursor.execute("UPDATE evenflow_batches SET sequence = %s, hour_s = %s WHERE run = %s", (sequence, hour_s, run))
 
     def read(self, since_s: int, until_s: int, client: str | None = None) -> Iterator[tuple[AccountKey, Sums]]:
         """See ``AccountStore``."""
@@ -75,6 +77,12 @@ class PostgresStore:
                 (since_s, until_s),
             )
             return [(row[0], row[1], Sums(*row[2:])) for row in cursor.fetchall()]
+
+    def forget_runs(self, before_s: int) -> int:
+        """See ``AccountStore``."""
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM evenflow_batches WHERE hour_s < %s", (before_s,))
+            return int(cursor.rowcount)
 
     def prune(self, before_s: int) -> int:
         """See ``AccountStore``."""

@@ -10,7 +10,8 @@ from evenflow.accounts.account_row import KEY_NAMES, SUM_NAMES, AccountKey, Sums
 from evenflow.accounts.store import StoreAway
 from evenflow.base.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
+"""1: batches had no hour."""
 BUSY_S = 5.0
 """Several servers may write into one file: each waits so long for its turn."""
 _SUMS = ", ".join(f"{name} {'REAL' if name == 'service' or name.endswith('_s') else 'INTEGER'} NOT NULL" for name in SUM_NAMES)
@@ -19,7 +20,9 @@ CREATE TABLE IF NOT EXISTS usage (
     hour_s INTEGER NOT NULL, client TEXT NOT NULL, adapter TEXT NOT NULL, outcome TEXT NOT NULL, {_SUMS},
     PRIMARY KEY (hour_s, client, adapter, outcome)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS batches (run TEXT PRIMARY KEY, sequence INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batches (
+    run TEXT PRIMARY KEY, sequence INTEGER NOT NULL, hour_s INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
 """
 _UPSERT = (
     f"INSERT INTO usage ({', '.join((*KEY_NAMES, *SUM_NAMES))}) "
@@ -42,6 +45,9 @@ class SQLiteStore:
                 raise ConfigError(f"{path} is no file of accounts of this version")
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
+            if version == 1:
+                added = "ALTER TABLE batches ADD COLUMN hour_s INTEGER NOT NULL DEFAULT 0"
+                self._database.executescript(f"BEGIN IMMEDIATE; {added}; PRAGMA user_version = {VERSION}; COMMIT;")
             if version == 0:
                 self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
         except sqlite3.DatabaseError as error:
@@ -59,7 +65,8 @@ class SQLiteStore:
                 last = self._database.execute("SELECT sequence FROM batches WHERE run = ?", (run,)).fetchone()
                 if last is None or last[0] < sequence:
                     self._database.executemany(_UPSERT, [_values(key, sums) for key, sums in rows.items()])
-                    self._database.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (run, sequence))
+                    hour_s = max(key.hour_s for key in rows)
+                    self._database.execute("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (run, sequence, hour_s))
                 self._database.execute("COMMIT")
             except BaseException:
                 if self._database.in_transaction:
@@ -88,6 +95,13 @@ class SQLiteStore:
         question = f"SELECT client, adapter, {sums} FROM usage WHERE hour_s >= ? AND hour_s < ? GROUP BY client, adapter"
         try:
             return [(row[0], row[1], Sums(*row[2:])) for row in self._database.execute(question, (since_s, until_s))]
+        except sqlite3.Error as error:
+            raise StoreAway(str(error)) from error
+
+    def forget_runs(self, before_s: int) -> int:
+        """See ``AccountStore``."""
+        try:
+            return self._database.execute("DELETE FROM batches WHERE hour_s < ?", (before_s,)).rowcount
         except sqlite3.Error as error:
             raise StoreAway(str(error)) from error
 

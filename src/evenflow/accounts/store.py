@@ -23,6 +23,10 @@ class AccountStore(Protocol):
         """(client, adapter, sums) of all hours that begin in [since, until), added up where the rows are."""
         ...
 
+    def forget_runs(self, before_s: int) -> int:
+        """Forget the batches' numbers of servers whose last one was of an hour before a moment; returns how many went."""
+        ...
+
     def prune(self, before_s: int) -> int:
         """Forget hours that began before a moment; returns how many rows went."""
         ...

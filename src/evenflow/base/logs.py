@@ -52,6 +52,10 @@ class PatientHandler(logging.Handler):
             time.sleep(0.002)
         return True
 
+    def _before_line(self) -> str:
+        """On a terminal a line takes the place of a progress bar, of this process or of another one."""
+        return "\r\x1b[2K" if os.isatty(self._descriptor) else ""
+
     def _write(self) -> None:
         while True:
             line = self._lines.get()
@@ -59,7 +63,7 @@ class PatientHandler(logging.Handler):
                 if self._num_lost:
                     line += "\n" + self.format(_record(f"{self._num_lost} further lines were lost: nobody read the log"))
                     self._num_lost = 0
-                data = (line + "\n").encode("utf-8", "backslashreplace")
+                data = (self._before_line() + line + "\n").encode("utf-8", "backslashreplace")
                 while data:
                     data = data[os.write(self._descriptor, data) :]
             except OSError:
@@ -104,6 +108,11 @@ def use_log_format(form: str, who: str = "") -> None:
         formatter = PrintableFormatter(line, "%H:%M:%S")
     for handler in _own_handlers():
         handler.setFormatter(formatter)
+
+
+def is_json_log() -> bool:
+    """True if this process writes its lines as JSON."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in _own_handlers())
 
 
 def flush_logs(timeout_s: float = _LAST_WORDS_S) -> bool:

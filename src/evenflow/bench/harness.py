@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import select
 import statistics
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from evenflow.base.children import ChildProcess
 
@@ -92,25 +93,37 @@ def result_document(scenario: str, parameters: Mapping[str, Any], results: Mappi
     }
 
 
-class JsonProcess:
-    """A child that answers one JSON line per JSON line: how a benchmark speaks to a peer."""
+class JsonChild:
+    """A child that answers one JSON line per JSON line: how a benchmark speaks to a peer.
 
-    def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        self._module = module
+    ``name`` is what messages call it; ``stderr``: as for subprocess. Its first line says that it is ready.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        name: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        stderr: IO[Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        self._name = name
         self._process = ChildProcess(
-            [sys.executable, "-m", module, *arguments],
+            command,
             environment={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=stderr,
         )
-        self.ready = self._read()
+        self.ready = self._read(timeout_s)
 
-    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Send one line, wait for the answer. Raises RuntimeError if the child has ended."""
+    def ask(self, question: Mapping[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+        """Send one line, wait for the answer. Raises RuntimeError if the child has ended or is silent for too long."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(question).encode() + b"\n")
         self._process.stdin.flush()
-        return self._read()
+        return self._read(timeout_s)
 
     def close(self) -> None:
         """End the child. Idempotent."""
@@ -119,10 +132,21 @@ class JsonProcess:
                 self._process.stdin.close()
         self._process.end(_STOP_S)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, timeout_s: float | None = None) -> dict[str, Any]:
         assert self._process.stdout is not None
+        # One answer is under way at a time, so that nothing of it can lie in the reader's own buffer already.
+        if not select.select([self._process.stdout], [], [], timeout_s)[0]:
+            self._process.end()
+            raise RuntimeError(f"the peer {self._name} said nothing for {timeout_s:g} s")
         line = self._process.stdout.readline()
         if not line:
             self._process.end(_STOP_S)
-            raise RuntimeError(f"the peer {self._module} ended with {self._process.ended_how}")
+            raise RuntimeError(f"the peer {self._name} ended with {self._process.ended_how}")
         return json.loads(line)
+
+
+class JsonProcess(JsonChild):
+    """Such a child that is a module of this environment."""
+
+    def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__([sys.executable, "-m", module, *arguments], module, environment=environment)

@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from evenflow.base.errors import ConfigError
+    from evenflow.base.logs import say
     from evenflow.base.openmp import share_openmp, start_numba_threads
+    from evenflow.base.progress import find_teller
 
     share_openmp()
     from evenflow.bench.harness import write_result
@@ -69,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     windows = windows_of(token_ids, args.length, args.tokens)
     others = [ModelChoice(folder, form, args.dtype) for form in forms]
     console = Console()
-    with console.status("") as status:
-        rows = compare(reference, others, windows, cache_folder=cache / "quantised", progress=status.update)
+    with find_teller(say) as tell:
+        rows = compare(reference, others, windows, cache_folder=cache / "quantised", tell=tell)
     header = ["model", "perplexity", "ratio", "KL", "KL 99 %", "agreement"]
     cells = [
         [

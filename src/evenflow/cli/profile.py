@@ -41,9 +41,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from rich.console import Console
-    from rich.progress import Progress
 
     from evenflow.base.errors import ConfigError
+    from evenflow.base.logs import say
+    from evenflow.base.progress import find_teller
     from evenflow.bench.harness import write_result
     from evenflow.bench.profile.profiling import disagreement, fit_cost, measure, profile_toml
     from evenflow.bench.profile.step_fit import fit_steps
@@ -70,15 +71,14 @@ def run(args: argparse.Namespace) -> int:
         if longest > llm.info.max_model_len:
             raise ConfigError(f"the longest shape has {longest} tokens; the model's context is {llm.info.max_model_len}")
         batches = sorted({1, max(1, args.max_num_seqs // 4), args.max_num_seqs})
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("measuring", total=None)
+        with find_teller(say) as tell:
             points = measure(
                 TimedLLM(llm),
                 batches,
                 inputs,
                 outputs,
                 repeats=args.repeats,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
+                progress=lambda done, total: tell("measuring shapes", done, total),
             )
         info = llm.info
     server = ServerSettings(

@@ -26,11 +26,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from evenflow.base.logs import say
     from evenflow.base.memory_size import format_size
+    from evenflow.base.progress import find_teller
     from evenflow.serving.client.environment import default_adapter_cache
     from evenflow.serving.models.quantised_folder import write_quantised
     from evenflow.serving.models.stored.gguf_folder import model_folder
 
     folder = model_folder(args.model, default_adapter_cache(os.environ).parent / "gguf")
-    before, after = write_quantised(folder, args.out, args.scheme)
+    with find_teller(say) as tell:
+        before, after = write_quantised(folder, args.out, args.scheme, tell)
     say(f"{args.out}: {format_size(after)} of weights, {format_size(before)} before")
     return 0

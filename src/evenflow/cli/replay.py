@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -85,9 +86,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from evenflow.base.errors import ConfigError
+    from evenflow.base.logs import say
+    from evenflow.base.progress import find_teller, tell_nobody
     from evenflow.bench.replay.clients_file import read_clients
     from evenflow.bench.replay.comparison import compare, write_json
     from evenflow.bench.replay.fairness_page import comparison_table, fairness_page, quality_table, write_pngs
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from evenflow.report.tables import table_terminal
     from evenflow.serving.scheduler import create_shedding
 
-    console, errors = Console(), Console(stderr=True)
+    console = Console()
     if args.workload == "list":
         for name, recipe in WORKLOADS.items():
             if name != "zipf_100k":
@@ -134,22 +136,19 @@ def run(args: argparse.Namespace) -> int:
         replay_fleet(args, console, policies, server, step_time, shares, _cost(args.cost, profile))
         return 0
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True, disable=args.quiet) as progress:
-        task = progress.add_task("reading", total=None, note="")
+    with contextlib.nullcontext(tell_nobody) if args.quiet else find_teller(say) as tell_of:
         if args.trace is not None:
-            trace = _read(args.trace, lambda rows: progress.update(task, note=f"{rows:,} rows"))
+            trace = _read(args.trace, lambda rows: tell_of(f"reading, {rows:,} rows", 0, 0))
             make: Callable[[int], Trace] = lambda seed: trace  # noqa: E731
         else:
             make = lambda seed: make_workload(args.workload, seed)  # noqa: E731
             make(args.seed)  # an unknown name is told before any work
         names = list(dict.fromkeys(policies))
-        progress.update(task, total=len(names) * len(seeds), note="")
 
         def tell(policy: str, seed: int, time_s: float, end_s: float) -> None:
             done = names.index(policy) * len(seeds) + seed - args.seed
             part = min(time_s / end_s, 1.0) if end_s > 0 else 1.0
-            progress.update(task, description=policy, completed=done + 0.95 * part, note=f"seed {seed}, {time_s:,.0f} s")
+            tell_of(f"{policy}, seed {seed}, {time_s:,.0f} s", done + 0.95 * part, len(names) * len(seeds))
 
         comparison = compare(
             make,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evenflow.base.errors import ConfigError
+from evenflow.base.logs import say
+from evenflow.base.progress import find_teller, tell_nobody
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,17 +53,19 @@ def replay_fleet(
     if shares is not None:
         weight_of = tiered(shares.weight_by_client, shares.tier_by_client, shares.weight_by_tier)
         weights = {client: weight_of(client) for client in {*shares.weight_by_client, *shares.tier_by_client}}
-    results = compare_routers(
-        trace,
-        routers,
-        list(dict.fromkeys(policies)),
-        counts,
-        server,
-        step_time,
-        weight_by_client=weights,
-        cost=cost,
-        seed=args.seed,
-    )
+    with contextlib.nullcontext(tell_nobody) if args.quiet else find_teller(say) as tell:
+        results = compare_routers(
+            trace,
+            routers,
+            list(dict.fromkeys(policies)),
+            counts,
+            server,
+            step_time,
+            weight_by_client=weights,
+            cost=cost,
+            seed=args.seed,
+            tell=tell,
+        )
     if args.json is not None:
         write_fleet_json(args.json, results, {"workload": trace.name, "profile": args.profile, "server": server.name})
     if not args.quiet:

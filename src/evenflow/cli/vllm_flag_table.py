@@ -116,7 +116,9 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
         switches="disable_hybrid_kv_cache_manager kv_sharing_fast_prefill swa_bounded_replay",
         values="swap_space prefix_caching_hash_algo prefix_cache_retention_interval prefix_match_unit num_gpu_blocks_override",
     ),
-    _ignored("sequences are kept inside a model's sliding window", switches="disable_sliding_window"),
+    _ignored(
+        "windows of layers are honoured; --max-model-len keeps sequences inside one", switches="disable_sliding_window"
+    ),
     _ignored(
         "kernels are chosen by --kernels, and products by the device",
         switches="disable_cascade_attn use_fp64_gumbel enable_flashinfer_autotune disable_custom_all_reduce numa_bind "
@@ -157,7 +159,7 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
         lists="allowed_media_domains",
     ),
     _ignored(
-        "the models served here have no experts, no state spaces and no diffusion",
+        "experts are divided like other MLPs here, each over all ranks, and there are no state spaces and no diffusion",
         switches="enable_expert_parallel enable_eplb enable_ep_weight_filter enable_elastic_ep enable_dbo "
         "enable_mixed_moe_lora_format enable_moe_shared_loras enable_mamba_cache_stochastic_rounding "
         "enable_mamba_shared_prefix_checkpoint use_replayssm",
@@ -234,7 +236,7 @@ VLLM_FLAGS: tuple[FlagGroup, ...] = (
     _refused("a trace has the spans of its request, not of the engine's steps", lists="collect_detailed_traces"),
     _refused(
         "it would change answers in a way that is not served",
-        switches="return_tokens_as_token_ids enable_force_include_usage enable_return_routed_experts return_sampling_mask "
+        switches="enable_force_include_usage enable_return_routed_experts return_sampling_mask "
         "enable_trace_replay enable_prompt_embeds enable_sleep_mode enable_prompt_adapter",
         lists="lora_target_modules prompt_adapters",
         logprobs_mode="raw_logprobs",

@@ -12,7 +12,6 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace as replace_fields
-from typing import Protocol
 
 from evenflow.base.errors import (
     AdapterExists,
@@ -25,6 +24,7 @@ from evenflow.base.errors import (
 from evenflow.cluster.adapter_table import AdapterEntry, AdapterTable
 from evenflow.cluster.directory import FrontWord, Member
 from evenflow.cluster.frames import Report
+from evenflow.cluster.front_directory import FrontDirectory
 from evenflow.cluster.merged_stats import merge_adapters, merge_stats
 from evenflow.cluster.minute_log import Charges
 from evenflow.cluster.replica_door import expected_service
@@ -32,7 +32,16 @@ from evenflow.cluster.replica_link import ReplicaLink
 from evenflow.routing.prefixes import prefix_blocks
 from evenflow.routing.router import RoutedRequest, Router
 from evenflow.routing.table import RoutingTable
-from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, SetWeights, Submit, SubmitAll
+from evenflow.serving.client.messages import (
+    AdapterInfo,
+    EngineStats,
+    Ready,
+    RequestOutput,
+    SetWeights,
+    Submit,
+    SubmitAll,
+    Usage,
+)
 
 log = logging.getLogger("evenflow.cluster")
 
@@ -40,22 +49,6 @@ SPEAK_S = 0.2
 """How often a front speaks to the directory."""
 RECONNECT_S = 1.0
 """A replica that could not be reached is tried again after so long, if the directory still names it."""
-
-
-class FrontDirectory(Protocol):
-    """The directory, as a front reaches it. Raises ConnectionError while it is away."""
-
-    async def front_speaks(self, table_version: int, charges: Charges, number: int) -> FrontWord:
-        """See Directory.front_speaks. Raises ConfigError for another version of EvenFlow."""
-        ...
-
-    async def give(self, table: AdapterTable) -> None:
-        """See Directory.give."""
-        ...
-
-    async def change(self, name: str, entry: AdapterEntry | None, known_version: int) -> AdapterTable | None:
-        """See Directory.change."""
-        ...
 
 
 class Fleet:
@@ -80,6 +73,7 @@ class Fleet:
         self.on_table: Callable[[], Awaitable[object]] | None = None
         self.take_charges: Callable[[], Charges] = dict
         self.hear_charges: Callable[[Charges], object] = lambda charges: None
+        self._on_aborted: Callable[[str, Usage], object] = lambda request_id, usage: None
         self.num_retried = 0
         """Requests that were sent to a second replica because the first was lost."""
 
@@ -138,6 +132,10 @@ class Fleet:
     def submit_all(self, group: SubmitAll) -> list[AsyncIterator[RequestOutput]]:
         """Run several completions of one prompt; the router sees what they have in common."""
         return [self._outputs(submit) for submit in group.submits()]
+
+    def hear_aborted(self, listener: Callable[[str, Usage], object]) -> None:
+        """From now on, tell ``listener`` what each aborted request took, wherever it ran."""
+        self._on_aborted = listener
 
     async def _outputs(self, submit: Submit) -> AsyncGenerator[RequestOutput, None]:
         blocks = prefix_blocks(submit.prompt_token_ids, submit.adapter, submit.cache_salt)
@@ -364,6 +362,7 @@ class Fleet:
             self._connecting.pop(member.name, None)
         self._unreachable.discard(member.name)
         log.info("replica %s takes requests", member.name)
+        link.talk.on_aborted = lambda request_id, usage: self._on_aborted(request_id, usage)
         self._links[member.name] = link
         self._routes.joined(member.name)
         if not self._info.done():

@@ -17,7 +17,7 @@ import msgspec
 from evenflow.base.errors import EngineDead, EvenFlowError
 from evenflow.cluster.frames import Report, ToReplica, read_frame, to_replica_decoder, write_frame
 from evenflow.fairness.books.cost import WeightedTokens
-from evenflow.serving.client.conversation import Sink
+from evenflow.serving.client.conversation import ABORTED, Sink
 from evenflow.serving.client.messages import (
     Abort,
     AdapterInfo,
@@ -33,6 +33,7 @@ from evenflow.serving.client.messages import (
     Submit,
     SubmitAll,
     UnloadAdapter,
+    Usage,
 )
 from evenflow.serving.server.interfaces import Engine
 
@@ -42,6 +43,7 @@ REPORT_S = 0.25
 EXPECTED_OUTPUT_TOKENS = 64
 """Of requests that may become longer: routers and the autoscaler do not know lengths."""
 DRAIN_POLL_S = 0.05
+MOST_ABORTED = 16_384
 
 
 def expected_service(submit: Submit) -> float:
@@ -121,6 +123,9 @@ class ReplicaDoor:
         self._listener: asyncio.Server | None = None
         self._reporter: asyncio.Task[None] | None = None
         self._is_draining = False
+        self._aborted: dict[str, _Front] = {}
+        """Who had sent requests that the engine has still to tell of."""
+        engine.hear_aborted(self._hear_aborted)
 
     @property
     def num_streams(self) -> int:
@@ -205,7 +210,17 @@ class ReplicaDoor:
     def ended(self, front: _Front, request_id: str, *, is_running: bool) -> None:
         """A request has had its last output, or nobody wants any more of it."""
         if front.requests.pop(request_id, None) is not None:
+            if is_running:
+                self._aborted[request_id] = front
+                if len(self._aborted) > MOST_ABORTED:
+                    del self._aborted[next(iter(self._aborted))]
             self._engine.forget(request_id, is_running=is_running)
+
+    def _hear_aborted(self, request_id: str, usage: Usage) -> None:
+        """The engine has stopped working on a request: the front that had sent it is told what it took."""
+        front = self._aborted.pop(request_id, None)
+        if front is not None:
+            front.gained(RequestOutput(request_id, finish_reason=ABORTED, usage=usage))
 
     async def _start(self, front: _Front, message: Submit | SubmitAll) -> None:
         submits = [message] if isinstance(message, Submit) else message.submits()

@@ -8,7 +8,6 @@ prompt token and 2 per output token (VTC, section 3).
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from evenflow.demo.stream import StreamedReply, stream, whole
+from evenflow.bench.load.stream import StreamedReply, stream, whole
 
 PROMPT_WEIGHT = 1.0
 OUTPUT_WEIGHT = 2.0
@@ -89,13 +88,6 @@ class ClientRecord:
         return sorted((end_s if r.first_token_s is None else r.first_token_s) - r.sent_s for r in replies)
 
 
-def quantile(values: list[float], share: float) -> float:
-    """Return the smallest of the sorted values that at least ``share`` of them do not exceed; NaN if there is none."""
-    if not values:
-        return float("nan")
-    return values[max(0, math.ceil(share * len(values)) - 1)]
-
-
 async def run_client(plan: ClientPlan, http: httpx.AsyncClient, account: ClientRecord, seed: int) -> None:
     """Send requests as ``plan`` says until cancelled."""
     await asyncio.sleep(plan.starts_s)
@@ -106,6 +98,7 @@ async def run_client(plan: ClientPlan, http: httpx.AsyncClient, account: ClientR
 
 async def _lane(plan: ClientPlan, http: httpx.AsyncClient, account: ClientRecord, rng: Random) -> None:
     counted = 0
+    headers = {"x-evenflow-client": plan.name}
 
     def count() -> None:
         nonlocal counted
@@ -118,9 +111,9 @@ async def _lane(plan: ClientPlan, http: httpx.AsyncClient, account: ClientRecord
         account.replies.append(reply)
         counted = 0
         if plan.page_tokens:
-            await whole(http, path, body, plan.name, reply)
+            await whole(http, path, body, headers, reply)
         else:
-            await stream(http, path, body, plan.name, count, reply)
+            await stream(http, path, body, headers, reply, count)
         # A token whose text is not complete yet sends no event of its own, so that events may be fewer than tokens.
         account.num_streamed += reply.completion_tokens - counted
         if plan.pause_s:

@@ -15,9 +15,10 @@ from typing import Any
 
 import httpx
 
-from evenflow.demo.clients import ClientPlan, ClientRecord, quantile, run_client, sample
-from evenflow.demo.server_process import ServerProcess
-from evenflow.demo.stream import RequestFailed
+from evenflow.bench.load.figures import quantile
+from evenflow.bench.load.server_process import ServerProcess
+from evenflow.bench.load.stream import RequestFailed
+from evenflow.demo.clients import ClientPlan, ClientRecord, run_client, sample
 
 _SAMPLE_EVERY_S = 0.2
 _LOADS_AT_ONCE = 4
@@ -84,7 +85,8 @@ async def register(http: httpx.AsyncClient, folders: Mapping[str, Path], say: Sa
             name, folder = queue.pop()
             response = await http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
             if response.status_code != 200:
-                raise RequestFailed(f"loading adapter {name} answered {response.status_code}: {response.text[:300]}")
+                status = response.status_code
+                raise RequestFailed(f"loading adapter {name} answered {status}: {response.text[:300]}", str(status))
             say("registering adapters", 1 - len(queue) / total)
 
     try:

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from evenflow.base.errors import ConfigError
+from evenflow.bench.load.server_process import ServerProcess, terminated_as_interrupted
 from evenflow.demo.assets import random_adapter
 from evenflow.demo.clients import ClientPlan
 from evenflow.demo.contest import Round, play_round
 from evenflow.demo.present import BASE_VOICE, Sample, headline, report_page, result_table, sample_lines
-from evenflow.demo.server_process import ServerProcess, terminated_as_interrupted
 from evenflow.demo.stage import Stage, embedded_stage
 from evenflow.serving.models.model_config import load_config
 

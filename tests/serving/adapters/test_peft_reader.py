@@ -139,7 +139,7 @@ def test_fields_at_their_defaults_and_training_fields_are_ignored(folder):
         ({"layer_replication": [[0, 1]]}, "layer_replication is [[0, 1]]"),
         ({"use_qalora": True}, "use_qalora is True"),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is"),
-        ({"target_parameters": ["experts"]}, "target_parameters is"),
+        ({"target_parameters": ["experts"]}, "target_parameters names experts, which has no tensors here"),
         ({"velora_config": {"a": 1}}, "velora_config is"),
         ({"monteclora_config": {"a": 1}}, "monteclora_config is"),
         ({"arrow_config": {"top_k": 1}}, "arrow_config is"),

@@ -45,6 +45,8 @@ class Wrapper:
         assert kwargs.pop("causal") is True
         assert kwargs.pop("q_data_type") == kwargs.pop("kv_data_type") == torch.bfloat16
         self.sm_scale = kwargs.pop("sm_scale")
+        left, cap = kwargs.pop("window_left"), kwargs.pop("logits_soft_cap")
+        self.bounds = {"window": None if left < 0 else left + 1, "softcap": cap or None}
         assert not kwargs
         self.heads = heads
         self.tables = qo_indptr.tolist(), kv_indptr.tolist(), kv_indices, last_page_len.tolist()
@@ -65,7 +67,7 @@ class Wrapper:
             its_k, its_v = (cache[mine].flatten(0, 1)[:context] for cache in (k, v))
             its_rows = slice(rows[i], rows[i + 1])
             start = context - (rows[i + 1] - rows[i])
-            out[its_rows] = attend(q[its_rows], its_k, its_v, start, self.sm_scale)
+            out[its_rows] = attend(q[its_rows], its_k, its_v, start, self.sm_scale, **self.bounds)
         return out
 
 
@@ -77,14 +79,15 @@ def flashinfer(monkeypatch):
 
 
 @pytest.mark.parametrize("page_tokens", [16, 32])
-def test_it_gets_views_of_the_arena_and_the_right_tables(flashinfer, page_tokens):
+@pytest.mark.parametrize("options", [{}, {"windows": [None, 9], "softcap": 2.0}])
+def test_it_gets_views_of_the_arena_and_the_right_tables(flashinfer, page_tokens, options):
     outs = []
     qkv = torch.randn(26, SHAPE.q_width + 2 * SHAPE.kv_width, generator=torch.Generator().manual_seed(0)).bfloat16()
     for name in ("flashinfer", "torch"):
         storage = Storage(ArenaLayout(SHAPE, 2, page_tokens), 12, torch.bfloat16, CPU)
         generator = torch.Generator().manual_seed(1)
         storage.elements.copy_(torch.randn(storage.elements.shape, generator=generator).bfloat16())
-        backend = ATTENTION_BACKENDS.load(name)(storage, *TABLES, 0.125)
+        backend = ATTENTION_BACKENDS.load(name)(storage, *TABLES, 0.125, **options)
         pages = list(range(12))
         random.Random(0).shuffle(pages)
         sequences = []

@@ -206,3 +206,15 @@ def test_a_tokenizer_that_cannot_be_read_is_said():
         GrammarCompiler('{"model": {}}', 10, (0,))
     with pytest.raises(ConstraintFailed, match="end-of-sequence"):
         GrammarCompiler("{}", 10, ())
+
+
+@pytest.mark.parametrize("kind", ["json", "json_object"])
+def test_an_empty_pattern_leaves_no_room_between_the_parts(compiler, tokenizer, kind):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": [[1, 2]]}}, "required": ["a", "b"]}
+    constraint = {"json": {**schema, "additionalProperties": False}} if kind == "json" else {"json_object": True}
+    rng = Random(4)
+    texts = [draw(compiler, tokenizer, StructuredOutputs(**constraint, whitespace_pattern=""), rng, 150) for _ in range(6)]
+    for text in filter(None, texts):
+        json.loads(text)
+        assert not re.search(r"\s", re.sub(r'"(\\.|[^"\\])*"', "", text)), text
+    assert any(texts)

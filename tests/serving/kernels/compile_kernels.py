@@ -40,8 +40,9 @@ POINTERS = {
 INTEGERS_OF_16 = ("page_stride", "k_offset", "v_offset", "k_row", "v_row", "qkv_stride", "out_stride", "x_stride", "y_stride")
 
 
-def _attend(blocks, group=GROUP, dim=DIM, dot=tl.bfloat16):
+def _attend(blocks, group=GROUP, dim=DIM, dot=tl.bfloat16, window=0, is_capped=False):
     sizes = {"HEADS": HEADS, "GROUP": group, "DIM": dim, "DIM_PAD": DIM, "PAGE_TOKENS": 16, "DOT": dot}
+    sizes |= {"WINDOW": window, "CAPPED": is_capped}
     return attend_tiles, {**sizes, "ROWS": blocks.rows, "TOKENS": blocks.tokens}, blocks
 
 
@@ -71,6 +72,8 @@ KERNELS = {
     "expand decode": _expand(DECODE, 4096, 4096, 1024, 1024),
     "expand prompt": _expand(PROMPT, 4096, 4096, 1024, 1024),
     "expand decode down": _expand(DECODE, 14336, 4096, 0, 0),
+    "attend_tiles window few": _attend(FEW, window=4096, is_capped=True),
+    "attend_tiles window many": _attend(MANY, window=4096, is_capped=True),
     "attend_tiles odd few": _attend(FEW, 7, 96),
     "attend_tiles odd many": _attend(MANY, 7, 96),
     "attend_tiles fp32 few": _attend(FEW_32, dot=tl.float32),

@@ -16,7 +16,15 @@ CHILD = Path(__file__).with_name("compile_kernels.py")
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """Most shared memory of one block, of A100 and H100."""
 BY_DEFAULT = ["rotate_and_write", "attend_tiles few", "merge_parts", "shrink decode", "expand decode"]
-FURTHER = ["attend_tiles many", "shrink prompt", "expand prompt", "shrink decode down", "expand decode down"]
+FURTHER = [
+    "attend_tiles many",
+    "attend_tiles window few",
+    "attend_tiles window many",
+    "shrink prompt",
+    "expand prompt",
+    "shrink decode down",
+    "expand decode down",
+]
 
 SEEN_LESS = ["attend_tiles odd few", "attend_tiles odd many"]
 SEEN_LESS += [f"{kernel} fp32 {kind}" for kernel in ("shrink", "expand") for kind in ("decode", "prompt")]

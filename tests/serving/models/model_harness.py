@@ -2,7 +2,6 @@
 
 import torch
 
-from evenflow.serving.backends.attention.torch_attention import TorchAttention
 from evenflow.serving.backends.devices.batch import build_batch
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
@@ -13,7 +12,7 @@ from evenflow.serving.core.request import RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model
-from evenflow.serving.models.rope_table import rope_tables
+from evenflow.serving.models.model_attention import make_attention
 from evenflow.serving.parallel.sharded_lora import ExchangedLoRA
 
 PAGES_PER_SEQUENCE = 8
@@ -22,14 +21,12 @@ PAGES_PER_SEQUENCE = 8
 class Harness:
     """Runs prompts through a decoder with the torch backends, each sequence in pages of its own."""
 
-    def __init__(self, folder, config, dtype=torch.float32, num_pages=512, shard=None, group=None):
+    def __init__(self, folder, config, dtype=torch.float32, num_pages=512, shard=None, group=None, quantization="none"):
         self.config = config
         self.layout = ArenaLayout.of_shard(shard, dtype.itemsize) if shard else ArenaLayout(config.shape, dtype.itemsize)
         self.storage = Storage(self.layout, num_pages, dtype, torch.device("cpu"))
-        ropes = [kind.rope for kind in config.layers]
-        cos, sin, rope_of_layer = rope_tables(ropes, config.shape.head_dim, config.context_length())
-        self.model = load_model(folder, config, dtype, group=group, shard=shard)
-        self.attention = TorchAttention(self.storage, cos, sin, config.attention_scale, rope_of_layer=rope_of_layer)
+        self.model = load_model(folder, config, dtype, group=group, shard=shard, quantization=quantization)
+        self.attention = make_attention("torch", self.storage, config, config.context_length())
         self.lora: LoRABackend = TorchLoRA(self.storage)
         if shard and shard.exchanged:
             self.lora = ExchangedLoRA(self.lora, shard, group)

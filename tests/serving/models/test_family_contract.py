@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from model_harness import Harness
+from safetensors.torch import load_file, save_file
 from thread_ranks import on_ranks
 
+from evenflow.base.errors import AdapterRejected
 from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.page_image import page_image
 from evenflow.serving.adapters.peft_reader import BaseModel, read_adapter
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.model_config import load_config
+from evenflow.serving.models.random.random_adapter import make_adapter
+from evenflow.serving.models.random.random_model import make_model
 from evenflow.serving.models.registry import FAMILIES
 from evenflow.serving.parallel.rank_group import RankGroup
 from tolerances import FP32_LOGITS
@@ -44,6 +48,8 @@ class Case:
     fields: list[dict] = field(default_factory=lambda: [{}])
     fused: bool = False
     """True: adapters name the fused linears."""
+    mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    """Linears beside those of attention that adapters name."""
 
 
 GRANITE = {"embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 0.5}
@@ -58,30 +64,75 @@ LONGROPE = {
     },
     "original_max_position_embeddings": 64,
 }
+CLOVAX = {**GRANITE, "attention_multiplier": None}
 FULL = ["full_attention", "full_attention"]
+SLIDES = {"use_sliding_window": True, "sliding_window": 9}
+TWO_ROPES = {
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3000.0},
+    }
+}
+GEMMA = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
 CASES = {
     "LlamaForCausalLM": Case([{}, {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu", "head_dim": 32}]),
-    "MistralForCausalLM": Case([{"sliding_window": None}]),
-    "Qwen2ForCausalLM": Case([{"tie_word_embeddings": True}]),
-    "Qwen3ForCausalLM": Case([{"head_dim": 32}]),
+    "MistralForCausalLM": Case([{"sliding_window": 9}, {"sliding_window": None}]),
+    "Qwen2ForCausalLM": Case([{"tie_word_embeddings": True}, {**SLIDES, "max_window_layers": 1}]),
+    "Qwen3ForCausalLM": Case([{"head_dim": 32}, {"head_dim": 16, **SLIDES, "max_window_layers": 0}]),
     "GraniteForCausalLM": Case([GRANITE, {**GRANITE, "tie_word_embeddings": True, "attention_bias": True}]),
-    "Phi3ForCausalLM": Case([{}, {**LONGROPE, "tie_word_embeddings": True}], fused=True),
-    "SmolLM3ForCausalLM": Case([{"num_hidden_layers": 4}, {"no_rope_layers": [0, 1], "tie_word_embeddings": False}]),
+    "Phi3ForCausalLM": Case([{"sliding_window": 9}, {**LONGROPE, "tie_word_embeddings": True}], fused=True),
+    "SmolLM3ForCausalLM": Case([{"num_hidden_layers": 4}, {"no_rope_layers": [0, 1], "tie_word_embeddings": False, **SLIDES}]),
     "Olmo2ForCausalLM": Case([{}, {"attention_bias": True}]),
+    "Olmo3ForCausalLM": Case([{"num_hidden_layers": 4, "sliding_window": 9}]),
     "Glm4ForCausalLM": Case([{"head_dim": 32}], fused=True),
     "HeliumForCausalLM": Case([{"head_dim": 16}]),
+    "HyperCLOVAXForCausalLM": Case([GRANITE, CLOVAX]),
     "GemmaForCausalLM": Case([{"head_dim": 32}, {"head_dim": 16, "hidden_act": "gelu", "attention_bias": True}]),
+    "Gemma2ForCausalLM": Case([GEMMA, {**GEMMA, "final_logit_softcapping": None, "attn_logit_softcapping": None}]),
+    "Gemma3ForCausalLM": Case([{**GEMMA, **TWO_ROPES, "attn_logit_softcapping": None}]),
     "GlmForCausalLM": Case([{"head_dim": 32}], fused=True),
     "SeedOssForCausalLM": Case([{"head_dim": 16}, {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True}]),
     "Ernie4_5ForCausalLM": Case([{"head_dim": 32}, {"head_dim": 16, "use_bias": True, "tie_word_embeddings": False}]),
     "CohereForCausalLM": Case([{"logit_scale": 0.7}]),
+    "Cohere2ForCausalLM": Case([{"logit_scale": 0.7, "sliding_window": 9, "sliding_window_pattern": 2}]),
     "Exaone4ForCausalLM": Case(
-        [{"sliding_window": None, "layer_types": FULL}, {"sliding_window": 64, "sliding_window_pattern": 2}]
+        [{"sliding_window": None, "layer_types": FULL}, {"sliding_window": 9, "sliding_window_pattern": 2}]
     ),
     "MinistralForCausalLM": Case(
-        [{"head_dim": 16, "sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}]
+        [{"head_dim": 16, "sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"]}]
     ),
 }
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+CASES |= {
+    "MixtralForCausalLM": Case([{"num_local_experts": 4}], mlp=()),
+    "Qwen2MoeForCausalLM": Case(
+        [
+            {**MOE, "num_experts": 4, "shared_expert_intermediate_size": 80},
+            {**MOE, "num_experts": 5, "shared_expert_intermediate_size": 80, "norm_topk_prob": True, "mlp_only_layers": [0]},
+        ]
+    ),
+    "Qwen3MoeForCausalLM": Case(
+        [
+            {**MOE, "num_experts": 4, "norm_topk_prob": True},
+            {**MOE, "num_experts": 6, "num_experts_per_tok": 3, "decoder_sparse_step": 2, "head_dim": 32},
+        ],
+        mlp=(),
+    ),
+    "OlmoeForCausalLM": Case(
+        [{"num_experts": 8, "num_experts_per_tok": 3}, {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}],
+        mlp=(),
+    ),
+}
+BY_DEFAULT = ("Phi3ForCausalLM", "Olmo2ForCausalLM", "CohereForCausalLM", "Qwen2MoeForCausalLM")
+"""Families whose adapters are tried in the default suite: with fused linears, norms elsewhere or of
+another kind, a shared expert."""
 ALL = [(name, i) for name in FAMILIES for i in range(len(CASES[name].fields) if name in CASES else 1)]
 
 
@@ -152,10 +203,11 @@ def adapters_of(architecture, config):
     """Settings of peft for three adapters: every linear, DoRA on some, and own tables and norms."""
     fused = FAMILIES[architecture].fused if CASES[architecture].fused else {}
     pieces = {piece: whole for whole, of in fused.items() for piece in of}
-    modules = list(dict.fromkeys(pieces.get(m, m) for m in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")))
+    linears = ("q_proj", "k_proj", "v_proj", "o_proj", *CASES[architecture].mlp)
+    modules = list(dict.fromkeys(pieces.get(module, module) for module in linears))
     return {
-        "all": {"r": 3, "target_modules": [*modules, "down_proj"]},
-        "dora": {"r": 4, "target_modules": [modules[0], "down_proj"], "use_dora": True},
+        "all": {"r": 3, "target_modules": modules},
+        "dora": {"r": 4, "target_modules": [modules[0], modules[-1]], "use_dora": True},
         "tables": {
             "r": 2,
             "target_modules": [modules[-1]],
@@ -164,11 +216,11 @@ def adapters_of(architecture, config):
     }
 
 
-@pytest.mark.parametrize(("architecture", "index"), [(name, i) for name, i in ALL if i == 0])
-def test_adapters_on_a_family_say_what_peft_says(tmp_path, transformers, architecture, index):
+@pytest.mark.parametrize("architecture", [a if a in BY_DEFAULT else pytest.param(a, marks=pytest.mark.slow) for a in FAMILIES])
+def test_adapters_on_a_family_say_what_peft_says(tmp_path, transformers, architecture):
     import peft
 
-    _, config = make(transformers, architecture, index, tmp_path / "base")
+    _, config = make(transformers, architecture, 0, tmp_path / "base")
     harness = Harness(tmp_path / "base", config)
     base = BaseModel(config.shape, BaseWeights(tmp_path / "base", config.tie_word_embeddings))
     trained = {}
@@ -219,3 +271,13 @@ def test_ranks_of_a_family_say_what_one_says(tmp_path, transformers, architectur
         assert tokens == expected_tokens
         for found, expected in zip(logits, expected_logits):
             torch.testing.assert_close(found, expected, rtol=0, atol=FP32_LOGITS)
+
+
+def test_a_norm_that_the_base_model_lacks_is_refused(tmp_path):
+    config = make_model(tmp_path / "base", architectures=["Olmo2ForCausalLM"], model_type="olmo2")
+    folder = make_adapter(tmp_path / "a", config, target_modules=["q_proj"], modules_to_save=["input_layernorm"])
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.model.model.layers.1.input_layernorm.weight"] = torch.ones(64)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterRejected, match="input_layernorm of layer 1 has a weight here, but the base model has no such"):
+        read_adapter(folder, BaseModel(config.shape, BaseWeights(tmp_path / "base")))

@@ -1,15 +1,17 @@
 """Norms and the gated activation of the CPU against torch, for any width, at any number of threads."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import layer_norm, rms_norm, silu
+from torch.nn.functional import gelu, layer_norm, rms_norm, silu
 
 from evenflow.serving.kernels import pointwise_cpu
 from evenflow.serving.kernels.simd import element_of
-from evenflow.serving.models.layers import NORMS, HeadNorm, RMSNorm, silu_and_multiply
+from evenflow.serving.models.layers import NORMS, HeadNorm, RMSNorm, gate_rule, norm_columns, silu_and_multiply
 
 EPS = 1e-5
 DTYPES = {"fp32": (torch.float32, 1e-6), "bf16": (torch.bfloat16, 2**-8)}
@@ -54,12 +56,20 @@ def test_other_norms_and_weights_of_adapters(kind, name):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 70), st.sampled_from(sorted(DTYPES)), st.floats(0.1, 100), st.integers(0, 999))
-def test_silu_and_multiply(num_rows, width, name, size, seed):
+@given(
+    st.integers(1, 5),
+    st.integers(1, 70),
+    st.sampled_from(sorted(DTYPES)),
+    st.floats(0.1, 100),
+    st.integers(0, 999),
+    st.sampled_from(["silu", "gelu tanh", "gelu"]),
+)
+def test_gates(num_rows, width, name, size, seed, activation):
     dtype, tolerance = DTYPES[name]
     gate_up = (size * torch.randn(num_rows, 2 * width, generator=torch.Generator().manual_seed(seed))).to(dtype)
     gate, up = gate_up.float().chunk(2, -1)
-    close(silu_and_multiply(gate_up), (silu(gate) * up).to(dtype), 2 * tolerance)
+    rule = {"silu": silu, "gelu": gelu, "gelu tanh": partial(gelu, approximate="tanh")}[activation]
+    close(gate_rule(activation)(gate_up), (rule(gate) * up).to(dtype), 2 * tolerance)
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -75,6 +85,17 @@ def test_head_norm_leaves_values_alone(name, head_dim):
     HeadNorm(q_weight, k_weight, 4, 2, EPS)(qkv)
     close(qkv.view(3, 8, head_dim), expected, 2 * tolerance)
     assert torch.equal(qkv.view(3, 8, head_dim)[:, 6:], heads[:, 6:])
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_norm_of_some_columns_leaves_the_others_alone(name):
+    dtype, tolerance = DTYPES[name]
+    x, weight = torch.randn(5, 90).to(dtype), (1 + torch.randn(40)).to(dtype)
+    found = x.clone()
+    norm_columns(found, 24, weight, EPS)
+    close(found[:, 24:64], rms_norm(x[:, 24:64].float(), (40,), weight.float(), EPS).to(dtype), 2 * tolerance)
+    assert torch.equal(found[:, :24], x[:, :24])
+    assert torch.equal(found[:, 64:], x[:, 64:])
 
 
 def test_nothing_depends_on_the_number_of_threads():

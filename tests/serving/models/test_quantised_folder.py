@@ -19,10 +19,15 @@ from evenflow.serving.text import Tokenizer
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+FUSED = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "sliding_window": None}
+
+
+@pytest.fixture(
+    scope="module", params=[{}, {"tie_word_embeddings": True}, FUSED], ids=["untied", "tied", "linears stored as one"]
+)
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    make_model(path, tie_word_embeddings=request.param)
+    make_model(path, **request.param)
     return path
 
 
@@ -35,6 +40,8 @@ def test_it_is_the_model_that_quantising_at_the_start_makes(folder, tmp_path, sc
     for a, b in zip(read.layers, made.layers):
         for x, y in ((a.attention.qkv, b.attention.qkv), (a.attention.o, b.attention.o),
                      (a.mlp.gate_up, b.mlp.gate_up), (a.mlp.down, b.mlp.down)):  # fmt: skip
+            assert isinstance(x, QuantisedWeight)
+            assert isinstance(y, QuantisedWeight)
             assert torch.equal(x.parts[0].packed, y.parts[0].packed)
     assert isinstance(read.head, QuantisedWeight)
     assert isinstance(made.head, QuantisedWeight)

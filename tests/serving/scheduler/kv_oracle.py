@@ -31,6 +31,11 @@ def alone(adapter: str | None, prompt: list[int], num_tokens: int) -> list[int]:
     return token_ids[len(prompt) :]
 
 
+def first_seen(position: int, window: int | None) -> int:
+    """The first token that the token at this position sees."""
+    return 0 if window is None else max(0, position + 1 - window)
+
+
 def _mark(adapter: str | None, token_ids: list[int]) -> int:
     return zlib.crc32(repr((adapter, token_ids)).encode())
 
@@ -38,7 +43,10 @@ def _mark(adapter: str | None, token_ids: list[int]) -> int:
 class KVOracle:
     """Runs plans over a map of pages."""
 
-    def __init__(self, num_pages: int, page_tokens: int, adapter_pages: Mapping[AdapterDigest, int]) -> None:
+    def __init__(
+        self, num_pages: int, page_tokens: int, adapter_pages: Mapping[AdapterDigest, int], window: int | None = None
+    ) -> None:
+        self._window = window
         self._num_pages = num_pages
         self._page_tokens = page_tokens
         self._adapter_pages = adapter_pages
@@ -77,16 +85,15 @@ class KVOracle:
             stop = sequence.start + len(sequence.token_ids)
             adapter = self._adapter(sequence.adapter_slot)
             assert adapter == requests[sequence.request_id].adapter, "rows of another adapter"
-            cached: list[tuple[int, int]] = []
-            for page in sequence.pages:
-                content = self._content[page]
+            known = requests[sequence.request_id].token_ids(0, stop)
+            for position in range(first_seen(sequence.start, self._window), stop):
+                content = self._content[sequence.pages[position // self._page_tokens]]
                 assert isinstance(content, list), "KV was overwritten by an adapter"
-                cached += content
-            token_ids = [token_id for token_id, _ in cached[:stop]]
-            marks = [mark for _, mark in cached[:stop]]
-            assert marks == [_mark(adapter, token_ids[: i + 1]) for i in range(stop)], "K and V of another prefix or adapter"
+                found = content[position % self._page_tokens]
+                expected = known[position], _mark(adapter, list(known[: position + 1]))
+                assert found == expected, "K and V of another prefix or adapter"
             if sequence.sample is not None:
-                tokens[sequence.request_id] = SampledToken(next_token(adapter, token_ids))
+                tokens[sequence.request_id] = SampledToken(next_token(adapter, list(known)))
         for load in plan.loads:
             if load.is_prefetch:  # as late as can be: nothing of this step may need it, nor write where it goes
                 assert not {page for page, _ in written}.intersection(load.pages), (

@@ -83,6 +83,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         shedding=st.sampled_from(SHEDDINGS),
         prefetch=st.none() | st.tuples(st.integers(1, 3), st.integers(1, 8), st.integers(1, 4), st.integers(0, 2)),
         eviction=st.sampled_from(sorted(EVICTION_ORDERS)),
+        window_pages=st.sampled_from([None, None, None, 0, 1, 4]),
     )
     def start(
         self,
@@ -100,7 +101,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         shedding: tuple[str, float | None],
         prefetch: tuple[int, int, int, int] | None,
         eviction: str,
+        window_pages: int | None,
     ) -> None:
+        window = None if window_pages is None else max(1, window_pages * page_tokens)
         self.queues = ClientQueues()
         self.policy: Policy = (
             BookedVTC(self.queues) if policy == "booked" else create_policy(policy, queues=self.queues, is_simulation=True)
@@ -109,9 +112,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.arena = Arena(num_pages) if self.num_adapter_pages is None else PartitionedArena(num_pages, self.num_adapter_pages)
         self.residency = Residency(self.arena, RECORDS.__getitem__, num_slots=num_slots, order=EVICTION_ORDERS.load(eviction)())
         self.limits = SchedulerLimits(
-            max_num_seqs=max_num_seqs, max_batch_tokens=max_batch_tokens, max_model_len=24, page_tokens=page_tokens
+            max_num_seqs=max_num_seqs,
+            max_batch_tokens=max_batch_tokens,
+            max_model_len=24,
+            page_tokens=page_tokens,
+            window=window,
         )
-        self.cache = PrefixCache(self.arena, self.residency.idle_pages, page_tokens) if caches_prefixes else None
+        self.cache = PrefixCache(self.arena, self.residency.idle_pages, page_tokens, window) if caches_prefixes else None
         self.is_mixed = is_mixed
         self.default_slo_s = shedding[1]
         self.keeps_slos = shedding[0] != "none"
@@ -122,7 +129,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             residency=self.residency,
             limits=self.limits,
             batch_rule=MixedBatchRule() if is_mixed else ExclusivePrefillRule(max_prefill_tokens=8, decode_steps=decode_steps),
-            admission=KnownPeak() if knows_lengths else PredictAndPreempt(initial_output_tokens=0.0),
+            admission=KnownPeak() if knows_lengths else PredictAndPreempt(initial_output_tokens=0.0, window=window),
             prefix_cache=self.cache,
             shedding=create_shedding(*shedding),
             prefetch=None
@@ -135,7 +142,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 page_tokens=page_tokens,
             ),
         )
-        self.oracle = KVOracle(num_pages, page_tokens, ADAPTER_PAGES)
+        self.oracle = KVOracle(num_pages, page_tokens, ADAPTER_PAGES, window)
         self.requests: dict[RequestId, Request] = {}
         self.ended_early: set[RequestId] = set()
         self.damaged: set[RequestId] = set()

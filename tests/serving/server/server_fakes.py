@@ -8,7 +8,7 @@ import hashlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ class FakeEngine:
         self.num_loads = 0
         self.combined: list[list[tuple[str, float]]] = []
         self.purged: list[str] = []
+        self.on_aborted: Callable[[str, Usage], object] = lambda request_id, usage: None
         self.fail_with: RequestOutput | None = None
         """Sent instead of token number ``fail_at``."""
         self.fail_at = 0
@@ -168,6 +169,9 @@ class FakeEngine:
             self.running.discard(submit.request_id)
             if not has_ended:
                 self.aborted.append(submit.request_id)
+
+    def hear_aborted(self, listener: Callable[[str, Usage], object]) -> None:
+        self.on_aborted = listener
 
     def submit_all(self, group: SubmitAll) -> list[AsyncIterator[RequestOutput]]:
         return [self.submit(submit) for submit in group.submits()]

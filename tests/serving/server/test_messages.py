@@ -45,6 +45,18 @@ def test_blocks_of_thoughts_text_and_a_call(server, engine):
     assert FakeTokenizer().decode(engine.submitted[0].prompt_token_ids).startswith("<system>Be brief.<user>How much?")
 
 
+def test_an_answers_format_is_its_constraint(server, engine):
+    says(engine, '{"n": 1}')
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    body = {**ASK, "output_config": {"format": {"type": "json_schema", "schema": schema}}}
+    assert server.http.post("/v1/messages", json=body).json()["content"][0]["text"] == '{"n": 1}'
+    constraint = engine.submitted[0].sampling.structured_outputs
+    assert json.loads(constraint.json) == schema
+    for wrong in ({"type": "json_schema"}, {"type": "poem"}, {"schema": schema}):
+        refused = server.http.post("/v1/messages", json={**ASK, "output_config": {"format": wrong}})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
 def test_results_go_on_with_the_conversation(server, engine):
     says(engine, "Six.")
     history = [

@@ -11,6 +11,7 @@ from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, LiveServer, ma
 
 from evenflow.access.keys import hash_key
 from evenflow.base.errors import ConfigError
+from evenflow.serving.client.messages import Usage
 from evenflow.serving.server.access.combinations import PREFIX, account_name
 from evenflow.serving.server.app import create_app
 from evenflow.serving.server.server_config import ServerConfig
@@ -114,3 +115,68 @@ def test_a_combination_is_one_row_whatever_its_weights() -> None:
     assert account_name(None, "base") == ""
     assert account_name("a", "base:a") == "a"
     assert account_name(f"{PREFIX}3", "a*0.7 + b*0.3") == account_name(f"{PREFIX}4", "a+b") == "a+b"
+
+
+def test_what_the_engine_says_of_a_completion_that_was_cut_short_is_added_to_it(tmp_path) -> None:
+    engine = FakeEngine(max_model_len=4096)
+    engine.step_s, engine.answer = 0.02, lambda submit: "x" * 1000
+    config = ServerConfig(served_model_names=("base",), accounts=str(tmp_path / "usage.sqlite"))
+    with LiveServer(create_app(engine, FakeTokenizer(), FakeTemplate(), config)) as live:
+        body = {"model": "base", "prompt": "four", "max_tokens": 1000, "n": 2, "user": "alice"}
+        with pytest.raises(httpx.ReadTimeout):
+            live.http.post("/v1/completions", json=body, timeout=0.4)
+        LiveServer.wait_for(lambda: len(engine.aborted) == 2)
+
+        def row() -> dict:
+            rows = live.http.get("/v1/admin/usage?by=client,outcome").json()["data"]
+            return rows[0] if rows else {}
+
+        LiveServer.wait_for(lambda: row().get("requests") == 2)
+        first = row()
+        assert (first["client"], first["outcome"], first["prompt_tokens"], first["service"]) == ("alice", "abort", 5, 0)
+        for number, request_id in enumerate(sorted(engine.aborted)):
+            had = first["completion_tokens"] // 2
+            live.call(engine.on_aborted, request_id, Usage(5, had + 2, cached_tokens=3, service=10.0 + number))
+            live.call(engine.on_aborted, request_id, Usage(5, had + 2, cached_tokens=3, service=10.0 + number))
+        live.call(engine.on_aborted, "nobody's", Usage(5, 5, service=99.0))
+        LiveServer.wait_for(lambda: row()["service"] == 21.0)
+        later = row()
+    assert (later["requests"], later["prompt_tokens"], later["cached_tokens"]) == (2, 5, 3), "and a prompt counts once"
+    assert 3 <= later["completion_tokens"] - first["completion_tokens"] <= 5
+
+
+def test_a_real_engine_tells_what_it_charged_for_what_nobody_waited_for(tmp_path) -> None:
+    import asyncio
+
+    from evenflow.demo.assets import model_path
+    from evenflow.serving.client.engine_client import EngineClient
+    from evenflow.serving.client.messages import Submit
+    from evenflow.serving.config.engine_config import EngineConfig
+    from evenflow.serving.core.sampling import SamplingParams
+
+    async def main() -> tuple[list[tuple[str, Usage]], float]:
+        config = EngineConfig(model=model_path(), memory_bytes="16MiB", num_threads=1, adapter_cache=tmp_path)
+        engine = EngineClient(config)
+        told: list[tuple[str, Usage]] = []
+        engine.hear_aborted(lambda request_id, usage: told.append((request_id, usage)))
+        try:
+            await engine.wait_until_ready()
+            sampling = SamplingParams(max_tokens=500, temperature=0.0, ignore_eos=True)
+            stream = engine.submit(Submit("r1", "alice", [1, 2, 3], sampling, arrival_s=0.0))
+            for _ in range(3):
+                await stream.__anext__()
+            await stream.aclose()  # type: ignore[attr-defined]  # it has one
+            for _ in range(2000):
+                if told and engine.stats.clients.get("alice") and engine.stats.num_running == 0:
+                    break
+                await asyncio.sleep(0.01)
+            return told, engine.stats.clients["alice"].service
+        finally:
+            await engine.close()
+
+    told, charged = asyncio.run(main())
+    ((request_id, usage),) = told
+    assert request_id == "r1"
+    assert usage.prompt_tokens == 3
+    assert 3 <= usage.completion_tokens < 500
+    assert usage.service == pytest.approx(charged)

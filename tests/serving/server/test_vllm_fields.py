@@ -8,6 +8,7 @@ import pytest
 from server_fakes import FakeEngine, FakeTemplate, FakeTokenizer, LiveServer
 from test_server_statuses import CHAT, TEXT, error_of, post
 
+from evenflow.serving.server.api import generation
 from evenflow.serving.server.app import create_app
 from evenflow.serving.server.server_config import ServerConfig
 
@@ -90,6 +91,98 @@ def test_more_log_probabilities_where_the_operator_allows_them():
     assert engine.submitted[0].sampling.logprobs == 50
 
 
+def test_all_log_probabilities_where_the_operator_allows_them():
+    for most, status in ((258, 200), (-1, 200), (257, 400)):
+        engine = FakeEngine()
+        app = create_app(engine, FakeTokenizer(), FakeTemplate(), ServerConfig(max_logprobs=most), {})
+        with LiveServer(app) as server:
+            chat = post(server, "/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": -1, "max_tokens": 2})
+            text = post(server, "/v1/completions", {**TEXT, "logprobs": -1, "prompt_logprobs": -1, "max_tokens": 2})
+            assert (chat.status_code, text.status_code) == (status, status)
+            if status == 200:
+                assert [submit.sampling.logprobs for submit in engine.submitted] == [258, 258]
+                assert engine.submitted[1].sampling.prompt_logprobs == 258
+                assert len(chat.json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 258
+            else:
+                assert error_of(chat)["param"] == "top_logprobs"
+                assert "-1, all 258 tokens; allowed: 0 to 257" in error_of(text)["message"]
+            below = post(server, "/v1/completions", {**TEXT, "logprobs": -2})
+            assert (below.status_code, error_of(below)["param"]) == (400, "logprobs")
+
+
+def test_one_answer_holds_only_so_many_log_probabilities(monkeypatch):
+    monkeypatch.setattr(generation, "MOST_ANSWER_SCORES", 60)
+    with LiveServer(create_app(FakeEngine(), FakeTokenizer(), FakeTemplate(), ServerConfig(), {})) as server:
+        fits = {**TEXT, "logprobs": 5, "max_tokens": 10}
+        assert post(server, "/v1/completions", fits).status_code == 200
+        for fields in ({"max_tokens": 11}, {"n": 2}, {"logprobs": 6}, {"prompt": ["a", "b"]}):
+            refused = post(server, "/v1/completions", {**fits, **fields})
+            assert (refused.status_code, error_of(refused)["param"]) == (400, "logprobs")
+        chat = post(server, "/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 0})
+        assert error_of(chat)["param"] == "top_logprobs", "without max_tokens the whole room counts"
+
+
+def test_a_server_may_name_tokens_by_their_ids():
+    config = ServerConfig(names_tokens_by_id=True)
+    with LiveServer(create_app(FakeEngine(), FakeTokenizer(), FakeTemplate(), config, {})) as server:
+
+        def tokens(**fields: object) -> list[str]:
+            body = {**TEXT, "logprobs": 1, "max_tokens": 2, **fields}
+            return post(server, "/v1/completions", body).json()["choices"][0]["logprobs"]["tokens"]
+
+        assert tokens() == tokens(return_tokens_as_token_ids=True) == [f"token_id:{token}" for token in b"[b"]
+        assert tokens(return_tokens_as_token_ids=False) == ["[", "b"]
+        chat = {**CHAT, "logprobs": True, "max_tokens": 2}
+        said = post(server, "/v1/chat/completions", chat).json()["choices"][0]["logprobs"]["content"]
+        assert [entry["token"] for entry in said] == [f"token_id:{token}" for token in b"[b"]
+        assert '"token":"token_id:91"' in post(server, "/v1/chat/completions", {**chat, "stream": True}).text
+        assert '"tokens":["token_id:91"]' in post(server, "/v1/completions", {**TEXT, "logprobs": 0, "stream": True}).text
+
+
+class ThinkingTemplate(FakeTemplate):
+    """Reads how much to think."""
+
+    def reads(self, variable: str) -> bool:
+        return variable in ("tools", "reasoning_effort", "enable_thinking")
+
+
+def test_reasoning_effort_reaches_templates_that_read_it(live):
+    app = create_app(FakeEngine(), FakeTokenizer(), ThinkingTemplate(), ServerConfig(), {})
+    ask = {"model": "base", "max_tokens": 99}
+    hi = [{"role": "user", "content": "hi"}]
+    with LiveServer(app) as server:
+
+        def seen(path: str, **fields: Any) -> str:
+            said = post(server, path, {**ask, **fields}).json()
+            if path == "/v1/messages":
+                return said["content"][0]["text"]
+            if path == "/v1/responses":
+                return said["output"][0]["content"][0]["text"]
+            return said["choices"][0]["message"]["content"]
+
+        chat = "/v1/chat/completions"
+        high = "<reasoning_effort=high><enable_thinking=True>"
+        none = "<reasoning_effort=none><enable_thinking=False>"
+        assert high in seen(chat, messages=hi, reasoning_effort="high")
+        assert none in seen(chat, messages=hi, reasoning_effort="none")
+        assert "_" not in seen(chat, messages=hi)
+        given = seen(chat, messages=hi, reasoning_effort="low", chat_template_kwargs={"enable_thinking": False})
+        assert "<enable_thinking=False><reasoning_effort=low>" in given
+        ask = {"model": "base", "max_output_tokens": 99}
+        assert high in seen("/v1/responses", input="hi", reasoning={"effort": "high", "summary": "auto"})
+        ask = {"model": "base", "max_tokens": 99}
+        assert none in seen("/v1/messages", messages=hi, thinking={"type": "disabled"})
+        assert high in seen("/v1/messages", messages=hi, output_config={"effort": "high"})
+        plain = post(server, "/v1/messages/count_tokens", {**ask, "messages": hi}).json()["input_tokens"]
+        told = {**ask, "messages": hi, "thinking": {"type": "disabled"}}
+        assert post(server, "/v1/messages/count_tokens", told).json()["input_tokens"] == plain + len(none)
+    # A template that does not read it is told nothing, as with vLLM.
+    answer = post(live, chat, {**CHAT, "reasoning_effort": "high", "max_tokens": 99})
+    assert "high" not in answer.json()["choices"][0]["message"]["content"]
+    refused = post(live, chat, {**CHAT, "reasoning_effort": "enormous"})
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "reasoning_effort")
+
+
 def test_the_last_message_may_be_continued(live):
     body = {"model": "base", "messages": TURNS, "max_tokens": 64}
     url = "/v1/chat/completions"
@@ -164,3 +257,11 @@ def test_what_is_not_served_says_why(live, path):
     error = error_of(response)
     assert (response.status_code, error["code"]) == (404, "not_served")
     assert "this server" in error["message"]
+
+
+def test_the_tokens_of_a_chat_with_tools_are_those_that_it_is_charged_for(live):
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+    answer = post(live, "/v1/chat/completions", {**CHAT, "tools": tools, "max_tokens": 1}).json()
+    counted = post(live, "/tokenize", {"messages": CHAT["messages"], "tools": tools}).json()
+    assert "<tools=" in bytes(counted["tokens"]).decode()
+    assert counted["count"] == answer["usage"]["prompt_tokens"]

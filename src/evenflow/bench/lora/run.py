@@ -18,14 +18,14 @@ from evenflow.bench.replay.trace import Trace, TraceRow
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.measures.runlog import RequestRecord
 from evenflow.fairness.registry import create_policy
-from evenflow.serving.backends.choose import ATTENTION_BACKENDS, choose
+from evenflow.serving.backends.choose import choose
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.core.plan import StepPlan, StepResult
 from evenflow.serving.core.request import AdapterDigest, ClientId, FinishReason, Request, RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.engine.step import compute_step
 from evenflow.serving.memory.residency import Residency
-from evenflow.serving.models.rope_table import rope_table
+from evenflow.serving.models.model_attention import make_attention
 from evenflow.serving.scheduler.limits import SchedulerLimits
 from evenflow.serving.scheduler.scheduler import Scheduler
 from evenflow.serving.scheduler.shedding import PAPER_SLO_S, create_shedding
@@ -75,10 +75,8 @@ class Run:
         num_pages = memory_bytes // layout.page_bytes
         self._testbed = testbed
         self.storage = Storage(layout, num_pages, testbed.dtype, testbed.device)
-        cos_PE, sin_PE = rope_table(config.rope, config.shape.head_dim, max_model_len)
         names = choose(testbed.device, testbed.dtype, config.shape)
-        sm_scale = config.attention_scale
-        self._attention = ATTENTION_BACKENDS.load(names.attention)(self.storage, cos_PE, sin_PE, sm_scale)
+        self._attention = make_attention(names.attention, self.storage, config, max_model_len)
         self._lora = variant.lora(self.storage)
         self.arena = variant.arena(testbed, num_pages)
         self._adapters = variant.adapters(testbed)

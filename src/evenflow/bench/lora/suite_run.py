@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evenflow.base.errors import ConfigError
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.bench.harness import result_document
 from evenflow.bench.lora.methods import ByTheClock, FixedSet, Footprint, Measuring, Method, Operators, Saturated
 from evenflow.bench.lora.settings import setting
@@ -56,10 +57,6 @@ class SampleCounts:
     notes: list[str] = field(default_factory=list)
 
 
-Progress = Callable[[str, int, int], None]
-"""(what is being measured, samples done, samples in all)"""
-
-
 @dataclass(frozen=True, slots=True)
 class Planned:
     """One sample to take."""
@@ -101,7 +98,7 @@ class SuiteRun:
         self._lora_ranks: tuple[int, ...] = ()
         self._num_adapters = -1
 
-    def run(self, planned: Sequence[Planned], budget_s: float | None = None, progress: Progress | None = None) -> SampleCounts:
+    def run(self, planned: Sequence[Planned], budget_s: float | None = None, tell: Tell = tell_nobody) -> SampleCounts:
         """Take what the document lacks; writes it after every sample, and stops before a sample beyond the budget."""
         counts, started_s = SampleCounts(), time.monotonic()
         suite: LoRASuite | None = None
@@ -114,8 +111,7 @@ class SuiteRun:
                 if budget_s is not None and time.monotonic() - started_s > budget_s:
                     counts.left += 1
                     continue
-                if progress is not None:
-                    progress(f"{sample.suite.name} {sample.case.label} {sample.variant}", done, len(planned))
+                tell(f"{sample.suite.name} {sample.case.label} {sample.variant}", done, len(planned))
                 if sample.suite is not suite or method is None:
                     if method is not None:
                         method.close()

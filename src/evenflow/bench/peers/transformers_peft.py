@@ -1,6 +1,6 @@
 """transformers + peft, static batch: the peer that everybody has.
 
-``python -m evenflow.bench.peers.transformers_peft MODEL_DIR [NAME=DIR ...]`` answers JSON lines:
+``python -m evenflow.bench.peers.transformers_peft [--dtype float32] MODEL_DIR [NAME=DIR ...]`` answers JSON lines:
 ``{"prompts": [[ids]], "max_tokens": n, "adapters": [name or null]}`` -> ``{"seconds": s, "token_ids": [[ids]]}``.
 Its best form for each case: the bare model when no adapter is asked for, ``set_adapter`` when all
 requests share one, ``adapter_names`` when they are mixed. Prompts must have equal lengths, so that
@@ -65,8 +65,11 @@ class Peer:
 
 def main(argv: list[str]) -> int:
     """Serve requests from stdin until it closes."""
+    dtype = torch.bfloat16
+    if argv[0] == "--dtype":
+        dtype, argv = getattr(torch, argv[1]), argv[2:]
     model_dir, *specs = argv
-    peer = Peer(model_dir, dict(spec.split("=", 1) for spec in specs), torch.bfloat16)
+    peer = Peer(model_dir, dict(spec.split("=", 1) for spec in specs), dtype)
     print(json.dumps({"ready": True, "threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

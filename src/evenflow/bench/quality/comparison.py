@@ -7,13 +7,14 @@ next token; divergence is KL(reference || model) in nats a token; agreement is h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from evenflow.base.errors import ConfigError
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.bench.quality.scored_model import ModelChoice, ScoredModel
 
 
@@ -49,7 +50,7 @@ def compare(
     windows: Sequence[Sequence[int]],
     *,
     cache_folder: Path | None = None,
-    progress: Callable[[str], None] = lambda line: None,
+    tell: Tell = tell_nobody,
 ) -> list[Quality]:
     """The reference first, then the others. Raises ConfigError for models of another vocabulary."""
     length = len(windows[0])
@@ -69,7 +70,7 @@ def compare(
             losses[i].append(-found.gather(1, targets)[:, 0])
             divergences[i].append((probs * (base - found)).sum(-1))
             agreements[i].append(found.argmax(-1) == best)
-        progress(f"{number + 1} of {len(windows)} windows")
+        tell("comparing, by windows", number + 1, len(windows))
     first = math.exp(float(torch.cat(losses[0]).double().mean()))
     rows = []
     for i, choice in enumerate((reference, *others)):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from evenflow.base.errors import ConfigError
-from evenflow.serving.backends.choose import ATTENTION_BACKENDS, choose
+from evenflow.serving.backends.choose import choose
 from evenflow.serving.backends.devices.batch import build_batch
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, PlannedSequence, SampleSpec, StepPlan
@@ -16,8 +16,8 @@ from evenflow.serving.core.request import RequestId
 from evenflow.serving.core.sampling import GREEDY
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model, resolve_dtype
+from evenflow.serving.models.model_attention import make_attention
 from evenflow.serving.models.model_config import load_config
-from evenflow.serving.models.rope_table import rope_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,7 @@ class ScoredModel:
         self._layout = ArenaLayout(config.shape, dtype.itemsize)
         self._pages = list(range(-(-length // self._layout.page_tokens)))
         storage = Storage(self._layout, len(self._pages) + 1, dtype, device)
-        ropes = [kind.rope for kind in config.layers]
-        cos_PD, sin_PD, rope_of_layer = rope_tables(ropes, config.shape.head_dim, length)
-        make = ATTENTION_BACKENDS.load(choose(device, dtype, config.shape).attention)
-        self._attention = make(storage, cos_PD, sin_PD, config.attention_scale, rope_of_layer=rope_of_layer)
+        self._attention = make_attention(choose(device, dtype, config.shape).attention, storage, config, length)
         self._model.bind(self._attention)
         self._device = device
 

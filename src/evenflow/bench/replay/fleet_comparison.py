@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from evenflow.base.errors import ConfigError
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.base.version import __version__
 from evenflow.bench.replay.fleet import FleetRun, MakePolicy, simulate_fleet
 from evenflow.bench.replay.profiles import ServerSettings
@@ -94,7 +95,7 @@ def compare_routers(
     weight_by_client: Mapping[str, float] | None = None,
     cost: CostFunction | None = None,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    tell: Tell = tell_nobody,
 ) -> list[FleetResult]:
     """Every router with every policy and number of engines. Raises ConfigError or RegistryError for what cannot run."""
     weights = {**trace.weight_by_client, **(weight_by_client or {})}
@@ -102,12 +103,11 @@ def compare_routers(
     if longest >= server.pool_tokens:
         raise ConfigError(f"the longest request of {trace.name} has {longest} tokens; the pool holds {server.pool_tokens}")
     max_output = max(1024, 2 * int(trace.output_len.max())) if len(trace) else 1
-    found = []
+    found: list[FleetResult] = []
     for count in replica_counts:
         for policy in policies:
             for name in routers:
-                if progress is not None:
-                    progress(f"{name}, {policy}, {count} engines")
+                tell(f"{name}, {policy}, {count} engines", len(found), len(replica_counts) * len(policies) * len(routers))
                 make = shared_policies(weights, cost) if policy == SHARED else local_policies(policy, weights, cost, seed)
                 run = simulate_fleet(
                     requests_of(trace, max_output, server.serves_adapters),

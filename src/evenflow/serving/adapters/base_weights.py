@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from evenflow.serving.adapters.safetensors_arrays import widened
-from evenflow.serving.adapters.tensor_names import EMBEDDING, FUSED, HEAD, parse_name
+from evenflow.serving.adapters.tensor_names import EMBEDDING, FUSED, HEAD, USUAL_NORMS, parse_name
 
 _LONGEST_HEADER = 100 << 20
 
@@ -97,6 +97,11 @@ class BaseWeights:
                     raise ValueError(f"{file.name} is shorter than its header says")
                 data += more
         return widened(data, dtype, shape)
+
+    def has_norm(self, layer: int, name: str) -> bool:
+        """True if layer ``layer`` has a norm of this name; where no file says so, if it is one of the usual."""
+        index = self._index()
+        return f"model.layers.{layer}.{name}.weight" in index if index else name in USUAL_NORMS
 
     def bias(self, path: str) -> np.ndarray | None:
         """fp32 bias [output] of the module at ``path``; None if it has none."""

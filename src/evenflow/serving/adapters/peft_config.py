@@ -26,7 +26,6 @@ _IGNORED = frozenset(
         "lora_dropout",
         "lora_ga_config",
         "megatron_core",
-        "peft_version",
         "qalora_group_size",
         "revision",
         "runtime_config",
@@ -41,6 +40,8 @@ _READ = frozenset(
         "lora_alpha",
         "use_rslora",
         "target_modules",
+        "target_parameters",
+        "peft_version",
         "exclude_modules",
         "rank_pattern",
         "alpha_pattern",
@@ -61,7 +62,6 @@ _REMEDIES = {
     "layer_replication": "the adapter needs a base model with replicated layers",
     "use_qalora": "train without QA-LoRA",
     "use_bdlora": "train without block-diagonal LoRA",
-    "target_parameters": "target linear modules",
     "velora_config": "train with plain LoRA",
     "monteclora_config": "train with plain LoRA",
     "arrow_config": "serve the routed adapters one by one",
@@ -98,6 +98,10 @@ class LoraRules:
     modules_to_save: tuple[str, ...] = ()
     token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """By name of an embedding or head: tokens that have rows of their own, in the order of the rows."""
+    target_parameters: tuple[str, ...] = ()
+    """Parameters that are no linear's weight, by how their paths end."""
+    turns_parameters: bool | None = None
+    """True if the peft that wrote it took input for output of 3-D parameters, False if not, None if that is not known."""
     is_tying: bool = False
     """True: what the embedding gets, the head gets too, where the base model ties them."""
 
@@ -114,6 +118,10 @@ class LoraRules:
         if not _matches(self.targets, path):
             return False
         return self.layers is None or self._layer_of(path) in self.layers
+
+    def is_parameter(self, path: str) -> bool:
+        """True if target_parameters names the parameter at ``path``."""
+        return any(path == entry or path.endswith(f".{entry}") for entry in self.target_parameters)
 
     def is_saved(self, path: str) -> bool:
         """True if modules_to_save names the module at ``path``; as in PEFT, by how the path ends."""
@@ -165,7 +173,8 @@ def read_rules(config: Mapping[str, Any], reasons: list[str], warnings: list[str
     layers_pattern = _patterns(config.get("layers_pattern"), "layers_pattern", reasons)
     saved = _names(config.get("modules_to_save"), "modules_to_save", reasons)
     token_ids = _token_ids(config.get("trainable_token_indices"), reasons)
-    if not targets:
+    parameters = _names(config.get("target_parameters"), "target_parameters", reasons)
+    if not targets and not parameters:
         reasons.append("target_modules is empty; allowed: module names, a regular expression or 'all-linear'")
     if isinstance(targets, str) and (layers is not None or layers_pattern):
         reasons.append("layers_to_transform and layers_pattern cannot be used when target_modules is a string")
@@ -189,6 +198,8 @@ def read_rules(config: Mapping[str, Any], reasons: list[str], warnings: list[str
         has_lora_bias=bool(config.get("lora_bias", False)),
         modules_to_save=saved,
         token_ids=token_ids,
+        target_parameters=parameters,
+        turns_parameters=_turns_parameters(config.get("peft_version")),
         is_tying=bool(config.get("ensure_weight_tying", False)),
     )
 
@@ -279,6 +290,15 @@ def _token_ids(value: Any, reasons: list[str]) -> dict[str, tuple[int, ...]]:
         return {name: tuple(ids) for name, ids in by_name.items()}
     reasons.append(f"trainable_token_indices is {_shown(value)}; allowed: a list of token ids, or an object of such lists")
     return {}
+
+
+def _turns_parameters(version: Any) -> bool | None:
+    """From peft_version; peft 0.19.1 corrected it."""
+    match = re.match(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?", version) if isinstance(version, str) else None
+    if match is None:
+        return None
+    found = (int(match[1]), int(match[2]), int(match[3] or 0))
+    return None if found == (0, 19, 0) else found < (0, 19, 0)
 
 
 def _patterns(value: Any, name: str, reasons: list[str]) -> tuple[str, ...]:

@@ -12,14 +12,17 @@ from evenflow.serving.core.shape import BLOCK_OF
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
-def module_path(layer: int, module: str) -> str:
-    """The module's path inside the base model, which the patterns of adapter_config.json match against."""
-    return f"model.layers.{layer}.{BLOCK_OF[module]}.{module}"
+def module_path(layer: int, module: str, mlp_block: str = "mlp") -> str:
+    """The module's path inside the base model, which the patterns of adapter_config.json match against.
+
+    ``mlp_block``: see ``ModelShape.mlp_block``.
+    """
+    return f"model.layers.{layer}.{mlp_block if BLOCK_OF[module] == 'mlp' else BLOCK_OF[module]}.{module}"
 
 
-def factor_names(layer: int, module: str) -> tuple[str, str]:
+def factor_names(layer: int, module: str, mlp_block: str = "mlp") -> tuple[str, str]:
     """Names of the module's A [lora_rank, input width] and B [output width, lora_rank] in the safetensors file."""
-    prefix = f"base_model.model.{module_path(layer, module)}"
+    prefix = f"base_model.model.{module_path(layer, module, mlp_block)}"
     return f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"
 
 

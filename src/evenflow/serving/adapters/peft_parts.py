@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from evenflow.serving.adapters.mixture_parts import MixtureMatching, MixtureParts
 from evenflow.serving.adapters.peft_config import LoraRules
 from evenflow.serving.adapters.tensor_names import (
     EMBEDDING,
@@ -15,6 +16,7 @@ from evenflow.serving.adapters.tensor_names import (
     HEAD,
     LAST_NORM,
     TensorName,
+    block_of,
     linear_path,
     parse_name,
 )
@@ -57,6 +59,7 @@ class Parts:
     """Own weights of norms; layer -1 is the last one."""
     tables: dict[str, str] = field(default_factory=dict)
     """Own weight of EMBEDDING and HEAD."""
+    mixture: MixtureParts = field(default_factory=MixtureParts)
     tokens: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     """Own rows of EMBEDDING and HEAD: (tensor [n, H], token ids as the config lists them)."""
 
@@ -68,9 +71,12 @@ def match_parts(
     found: dict[str, dict[str, str]] = {}
     names: dict[str, TensorName] = {}
     unknown: list[str] = []
+    mixture = MixtureMatching(tensors, rules, shape, reasons)
     for name in tensors.shapes:
+        if mixture.take(name):
+            continue
         parsed = parse_name(name)
-        if parsed is None or parsed.layer >= shape.num_layers:
+        if parsed is None or parsed.layer >= shape.num_layers or not _is_of(parsed, shape):
             unknown.append(name)
         elif parsed.part in found.setdefault(parsed.path, {}):
             reasons.append(f"{name} says again what {found[parsed.path][parsed.part]} says")
@@ -78,9 +84,11 @@ def match_parts(
             found[parsed.path][parsed.part] = name
             names[parsed.path] = parsed
     reasons += summarised("belongs to no part of the base model that an adapter may change", unknown)
-    if not found and not unknown:
+    if not tensors.shapes:
         reasons.append(f"{file_name} holds no tensors")
-    return _Matching(tensors, rules, shape, is_tied, reasons, found, names).parts()
+    parts = _Matching(tensors, rules, shape, is_tied, reasons, found, names).parts()
+    parts.mixture = mixture.parts()
+    return parts
 
 
 class _Matching:
@@ -139,7 +147,13 @@ class _Matching:
         for path in adapted:
             block, _, module = path.rpartition(".")
             covered |= {f"{block}.{piece}" for piece in FUSED.get(module, ())}
-        linears = {linear_path(layer, m) for layer in range(self._shape.num_layers) for m in MODULES}
+        blocks = [self._shape.mlp_block(layer) for layer in range(self._shape.num_layers)]
+        linears = {
+            linear_path(layer, module, block)
+            for layer, block in enumerate(blocks)
+            for module in MODULES
+            if block or block_of(module) != "mlp"
+        }
         targeted = {path for path in (*linears, EMBEDDING, HEAD) if self._is_target(path)}
         if self._rules.is_tying and (targeted & {EMBEDDING, HEAD}):
             targeted |= {EMBEDDING, HEAD} & adapted
@@ -278,6 +292,13 @@ class _Matching:
             self._wrong.append(f"{name} has shape {found}, config and base model say {list(expected)}")
         elif not self._tensors.is_float(name):
             self._wrong.append(f"{name} is {self._tensors.dtypes[name]}; supported: F32, F16, BF16")
+
+
+def _is_of(name: TensorName, shape: ModelShape) -> bool:
+    """False for a linear of an MLP in a layer that has another one, or none."""
+    if name.layer < 0 or block_of(name.module) != "mlp":
+        return True
+    return name.path == linear_path(name.layer, name.module, shape.mlp_block(name.layer))
 
 
 def _is_named(entry: str, path: str) -> bool:

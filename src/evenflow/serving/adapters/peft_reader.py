@@ -20,6 +20,7 @@ from evenflow.base.errors import AdapterNotFound, AdapterRejected
 from evenflow.base.logs import printable
 from evenflow.serving.adapters.adapter_files import FileState, OpenedFile, read_file
 from evenflow.serving.adapters.base_weights import BaseWeights
+from evenflow.serving.adapters.mixture_parts import max_mixture_values
 from evenflow.serving.adapters.peft_config import LoraRules, read_rules
 from evenflow.serving.adapters.peft_format import CONFIG_FILE
 from evenflow.serving.adapters.peft_parts import MOST_NEW_TOKENS, REASONS_PER_KIND, Parts, Target, match_parts, summarised
@@ -161,7 +162,10 @@ def max_weights_bytes(shape: ModelShape, max_lora_rank: int | None) -> int:
     widths = sum(sum(shape.module_widths(module)) for module in MODULES)
     vocabulary = shape.vocab_size + MOST_NEW_TOKENS
     of_tables = 2 * vocabulary * shape.hidden_size + 2 * lora_rank * (vocabulary + shape.hidden_size) + 2 * vocabulary
-    return _MAX_HEADER_BYTES + 4 * (shape.num_layers * (lora_rank * widths + 3 * widths) + of_tables)
+    of_layer = lora_rank * widths + 3 * widths
+    if shape.experts is not None:
+        of_layer += max_mixture_values(shape.experts, shape.hidden_size, lora_rank)
+    return _MAX_HEADER_BYTES + 4 * (shape.num_layers * of_layer + of_tables)
 
 
 def _target_modules(parts: Parts) -> tuple[str, ...]:
@@ -170,7 +174,7 @@ def _target_modules(parts: Parts) -> tuple[str, ...]:
         modules.append("embed_tokens")
     if parts.head is not None or "lm_head" in (*parts.tables, *parts.tokens):
         modules.append("lm_head")
-    return (*modules, *dict.fromkeys(module for _, module in parts.norms))
+    return (*modules, *parts.mixture.modules, *dict.fromkeys(module for _, module in parts.norms))
 
 
 def _parse_config(file: OpenedFile, reasons: list[str]) -> Mapping[str, Any] | None:
@@ -260,6 +264,7 @@ def _digest(
         digest.update(tensors.raw(name))
     scales = [part.scale.hex() for part in (parts.head,) if part] + [parts.embedding[2].hex() for _ in (1,) if parts.embedding]
     listed = [(rows.kind, rows.token_ids) for rows, _ in side if rows.kind in ("embedding", "head")]
+    scales += [f"{where} {factors.scale.hex()} {factors.is_turned}" for where, factors in parts.mixture.factors()]
     if scales or listed:
         digest.update(repr((scales, listed)).encode())
     return AdapterDigest(digest.hexdigest())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from evenflow.serving.adapters.base_weights import BaseWeights
-from evenflow.serving.adapters.peft_parts import LinearPart, Parts
+from evenflow.serving.adapters.peft_parts import LinearPart, Parts, summarised
 from evenflow.serving.adapters.tensor_names import EMBEDDING, HEAD
 from evenflow.serving.adapters.tensor_source import TensorSource
 from evenflow.serving.core.adapter import SideRows
@@ -56,7 +56,9 @@ class SideReading:
 
     def values(self) -> SideValues:
         """All side rows, in the order in which a step needs them."""
-        return [*self._embedding_lora(), *self._tables(), *self._of_linears(), *self._norms(), *self._head_lora()]
+        mixture = self._parts.mixture.side_rows(self._tensors, self._shape.experts.num_experts if self._shape.experts else 0)
+        own = [*self._embedding_lora(), *self._tables(), *self._of_linears(), *self._norms()]
+        return [*own, *mixture, *self._head_lora()]
 
     def _gain_of(self, part: LinearPart) -> np.ndarray | None:
         assert part.magnitude is not None
@@ -109,6 +111,12 @@ class SideReading:
         return offset
 
     def _norms(self) -> SideValues:
+        if self._base is not None:
+            missing = [of for of in sorted(self._parts.norms) if of[0] >= 0 and not self._base.has_norm(*of)]
+            self._reasons += summarised(
+                "has a weight here, but the base model has no such norm",
+                (f"{name} of layer {layer}" for layer, name in missing),
+            )
         return [
             (SideRows("norm", 1, self._shape.hidden_size, layer, module), _held(self._tensors.as_float32(name)[None]))
             for (layer, module), name in sorted(self._parts.norms.items())

@@ -14,11 +14,10 @@ from evenflow.serving.core.shape import BLOCK_OF, MODULES
 EMBEDDING, HEAD, LAST_NORM = "model.embed_tokens", "lm_head", "model.norm"
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Linears that stand for several of MODULES: their outputs, one after another."""
-LAYER_NORMS = (
-    *("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm"),
-    *("pre_feedforward_layernorm", "post_feedforward_layernorm", "post_mlp_layernorm"),
-)
-"""Norms of a layer that some family has."""
+SHARED_EXPERT = "mlp.shared_expert"
+"""The MLP that all tokens go to, in a layer with a mixture of experts."""
+USUAL_NORMS = ("input_layernorm", "post_attention_layernorm")
+"""Norms of a Llama layer. Other families have others, which the base model's weights name."""
 
 _PARTS = {
     "lora_A.weight": "A",
@@ -58,11 +57,10 @@ class TensorName:
 
 def parse_name(name: str) -> TensorName | None:
     """What ``name`` says; None if it names nothing that this project knows."""
-    name = _ADAPTER_NAME.sub(r"\1", name).replace(".modules_to_save.", ".")
-    match = _NAME.fullmatch(name.removeprefix("base_model.model."))
-    if match is None:
+    split = split_name(name)
+    if split is None:
         return None
-    spelled, part = match["path"], _PARTS[match["part"]]
+    spelled, part = split
     path = usual_path(spelled)
     if path in (EMBEDDING, HEAD, LAST_NORM):
         return TensorName(path, spelled, part)
@@ -70,9 +68,16 @@ def parse_name(name: str) -> TensorName | None:
     if in_layer is None:
         return None
     block, _, module = in_layer["rest"].rpartition(".")
-    if (module in LAYER_NORMS and not block) or block_of(module) == block:
+    if ("norm" in module and not block) or block == block_of(module) or (block == SHARED_EXPERT and block_of(module) == "mlp"):
         return TensorName(path, spelled, part, int(in_layer["layer"]), module)
     return None
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(the module's path as it is spelled, what the tensor is of it); None if no adapter has such a tensor."""
+    name = _ADAPTER_NAME.sub(r"\1", name).replace(".modules_to_save.", ".")
+    match = _NAME.fullmatch(name.removeprefix("base_model.model."))
+    return None if match is None else (match["path"], _PARTS[match["part"]])
 
 
 def usual_path(spelled: str) -> str:
@@ -87,9 +92,13 @@ def block_of(module: str) -> str:
     return BLOCK_OF[of] if of in MODULES else "-"
 
 
-def linear_path(layer: int, module: str) -> str:
-    """Path of a linear, fused or not, in a layer."""
-    return f"model.layers.{layer}.{block_of(module)}.{module}"
+def linear_path(layer: int, module: str, mlp_block: str = "mlp") -> str:
+    """Path of a linear, fused or not, in a layer whose MLP is ``mlp_block``."""
+    block = block_of(module)
+    return f"model.layers.{layer}.{mlp_block if block == 'mlp' else block}.{module}"
 
 
-__all__ = ["EMBEDDING", "FUSED", "HEAD", "LAST_NORM", "LAYER_NORMS", "TensorName", "block_of", "linear_path", "parse_name"]
+__all__ = [
+    *("EMBEDDING", "FUSED", "HEAD", "LAST_NORM", "USUAL_NORMS"),
+    *("TensorName", "block_of", "linear_path", "parse_name", "split_name", "usual_path"),
+]

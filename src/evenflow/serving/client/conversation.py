@@ -31,7 +31,11 @@ from evenflow.serving.client.messages import (
     SubmitAll,
     ToEngine,
     UnloadAdapter,
+    Usage,
 )
+
+ABORTED = "abort"
+"""Finish reason of what the engine says last of a request that was aborted."""
 
 
 class Sink(Protocol):
@@ -55,6 +59,8 @@ class Conversation:
         """What the engine said when it was warm."""
         self.stats = EngineStats()
         """The latest snapshot."""
+        self.on_aborted: Callable[[str, Usage], object] = lambda request_id, usage: None
+        """Called with what a request took that was aborted from this side, when the engine has stopped working on it."""
         self.death: EvenFlowError | None = None
         """Why nothing more will come; None: it may."""
 
@@ -137,6 +143,8 @@ class Conversation:
                 queue = self._queues.get(output.request_id)
                 if queue is not None:
                     queue.put_nowait(output)
+                elif output.finish_reason == ABORTED and output.usage is not None:
+                    self.on_aborted(output.request_id, output.usage)
             if message.stats is not None:
                 self.stats = message.stats
         elif isinstance(message, Answer):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import zmq
 import zmq.asyncio
@@ -26,6 +26,7 @@ from evenflow.serving.client.messages import (
     Submit,
     SubmitAll,
     ToEngine,
+    Usage,
 )
 from evenflow.serving.client.process import STOP_S, EngineProcess
 from evenflow.serving.config.engine_config import EngineConfig
@@ -100,6 +101,10 @@ class EngineClient:
     def submit_all(self, group: SubmitAll) -> list[AsyncIterator[RequestOutput]]:
         """Run several completions of one prompt; one iterator each, as ``submit`` gives. Sent when the first is read."""
         return list(self._talk.streams(group))
+
+    def hear_aborted(self, listener: Callable[[str, Usage], object]) -> None:
+        """From now on, tell ``listener`` what each aborted request took; there is one listener."""
+        self._talk.on_aborted = listener
 
     async def relay(self, message: Submit | SubmitAll, sinks: Mapping[str, Sink]) -> None:
         """As ``submit`` and ``submit_all`` for whoever passes outputs on: no stream, no task. See Conversation."""

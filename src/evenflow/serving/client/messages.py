@@ -50,7 +50,7 @@ class SubmitAll(msgspec.Struct, tag=True, array_like=True):
 
 
 class Abort(msgspec.Struct, tag=True, array_like=True):
-    """The client is gone: stop the requests; no output follows."""
+    """The client is gone: stop the requests. Of each that was known one output follows, which says what it took."""
 
     request_ids: list[str]
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from evenflow.serving.core.request import AdapterDigest
 
-SIDE_KINDS = ("gain", "offset", "norm", "embed_a", "embed_b", "head_a", "head_b", "embedding", "head")
+SIDE_KINDS = (
+    *("gain", "offset", "norm", "embed_a", "embed_b", "head_a", "head_b", "embedding", "head"),
+    *("small_a", "small_b", "expert_a", "expert_b"),
+)
 """What side rows can be; see ``SideRows``."""
 
 
@@ -18,6 +21,8 @@ class SideRows:
     norm                own weight of a norm; ``layer`` is -1 for the last one
     embed_a, embed_b    LoRA of the token embedding: A transposed, one row for each token, and scaled B transposed
     head_a, head_b      LoRA of the output head; head_b is cut into column ranges, because a row must fit into a page
+    small_a, small_b    LoRA of a router or a shared expert's gate: A, and scaled B transposed
+    expert_a, expert_b  LoRA of a linear of all experts, one expert's rows after another's; A of "gate_up" serves two B
     embedding, head     own rows of either table, of the tokens ``token_ids``
     """
 
@@ -31,6 +36,15 @@ class SideRows:
     """Of head_b: the token whose logit the first element belongs to."""
     token_ids: tuple[int, ...] = ()
     """Ascending; empty for a table of all tokens from 0 on."""
+    num_experts: int = 0
+    """Of expert_a and expert_b: equal runs of rows."""
+
+    @property
+    def lora_rank(self) -> int:
+        """LoRA rank of what these rows are one half of; 0: they are no half of a LoRA."""
+        if self.kind == "expert_a":
+            return self.count // self.num_experts
+        return self.count if self.kind in ("embed_b", "head_a", "small_a") else 0
 
     @property
     def is_of_linear(self) -> bool:
@@ -53,8 +67,8 @@ class AdapterSignature:
     @property
     def max_lora_rank(self) -> int:
         """The largest LoRA rank of any module, embedding and head included; 0 without any."""
-        of_tables = [rows.count for rows in self.side if rows.kind in ("embed_b", "head_a")]
-        return max((lora_rank for layer in (*self.lora_ranks, of_tables) for lora_rank in layer), default=0)
+        of_side = [rows.lora_rank for rows in self.side]
+        return max((lora_rank for layer in (*self.lora_ranks, of_side) for lora_rank in layer), default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.core.structured import StructuredOutputs
 
-MAX_LOGPROBS = 1024
-"""Log-probabilities of one token; a server allows fewer unless it is told otherwise."""
+MAX_LOGPROBS = 1 << 18
+"""Log-probabilities of one token: any vocabulary; a server allows fewer unless it is told otherwise."""
+WHOLE_VOCABULARY = -1
+"""As a number of log-probabilities: of all tokens."""
 MOST_STOPS = 16
 """Stop strings of one request."""
 MOST_ALLOWED_TOKENS = 65_536
@@ -61,7 +63,7 @@ class SamplingParams:
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
-    """None: none. k: the log-probability of each output token and of the k likeliest tokens."""
+    """None: none. k: the log-probability of each output token and of the k likeliest tokens; -1: of all tokens."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens."""
     skip_special_tokens: bool = True
@@ -111,7 +113,7 @@ class SamplingParams:
         check(len(self.stop) <= MOST_STOPS and all(self.stop), "stop", f"at most {MOST_STOPS} strings, none of them empty")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            check(value is None or 0 <= value <= MAX_LOGPROBS, name, f"0 to {MAX_LOGPROBS}")
+            check(value is None or value == WHOLE_VOCABULARY or 0 <= value <= MAX_LOGPROBS, name, f"-1, or 0 to {MAX_LOGPROBS}")
 
     @property
     def is_greedy(self) -> bool:
@@ -138,5 +140,6 @@ __all__ = [
     "MOST_ALLOWED_TOKENS",
     "MOST_BAD_WORDS",
     "MOST_STOPS",
+    "WHOLE_VOCABULARY",
     "SamplingParams",
 ]

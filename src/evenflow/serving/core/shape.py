@@ -20,6 +20,17 @@ BLOCK_OF = {module: "mlp" if module in ("gate_proj", "up_proj", "down_proj") els
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsShape:
+    """Sizes of the mixtures of experts of a model."""
+
+    num_experts: int
+    width: int
+    """Intermediate width of each."""
+    shared_width: int = 0
+    """Intermediate width of the shared expert; 0: there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """Sizes of a Llama-shaped decoder (elements, not bytes)."""
 
@@ -30,6 +41,19 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     vocab_size: int
+    mlp_blocks: tuple[str, ...] = ()
+    """By layer: the block with the MLP that adapters may name, as checkpoints name it, or "" where there is none; (): "mlp"
+    in all layers."""
+    experts: ExpertsShape | None = None
+    """Where layers have mixtures of experts."""
+
+    def mlp_block(self, layer: int) -> str:
+        """The block of ``layer`` with the MLP that adapters may name; "" where there is none."""
+        return self.mlp_blocks[layer] if self.mlp_blocks else "mlp"
+
+    def is_sparse(self, layer: int) -> bool:
+        """True if ``layer`` has a mixture of experts."""
+        return self.experts is not None and self.mlp_block(layer) != "mlp"
 
     @property
     def q_width(self) -> int:

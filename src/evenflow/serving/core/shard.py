@@ -49,6 +49,9 @@ class Shard:
             num_heads=whole.num_heads // n,
             num_kv_heads=max(1, whole.num_kv_heads // n),
             intermediate_size=whole.intermediate_size // n,
+            experts=None
+            if whole.experts is None
+            else replace(whole.experts, width=whole.experts.width // n, shared_width=whole.experts.shared_width // n),
         )
 
     def of_rank(self, rank: int) -> Shard:
@@ -109,17 +112,21 @@ class Shard:
 
 def check_divisible(whole: ModelShape, world_size: int) -> None:
     """Raise ConfigError, naming the sizes that work, unless ``world_size`` ranks can share a model of this shape."""
+    widths = [whole.intermediate_size]
+    if whole.experts is not None:
+        widths += [whole.experts.width, whole.experts.shared_width]
 
     def works(n: int) -> bool:
         heads, kv_heads = whole.num_heads, whole.num_kv_heads
-        return not (heads % n or whole.intermediate_size % n or (kv_heads % n and n % kv_heads))
+        return not (heads % n or any(width % n for width in widths) or (kv_heads % n and n % kv_heads))
 
     if world_size < 1 or not works(world_size):
         allowed = ", ".join(str(n) for n in range(1, whole.num_heads + 1) if works(n))
+        inner = " and ".join(str(width) for width in dict.fromkeys(widths) if width)
         raise ConfigError(
             f"tensor_parallel is {world_size}; this model has {whole.num_heads} query heads, {whole.num_kv_heads} KV heads and "
-            f"an inner width of {whole.intermediate_size}: heads and width must be divisible by it, and KV heads divisible by "
-            f"it or a divisor of it; allowed: {allowed}"
+            f"an inner width of {inner}: heads and width must be divisible by it, and KV heads divisible by it or a divisor of "
+            f"it; allowed: {allowed}"
         )
 
 

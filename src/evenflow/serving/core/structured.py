@@ -52,7 +52,8 @@ class StructuredOutputs:
     structural_tag: str | None = None
     """Free text in which certain triggers begin parts with a schema: a mapping with ``structures`` and ``triggers``."""
     whitespace_pattern: str | None = None
-    """With ``json`` or ``json_object``: what may stand between the parts of the JSON text; None: one blank, or a new line."""
+    """With ``json`` or ``json_object``: what may stand between the parts of the JSON text; None: one blank, or a new line;
+    empty: nothing."""
 
     def __post_init__(self) -> None:
         for name in ("json", "choice", "structural_tag"):

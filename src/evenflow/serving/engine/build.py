@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evenflow.base.memory_size import format_size
 from evenflow.base.openmp import start_numba_threads
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.fairness.books.live_shares import LiveShares
 from evenflow.fairness.books.queue import ClientQueues
 from evenflow.fairness.registry import create_policy, without_secrets
@@ -40,29 +41,35 @@ from evenflow.serving.text import Tokenizer
 log = logging.getLogger("evenflow.engine")
 
 
-def build_engine(config: EngineConfig, folder: Path | None = None) -> Engine:
+def build_engine(config: EngineConfig, folder: Path | None = None, tell: Tell = tell_nobody) -> Engine:
     """Load the model, lay out the arena, compile the kernels; start the other ranks, if there are any.
 
-    ``folder``: of the engine process, see RankProcesses; adapters are then read in a process of their own. Raises
-    ModelError or ConfigError, and what a rank failed of.
+    ``folder``: of the engine process, see RankProcesses; adapters are then read in a process of their own. ``tell``: hears
+    how far it has come. Raises ModelError or ConfigError, and what a rank failed of.
     """
     started_s = time.perf_counter()
     start_numba_threads()
     model_config = load_config(config.model)
     check_parallel(config, model_config)
     if config.tensor_parallel == 1:
-        return _assemble(config, model_config, None, started_s, is_bounded=folder is not None)
+        return _assemble(config, model_config, None, started_s, tell, is_bounded=folder is not None)
     ranks = RankProcesses(config, folder)
     try:
         with ranks.explained():
-            return _assemble(config, model_config, ranks, started_s, is_bounded=folder is not None)
+            return _assemble(config, model_config, ranks, started_s, tell, is_bounded=folder is not None)
     except BaseException:
         ranks.close()
         raise
 
 
 def _assemble(
-    config: EngineConfig, model_config: ModelConfig, ranks: RankProcesses | None, started_s: float, *, is_bounded: bool
+    config: EngineConfig,
+    model_config: ModelConfig,
+    ranks: RankProcesses | None,
+    started_s: float,
+    tell: Tell,
+    *,
+    is_bounded: bool,
 ) -> Engine:
     """All of rank 0, in step with the other ranks."""
     tokenizer = Tokenizer.from_folder(config.text_folder)
@@ -78,7 +85,9 @@ def _assemble(
         weight_by_tier=shares.weight_by_tier,
     )
     membership = alone(config) if ranks is None else _meet(config, model_config, ranks)
-    built = build_worker(config, model_config, membership, Sampler(eos_token_ids), lambda digest: catalog.host_rows(digest))
+    built = build_worker(
+        config, model_config, membership, Sampler(eos_token_ids), lambda digest: catalog.host_rows(digest), tell
+    )
     layout, num_pages, max_model_len = built.layout, built.num_pages, built.max_model_len
     arena = Arena(num_pages)
 
@@ -89,12 +98,16 @@ def _assemble(
 
     catalog = _catalog(config, layout, ranks, on_freed=forget, is_bounded=is_bounded)
     residency = Residency(arena, catalog.record, order=EVICTION_ORDERS.load(config.adapter_eviction)())
-    prefix_cache = PrefixCache(arena, residency.idle_pages, layout.page_tokens) if config.enable_prefix_caching else None
+    window = model_config.kept_window(max_model_len)
+    prefix_cache = None
+    if config.enable_prefix_caching:
+        prefix_cache = PrefixCache(arena, residency.idle_pages, layout.page_tokens, window)
     limits = SchedulerLimits(
         max_num_seqs=config.max_num_seqs,
         max_batch_tokens=config.max_batch_tokens,
         max_model_len=max_model_len,
         page_tokens=layout.page_tokens,
+        window=window,
     )
     shedding = create_shedding(config.shed, config.slo_ttft_s)
     scheduler = Scheduler(
@@ -108,7 +121,7 @@ def _assemble(
         prefetch=prefetch_within(config.adapter_prefetch_bytes, layout, num_pages),
     )
     log.info(
-        "%s in %s on %s x %d, %s kernels; arena %s: %d pages of %d tokens; context %d; policy %s; ready after %.1f s",
+        "%s in %s on %s x %d, %s kernels; arena %s: %d pages of %d tokens; context %d%s; policy %s; ready after %.1f s",
         config.model.name,
         str(membership.dtype).removeprefix("torch."),
         membership.device.type,
@@ -118,6 +131,7 @@ def _assemble(
         num_pages,
         layout.page_tokens,
         max_model_len,
+        "" if window is None else f", of which {window} are kept",
         without_secrets(config.policy),
         time.perf_counter() - started_s,
     )

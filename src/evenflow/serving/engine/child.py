@@ -22,6 +22,7 @@ from evenflow.base.errors import EngineDead, EvenFlowError
 from evenflow.base.heartbeat import Heart
 from evenflow.base.logs import configure_logging, flush_logs
 from evenflow.base.openmp import share_openmp
+from evenflow.base.progress import find_teller, tell_nobody
 from evenflow.serving.client.codec import encoder, read_config
 from evenflow.serving.client.messages import Failed
 from evenflow.serving.client.process import OBITUARY
@@ -49,7 +50,9 @@ def main(folder: Path, heartbeat: int, parent: int) -> int:
 
         config = read_config(folder)
         configure_logging(config.log_level, form=config.log_format)
-        loop = EngineLoop(config, socket, is_orphan=lambda: os.getppid() != parent, folder=folder, heart=heart)
+        log = logging.getLogger("evenflow.engine")
+        with find_teller(log.info) if log.isEnabledFor(logging.INFO) else contextlib.nullcontext(tell_nobody) as tell:
+            loop = EngineLoop(config, socket, is_orphan=lambda: os.getppid() != parent, folder=folder, heart=heart, tell=tell)
         loop.run()
     except Exception as error:
         if not isinstance(error, EvenFlowError):

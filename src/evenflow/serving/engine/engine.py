@@ -133,13 +133,18 @@ class Engine:
             return refusal(message.request_id, EvenFlowError("the request could not be queued; the server's log says why"))
         return None
 
-    def abort(self, request_ids: Sequence[str]) -> None:
-        """Stop these requests, because their client is gone. Ids that are not known belong to requests that have ended."""
+    def abort(self, request_ids: Sequence[str]) -> list[RequestOutput]:
+        """Stop these requests, because their client is gone; what each took. Ids that are not known belong to ended ones."""
         self._constraints.abort(request_ids)
+        outputs = []
         for request_id in request_ids:
-            request = self._scheduler.abort(RequestId(request_id), self._clock())
+            now_s = self._clock()
+            request = self._scheduler.abort(RequestId(request_id), now_s)
             if request is not None:
+                usage = self._usage(self._replies[request.request_id], now_s)
+                outputs.append(RequestOutput(request_id, finish_reason=FinishReason.ABORT.value, usage=usage))
                 self._drop(request)
+        return outputs
 
     def step(self) -> list[RequestOutput]:
         """Compute one step for everybody who runs; what each request gained by it."""

@@ -17,6 +17,7 @@ import zmq
 
 from evenflow.base.errors import AdapterCacheFull, AdapterError, AdapterRejected, AdapterUnavailable, EvenFlowError
 from evenflow.base.heartbeat import Heart
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.adapters.catalog import PreparedAdapter
 from evenflow.serving.client.codec import encoder, to_engine_decoder
 from evenflow.serving.client.messages import (
@@ -56,12 +57,13 @@ class EngineLoop:
         is_orphan: Callable[[], bool],
         folder: Path | None = None,
         heart: Heart | None = None,
+        tell: Tell = tell_nobody,
     ) -> None:
         self._socket = socket
         self._heart = heart
         self._is_orphan = is_orphan
         self._stats_interval_s = config.stats_interval_s
-        self._engine = build_engine(config, folder)
+        self._engine = build_engine(config, folder, tell)
         self._loader = LoadingLine()
         self._loads: list[tuple[LoadAdapter, Future[PreparedAdapter]]] = []
         self._repairs: list[tuple[AdapterDigest, Future[PreparedAdapter]]] = []
@@ -121,7 +123,7 @@ class EngineLoop:
                     self._submit(submit, outputs)
             elif isinstance(message, Abort):
                 self._parked = [parked for parked in self._parked if parked.request_id not in message.request_ids]
-                self._engine.abort(message.request_ids)
+                outputs += self._engine.abort(message.request_ids)
             elif isinstance(message, SetWeights):
                 self._engine.set_weights(message.weight_by_client, message.tier_by_client, message.weight_by_tier)
             elif isinstance(message, Shutdown):

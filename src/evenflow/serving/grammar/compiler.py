@@ -85,8 +85,10 @@ def grammar_text(constraint: StructuredOutputs) -> str:
     kind = constraint.kind
     if kind in ("json", "json_object"):
         schema = {"type": "object"} if kind == "json_object" else read_schema(constraint.json or "", "json")
-        whitespace = constraint.whitespace_pattern or WHITESPACE
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": whitespace})
+        whitespace = WHITESPACE if constraint.whitespace_pattern is None else constraint.whitespace_pattern
+        return LLMatcher.grammar_from_json_schema(
+            json.dumps(schema), overrides={"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
+        )
     if kind == "regex":
         return LLMatcher.grammar_from_regex(ascii_classes(constraint.regex or ""))
     if kind == "choice":

@@ -8,6 +8,7 @@ from typing import Any
 
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.core.structured import MAX_DEPTH
+from evenflow.serving.grammar.plain_schema import in_plain_words
 
 _ANNOTATIONS = frozenset(
     """title description default examples example deprecated readOnly writeOnly discriminator nullable
@@ -29,7 +30,10 @@ _SCHEMAS = ("items", "additionalProperties", "not", "if", "then", "else", "prope
 
 
 def read_schema(text: str, param: str) -> dict[str, Any]:
-    """Return the schema in ``text``. Raises InvalidRequest, naming ``param``, for what no answer can be written by."""
+    """Return the schema in ``text``, in the words of the grammar engine.
+
+    Raises InvalidRequest, naming ``param``, for what no answer can be written by.
+    """
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -48,7 +52,7 @@ def read_schema(text: str, param: str) -> dict[str, Any]:
                 )
     if not _Finiteness(schema, param).of_root():
         raise InvalidRequest(f"{param} describes no finite value: its recursion has no end", param)
-    return schema
+    return in_plain_words(schema)
 
 
 def _parts(schema: Any, where: str, depth: int, param: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -139,13 +139,17 @@ def _attend_tokens(
     page_stride,
     first,
     end,
+    lowest,
     limit,
     scale,
+    softcap,
     WIDTH: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
     TOKENS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CAPPED: tl.constexpr,
     DOT: tl.constexpr,
     MASKED: tl.constexpr,
 ):
@@ -159,8 +163,13 @@ def _attend_tokens(
     at = (page.to(tl.int64) * page_stride + (t % PAGE_TOKENS) * WIDTH)[:, None] + d[None, :]
     k = _load_tokens(keys, at, t < end, d, DIM, DIM_PAD, MASKED)
     scores = tl.dot(q, tl.trans(k.to(DOT)), input_precision="ieee") * scale
+    if CAPPED:
+        # softcap tanh(x), where the scores are 2 x log2(e).
+        scores = softcap - 2 * softcap / (tl.exp2(scores) + 1)
     if MASKED:
         seen = t[None, :] < limit[:, None]
+        if WINDOW > 0:
+            seen = seen & (t[None, :] >= lowest[:, None])
         scores = tl.where(seen, scores, _LOWEST)
     new = tl.maximum(largest, tl.max(scores, 1))
     weights = tl.exp2(scores - new[:, None])
@@ -186,6 +195,7 @@ def attend_tiles(
     qkv_stride,
     out_stride,
     scale,
+    softcap,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -193,13 +203,16 @@ def attend_tiles(
     PAGE_TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CAPPED: tl.constexpr,
     DOT: tl.constexpr,
 ):
     """Attention of each tile's rows over its range of tokens. Grid: any number of programs.
 
-    Semantics: out[t, h] = sum_s softmax_s(q[t, h] . K[s, h // G] scale / log2(e)) V[s, h // G],  first <= s < end and
-    s <= position of t.  A tile with a part leaves there the sum before its division, the largest score and the sum of
-    weights.
+    Semantics: out[t, h] = sum_s softmax_s(x / log2(e)) V[s, h // G],  first <= s < end and s <= position of t, and
+    s > position of t - WINDOW if there is one,  where x = scale q[t, h] . K[s, h // G], and CAPPED
+    x = softcap tanh(scale / (2 log2(e)) q[t, h] . K[s, h // G]).
+    A tile with a part leaves there the sum before its division, the largest score and the sum of weights.
 
     Table of arguments:
         qkv          [T, C]                   q is rotated already
@@ -213,7 +226,8 @@ def attend_tiles(
         v_offset     int                      elements from the start of a page to the layer's V
         qkv_stride   int                      elements from one row of qkv to the next
         out_stride   int                      elements from one row of out to the next
-        scale        float                    factor of the scores, times log2(e)
+        scale        float                    factor of the scores, times log2(e); CAPPED: times 2 log2(e) / bound of the scores
+        softcap      float                    bound of the scores, times log2(e); not read unless CAPPED
         HEADS        int                      K
         GROUP        int                      G
         DIM          int                      D
@@ -221,6 +235,8 @@ def attend_tiles(
         PAGE_TOKENS  int                      tokens of a page
         ROWS         int                      (row, query head) pairs of a tile: it holds up to ROWS // G rows
         TOKENS       int                      tokens of the context that one round of the loop takes
+        WINDOW       int                      tokens that a row sees, its own included; 0: all before it
+        CAPPED       bool                     whether the scores have a soft cap
         DOT          dtype                    that products are computed in
     """
     m = tl.arange(0, ROWS)
@@ -243,23 +259,36 @@ def attend_tiles(
         at = (first_row + row).to(tl.int64)[:, None]
         q = tl.load(qkv + at * qkv_stride + column, mask=mask, other=0.0).to(DOT)
         limit = tl.minimum(position + row + 1, end)
+        lowest = limit
+        if WINDOW > 0:
+            lowest = position + row + 1 - WINDOW
 
         largest = tl.full((ROWS,), _LOWEST, tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         mixed = tl.zeros((ROWS, DIM_PAD), tl.float32)
         keys = arena + k_offset + head * DIM
         values = arena + v_offset + head * DIM
-        # Tokens up to the first row's own are seen by every row: no mask for whole blocks of them.
-        whole = tl.maximum(tl.minimum(position + 1, end) - begin, 0) // TOKENS * TOKENS
-        for first in range(begin, begin + whole, TOKENS):
+        left = begin
+        if WINDOW > 0:
+            # Tokens that the last row sees no longer: a mask for every block of them.
+            unseen = tl.maximum(position + rows - WINDOW - begin, 0)
+            left = tl.minimum(begin + (unseen + TOKENS - 1) // TOKENS * TOKENS, end)
+            for first in range(begin, left, TOKENS):
+                largest, total, mixed = _attend_tokens(
+                    q, largest, total, mixed, keys, values, pages + first_page, page_stride, first, end, lowest, limit, scale,
+                    softcap, HEADS * DIM, DIM, DIM_PAD, PAGE_TOKENS, TOKENS, WINDOW, CAPPED, DOT, True,
+                )  # fmt: skip
+        # Tokens from there to the first row's own are seen by every row: no mask for whole blocks of them.
+        whole = tl.maximum(tl.minimum(position + 1, end) - left, 0) // TOKENS * TOKENS
+        for first in range(left, left + whole, TOKENS):
             largest, total, mixed = _attend_tokens(
-                q, largest, total, mixed, keys, values, pages + first_page, page_stride, first, end, limit, scale,
-                HEADS * DIM, DIM, DIM_PAD, PAGE_TOKENS, TOKENS, DOT, False,
+                q, largest, total, mixed, keys, values, pages + first_page, page_stride, first, end, lowest, limit, scale,
+                softcap, HEADS * DIM, DIM, DIM_PAD, PAGE_TOKENS, TOKENS, WINDOW, CAPPED, DOT, False,
             )  # fmt: skip
-        for first in range(begin + whole, end, TOKENS):
+        for first in range(left + whole, end, TOKENS):
             largest, total, mixed = _attend_tokens(
-                q, largest, total, mixed, keys, values, pages + first_page, page_stride, first, end, limit, scale,
-                HEADS * DIM, DIM, DIM_PAD, PAGE_TOKENS, TOKENS, DOT, True,
+                q, largest, total, mixed, keys, values, pages + first_page, page_stride, first, end, lowest, limit, scale,
+                softcap, HEADS * DIM, DIM, DIM_PAD, PAGE_TOKENS, TOKENS, WINDOW, CAPPED, DOT, True,
             )  # fmt: skip
 
         if part < 0:

@@ -88,6 +88,17 @@ class Arena:
             self._release(owner, tail)
         return len(tail)
 
+    def free_head(self, owner: PageOwner, num_pages: int) -> None:
+        """Take back the first ``num_pages`` pages of ``owner``, which holds at least so many. O(pages of owner)."""
+        pages = self._pages[owner]
+        assert 0 < num_pages <= len(pages), f"{owner} holds {len(pages)} pages, not {num_pages}"
+        if num_pages == len(pages):
+            self.free(owner)
+            return
+        head = pages[:num_pages]
+        del pages[:num_pages]
+        self._release(owner, head)
+
     def hand_over(self, page: int, owner: PageOwner, new_owner: PageOwner) -> None:
         """Make ``new_owner``, who holds nothing yet, the owner of a page of ``owner``. O(pages of owner)."""
         assert new_owner not in self._pages, f"{new_owner} holds pages already"

@@ -63,7 +63,10 @@ class ArenaLayout:
         blocks, rest = divmod(self.page_tokens, BLOCK_TOKENS)
         if rest or blocks < 1 or blocks & (blocks - 1):
             raise ConfigError(f"page_tokens is {self.page_tokens}; allowed: {BLOCK_TOKENS} times a power of two")
-        widest = max(self.row_bytes(width) for module in MODULES for width in self.shape.module_widths(module))
+        widths = [width for module in MODULES for width in self.shape.module_widths(module)]
+        if self.shape.experts is not None:
+            widths += [self.shape.experts.width, self.shape.experts.num_experts]
+        widest = max(self.row_bytes(width) for width in widths)
         while self.page_bytes < _ROWS_PER_PAGE * widest:
             object.__setattr__(self, "page_tokens", 2 * self.page_tokens)
 
@@ -133,7 +136,12 @@ class ArenaLayout:
 
     def held_columns(self, rows: SideRows) -> slice:
         """Which elements of whole side rows lie in this arena."""
-        if self.shard is None or not rows.is_of_linear:
+        if self.shard is None:
+            return slice(0, rows.width)
+        if rows.kind in ("expert_a", "expert_b") and (rows.kind == "expert_a") == (rows.module == "down"):
+            part = rows.width // self.shard.world_size  # of the experts' intermediate width
+            return slice(self.shard.rank * part, (self.shard.rank + 1) * part)
+        if not rows.is_of_linear:
             return slice(0, rows.width)
         outputs = self.shard.outputs(rows.module)
         return slice(outputs.start, outputs.stop)

@@ -6,6 +6,10 @@ so neither another adapter nor other weights under the same name can ever meet t
 
 Whoever uses a page uses all pages before it. So a page is idle no later than those after it, and evicting
 whatever has been idle longest always takes a leaf.
+
+With a window that is different: a token sees no page before it, so a request gives up its first pages while it uses later ones,
+and they may be evicted before those. Their nodes stay, hollow, as long as a page follows; a prefix is found wherever the pages
+that its next token sees are there.
 """
 
 from __future__ import annotations
@@ -17,8 +21,10 @@ from typing import NamedTuple
 from evenflow.serving.core.request import AdapterDigest
 from evenflow.serving.memory.arena import Arena, OwnerKind, PageOwner
 from evenflow.serving.memory.idle_pages import IdlePages
+from evenflow.serving.memory.page_table import first_seen_page
 
 _Edge = tuple[int, ...]
+_HOLLOW = -1
 
 
 class CacheKey(NamedTuple):
@@ -45,6 +51,11 @@ class CachedPage:
         """True once no prefix leads to it any more; it is freed when its last user releases it."""
 
     @property
+    def is_hollow(self) -> bool:
+        """True if its page was evicted, though others follow it."""
+        return self.page < 0
+
+    @property
     def parent(self) -> CachedPage | None:
         """The page before it; None for a root, which has no page."""
         return self._parent
@@ -56,10 +67,15 @@ class CachedPage:
 
 
 class PrefixCache:
-    """Finds, lends, takes over and evicts pages. Bookkeeping only; an ``IdleHolder`` of ``idle_pages``."""
+    """Finds, lends, takes over and evicts pages. Bookkeeping only; an ``IdleHolder`` of ``idle_pages``.
 
-    def __init__(self, arena: Arena, idle_pages: IdlePages, page_tokens: int) -> None:
+    Users of a chain begin at ``first_needed``: pages before it are neither acquired nor released.
+    """
+
+    def __init__(self, arena: Arena, idle_pages: IdlePages, page_tokens: int, window: int | None = None) -> None:
         self._arena = arena
+        self.window = window
+        """How many tokens a token sees in every layer, itself included; None: in some layer all before it."""
         self.kind: OwnerKind = "cache"
         self._idle_pages = idle_pages
         self._page_tokens = page_tokens
@@ -83,7 +99,10 @@ class PrefixCache:
         return len(self._idle)
 
     def match(self, key: CacheKey, token_ids: Sequence[int]) -> list[CachedPage]:
-        """The longest chain of cached pages that ``token_ids`` begin with. Changes nothing. O(tokens)."""
+        """The longest chain that ``token_ids`` begin with and that can be gone on from. Changes nothing. O(tokens).
+
+        Only with a window can pages be hollow in it, and none from ``first_needed(len(chain))`` on is.
+        """
         node = self._roots.get(key)
         chain: list[CachedPage] = []
         size = self._page_tokens
@@ -93,10 +112,23 @@ class PrefixCache:
             node = node.children.get(tuple(token_ids[start : start + size]))
             if node is not None:
                 chain.append(node)
-        return chain
+        return chain if self.window is None else chain[: self._num_usable(chain)]
+
+    def first_needed(self, num_pages: int) -> int:
+        """The first page that anything behind ``num_pages`` full pages sees."""
+        return first_seen_page(num_pages * self._page_tokens, self.window, self._page_tokens)
+
+    def _num_usable(self, chain: Sequence[CachedPage]) -> int:
+        """How many pages of the chain, at most, can be gone on from."""
+        usable = whole = 0
+        for count, node in enumerate(chain, start=1):
+            whole = 0 if node.is_hollow else whole + 1
+            if whole >= count - self.first_needed(count):
+                usable = count
+        return usable
 
     def acquire(self, chain: Sequence[CachedPage]) -> None:
-        """One more user for each page of ``chain``, which begins at the root."""
+        """One more user for each page of ``chain``, which begins at the root or where ``first_needed`` says."""
         for node in chain:
             if node.num_users == 0:
                 del self._idle[node]
@@ -143,8 +175,11 @@ class PrefixCache:
                 node.children[edge] = child
                 child.num_users = 1
             elif child.num_users == 0:
-                self.acquire((child,))
-                self._arena.free(child.owner)
+                if child.is_hollow:
+                    child.num_users = 1
+                else:
+                    self.acquire((child,))
+                    self._arena.free(child.owner)
                 self._arena.hand_over(page, owner, child.owner)
                 child.page = page
             else:
@@ -160,7 +195,7 @@ class PrefixCache:
             del self._key_by_root[root]
             for node in list(_below(root)):
                 node.is_forgotten = True
-                if node.num_users == 0:
+                if node.num_users == 0 and not node.is_hollow:
                     del self._idle[node]
                     self._arena.free(node.owner)
         self.version += 1
@@ -178,26 +213,43 @@ class PrefixCache:
         return None if node is None else node.idle_since
 
     def evict_first(self) -> None:
-        """Free the page that has been idle longest. No cached page follows it in the tree."""
+        """Free the page that has been idle longest. Without windows no cached page follows it in the tree."""
         node, _ = self._idle.popitem(last=False)
-        assert not node.children, "a page was evicted before those after it"
-        node.unlink()
         self._arena.free(node.owner)
         self.num_evictions += 1
         self.version += 1
+        if node.children:
+            assert self.window is not None, "a page was evicted before those after it"
+            node.page = _HOLLOW
+            return
+        self._unlink(node)
+
+    def _unlink(self, node: CachedPage) -> None:
+        """Take a leaf out of its tree, with the hollow nodes that led to nothing else, and perhaps the tree."""
+        node.unlink()
         parent = node.parent
+        while parent is not None and parent.parent is not None and parent.is_hollow and not parent.children:
+            parent.unlink()
+            parent = parent.parent
         if parent in self._key_by_root and not parent.children:
             del self._roots[self._key_by_root.pop(parent)]
 
     def check_integrity(self, chains: Sequence[Sequence[CachedPage]] | None = None) -> None:
-        """Assert that trees, arena and idle pages agree; ``chains``: what every user has acquired, if known."""
+        """Assert that trees, arena and idle pages agree; ``chains``: what every user holds acquired, if known."""
         nodes = [node for root in self._roots.values() for node in _below(root)]
-        assert len({node.page for node in nodes}) == len(nodes), "two prefixes share a page"
+        pages = [node.page for node in nodes if not node.is_hollow]
+        assert len(set(pages)) == len(pages), "two prefixes share a page"
         for node in nodes:
-            assert tuple(self._arena.pages_of(node.owner)) == (node.page,), f"{node.owner} does not own its page"
-            assert (node.num_users == 0) == (node in self._idle), f"{node.owner} is in the wrong list"
+            owned = () if node.is_hollow else (node.page,)
+            assert tuple(self._arena.pages_of(node.owner)) == owned, f"{node.owner} does not own its page"
+            is_idle = node.num_users == 0 and not node.is_hollow
+            assert is_idle == (node in self._idle), f"{node.owner} is in the wrong list"
+            if node.is_hollow:
+                assert self.window is not None, f"{node.owner} has no page"
+                assert node.children, f"{node.owner} has no page and leads nowhere"
+                assert node.num_users == 0, f"{node.owner} is used without a page"
             for child in node.children.values():
-                assert child.num_users <= node.num_users, "a page is used without the one before it"
+                assert self.window is not None or child.num_users <= node.num_users, "used without the page before it"
         assert all(root.children for root in self._roots.values()), "an empty tree was kept"
         assert {key: root for root, key in self._key_by_root.items()} == self._roots
         assert set(self._idle) <= set(nodes), "an idle page cannot be found"
@@ -209,7 +261,7 @@ class PrefixCache:
                 for node in chain:
                     users[node] = users.get(node, 0) + 1
             assert {node: node.num_users for node in (*nodes, *users) if node.num_users} == users, "users are miscounted"
-            reachable = {node.owner for node in (*nodes, *users)}
+            reachable = {node.owner for node in (*nodes, *users) if not node.is_hollow}
             assert reachable == set(self._arena.owners("cache")), "a cached page is lost"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evenflow.serving.models.fields import Fields
+from evenflow.serving.models.mixture import Mixture
 from evenflow.serving.models.rope import RopeSpec
 
 Activation = Literal["silu", "gelu", "gelu tanh"]
@@ -65,6 +66,10 @@ def _no_traits(fields: Fields) -> Traits:
     return Traits()
 
 
+def _no_mixture(fields: Fields) -> None:
+    return None
+
+
 def _as_they_are(fields: Fields, layers: tuple[LayerKind, ...]) -> tuple[LayerKind, ...]:
     return layers
 
@@ -116,14 +121,27 @@ class ModelFamily:
     sliding_window: Literal["layer types", "if used", "always"] = "layer types"
     """When the field ``sliding_window`` counts: where ``layer_types`` names sliding layers; if ``use_sliding_window`` is
     true; or unless it is null."""
+    default_window: int | None = 4096
+    """``sliding_window`` where it is missing; None: then no layer has one."""
+    full_every: int | None = None
+    """Where ``layer_types`` is missing, every layer of this number sees everything and the others a window; None: all do."""
+    full_every_field: str | None = None
+    """The field that names another number; None: there is none."""
     default_partial: float | None = None
     """``partial_rotary_factor``, the part of every head that is rotated, where it is missing; None: it must be 1."""
     has_rope_per_layer_type: bool = False
-    """True: ``rope_parameters`` holds one rope for each of the ``layer_types``."""
+    """True: ``rope_parameters`` holds one rope for each of the ``layer_types``; where it does not, what it holds is that of the
+    layers that see everything, and the others have a default rope."""
+    window_theta_field: str | None = None
+    """Where ropes differ by the type of a layer: the base of those with a window; None: ``rope_theta`` is."""
+    default_window_theta: float | None = None
+    """That base where it is missing; None: ``default_theta``."""
     honours: frozenset[str] = frozenset()
     """Fields among ``model_config.FOREIGN`` that ``traits`` or ``layers`` read; all others must have a value without effect."""
     traits: Callable[[Fields], Traits] = _no_traits
     """Reads what only this family has, noting what is wrong with it."""
+    mixture: Callable[[Fields], Mixture | None] = _no_mixture
+    """Reads the mixture of experts of a family that has one."""
     layers: Callable[[Fields, tuple[LayerKind, ...]], tuple[LayerKind, ...]] = _as_they_are
     """Changes the kinds of the layers, one for each, as read from the fields that all families share."""
 

@@ -60,8 +60,10 @@ class Fields:
             return default
         return float(value)
 
-    def optional_number(self, name: str) -> float | None:
-        """A number above 0; None if the field is missing, null or 0."""
+    def optional_number(self, name: str, default: float | None = None) -> float | None:
+        """A number above 0; None if the field is null or 0, ``default`` if it is missing."""
+        if name not in self.raw:
+            return default
         return self.number(name, 1.0) if self.raw.get(name) not in (None, 0) else None
 
     def optional_id(self, name: str) -> int | None:

@@ -63,6 +63,23 @@ class NormsAroundLayer(LayerParts):
         return self._after_mlp(delta_TH)
 
 
+class WeighedNormsAroundLayer(NormsAroundLayer):
+    """Norms around attention and MLP, and what they add multiplied by ``Traits.residual_multiplier`` (HyperCLOVA X)."""
+
+    def __init__(self, index: int, weights: LayerWeights, config: ModelConfig, shape: ModelShape, group: Group) -> None:
+        super().__init__(index, weights, config, shape, group)
+        self._multiplier = config.traits.residual_multiplier
+
+    def run(
+        self, hidden_TH: torch.Tensor, delta_TH: torch.Tensor | None, attention: AttentionBackend, lora: LoRABackend | None
+    ) -> torch.Tensor:
+        """See ``Layer``."""
+        delta_TH = self._attention(self._before_attention(hidden_TH, delta_TH), attention, lora)
+        delta_TH = self._after_attention(delta_TH).mul_(self._multiplier)
+        delta_TH = self._mlp(self._before_mlp(hidden_TH, delta_TH), lora)
+        return self._after_mlp(delta_TH).mul_(self._multiplier)
+
+
 class ParallelLayer(LayerParts):
     """Attention and MLP beside each other, behind one norm (Cohere)."""
 
@@ -78,4 +95,4 @@ class ParallelLayer(LayerParts):
         return self._attention(x_TH, attention, lora).add_(self._mlp(x_TH, lora))
 
 
-__all__ = ["NormsAfterLayer", "NormsAroundLayer", "ParallelLayer", "WeighedLayer"]
+__all__ = ["NormsAfterLayer", "NormsAroundLayer", "ParallelLayer", "WeighedLayer", "WeighedNormsAroundLayer"]

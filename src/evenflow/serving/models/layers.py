@@ -183,18 +183,37 @@ class HeadNorm:
         )
 
 
+def norm_columns(x_TC: torch.Tensor, first: int, weight_W: torch.Tensor, eps: float) -> None:
+    """RMS norm of the columns from ``first`` on that ``weight_W`` is for, in place. ``x_TC`` is contiguous."""
+    width = weight_W.shape[0]
+    if not _is_fused(x_TC):
+        part_TW = x_TC[:, first : first + width]
+        part_TW.copy_(rms_norm(part_TW.to(weight_W.dtype), (width,), weight_W, eps))
+        return
+    assert x_TC.is_contiguous()
+    address, no_weight = x_TC.data_ptr() + first * x_TC.dtype.itemsize, 0
+    pointwise_cpu.norm_heads(
+        element_of(x_TC.dtype.itemsize),
+        element_of(weight_W.dtype.itemsize),
+        _num_threads(x_TC.shape[0] * width, _SERIAL_NORM_ELEMENTS),
+        x_TC.shape[0],
+        address,
+        x_TC.shape[1],
+        1,
+        0,
+        width,
+        weight_W.data_ptr(),
+        no_weight,
+        np.float32(eps),
+    )
+
+
 def silu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up for a fused [gate | up] (contiguous): a new [T, I]."""
-    num_rows, width = gate_up_T2I.shape[0], gate_up_T2I.shape[1] // 2
     if not _is_fused(gate_up_T2I):
         gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
         return silu(gate_TI).mul_(up_TI)
-    assert gate_up_T2I.is_contiguous()
-    out_TI = torch.empty((num_rows, width), dtype=gate_up_T2I.dtype)
-    element = element_of(gate_up_T2I.dtype.itemsize)
-    threads = _num_threads(num_rows * width, _SERIAL_SILU_ELEMENTS)
-    pointwise_cpu.silu_and_multiply(element, threads, num_rows, gate_up_T2I.data_ptr(), out_TI.data_ptr(), width)
-    return out_TI
+    return _gated(pointwise_cpu.silu_and_multiply, gate_up_T2I)
 
 
 def gelu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
@@ -205,8 +224,20 @@ def gelu_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
 
 def gelu_tanh_and_multiply(gate_up_T2I: torch.Tensor) -> torch.Tensor:
     """The same with gelu's approximation by tanh."""
-    gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
-    return gelu(gate_TI, approximate="tanh").mul_(up_TI)
+    if not _is_fused(gate_up_T2I):
+        gate_TI, up_TI = gate_up_T2I.chunk(2, dim=-1)
+        return gelu(gate_TI, approximate="tanh").mul_(up_TI)
+    return _gated(pointwise_cpu.gelu_and_multiply, gate_up_T2I)
+
+
+def _gated(kernel: Callable[..., None], gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    assert gate_up_T2I.is_contiguous()
+    num_rows, width = gate_up_T2I.shape[0], gate_up_T2I.shape[1] // 2
+    out_TI = torch.empty((num_rows, width), dtype=gate_up_T2I.dtype)
+    element = element_of(gate_up_T2I.dtype.itemsize)
+    threads = _num_threads(num_rows * width, _SERIAL_SILU_ELEMENTS)
+    kernel(element, threads, num_rows, gate_up_T2I.data_ptr(), out_TI.data_ptr(), width)
+    return out_TI
 
 
 GateRule = Callable[[torch.Tensor], torch.Tensor]
@@ -218,4 +249,4 @@ def gate_rule(activation: Activation) -> GateRule:
     return {"silu": silu_and_multiply, "gelu": gelu_and_multiply, "gelu tanh": gelu_tanh_and_multiply}[activation]
 
 
-__all__ = ["NORMS", "HeadNorm", "Norm", "RMSNorm", "gate_rule", "silu_and_multiply"]
+__all__ = ["NORMS", "HeadNorm", "Norm", "RMSNorm", "gate_rule", "norm_columns", "silu_and_multiply"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from evenflow.base.errors import ConfigError
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.core.shard import Shard
 from evenflow.serving.models.decoder import Decoder
 from evenflow.serving.models.model_config import ModelConfig
@@ -46,6 +47,7 @@ def load_model(
     shard: Shard | None = None,
     quantization: str = "none",
     cache_folder: Path | None = None,
+    tell: Tell = tell_nobody,
 ) -> Decoder:
     """Read a folder's weights, or a shard of them, into a decoder of ``config``. ``bind`` it before use. Raises ModelError.
 
@@ -63,7 +65,7 @@ def load_model(
             part = "whole" if shard is None else f"{shard.rank} of {shard.world_size}"
             digest = model_digest(weight_files(path), chosen, part)
             cache = stack.enter_context(MatrixCache(cache_folder, digest))
-        weights = load_weights(path, config, dtype, device, shard, chosen, cache)
+        weights = load_weights(path, config, dtype, device, shard, chosen, cache, tell)
         return make(config, weights, group, shard)
 
 

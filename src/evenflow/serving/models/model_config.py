@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from evenflow.base.errors import ModelError
-from evenflow.serving.core.shape import ModelShape
+from evenflow.serving.core.shape import ExpertsShape, ModelShape
 from evenflow.serving.models.family import Activation, LayerKind, ModelFamily, Traits
 from evenflow.serving.models.fields import Fields
 from evenflow.serving.models.generation_config import read_generation_config, sampling_defaults
+from evenflow.serving.models.mixture import Mixture
 from evenflow.serving.models.registry import FAMILIES, family_of
-from evenflow.serving.models.rope import RopeSpec, read_rope
+from evenflow.serving.models.rope import RopeSpec, is_rope_per_type, read_rope
 from evenflow.serving.models.stored.quantization_config import read_quantization_config
 
 _MOST_LAYERS = 4096
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 _DTYPES = ("float32", "float16", "bfloat16")
 
 FOREIGN: Mapping[str, tuple[Any, ...]] = {
@@ -72,6 +74,8 @@ class ModelConfig:
     bos_token_id: int | None
     dtype: str | None
     """dtype of the stored weights, where the folder says."""
+    mixture: Mixture | None = None
+    """Its mixtures of experts, if it has such."""
     sampling_defaults: tuple[tuple[str, float], ...] = ()
     """(field of SamplingParams, value) pairs that generation_config.json recommends."""
 
@@ -86,26 +90,28 @@ class ModelConfig:
         given = self.traits.attention_scale
         return self.shape.head_dim**-0.5 if given is None else given
 
-    @property
-    def sliding_window(self) -> int | None:
-        """Tokens that some layer may look back; None: all layers see everything."""
-        return min((kind.window for kind in self.layers if kind.window is not None), default=None)
+    def windows(self, max_len: int) -> tuple[int | None, ...]:
+        """How many tokens a token of each layer sees, itself included; None: all of a sequence of ``max_len`` tokens."""
+        return tuple(None if kind.window is None or kind.window >= max_len else kind.window for kind in self.layers)
+
+    def kept_window(self, max_len: int) -> int | None:
+        """How many tokens back, at most, any layer sees in sequences of ``max_len`` tokens; None: some layer sees them all."""
+        windows = [window for window in self.windows(max_len) if window is not None]
+        return max(windows) if len(windows) == len(self.layers) else None
 
     def context_length(self, requested: int | None = None) -> int:
         """Tokens a sequence may have, prompt and output. ``requested`` None: as many as the model supports.
 
-        A sliding window is honoured by keeping sequences inside it; a dynamic rope by keeping them
-        inside its original context, beyond which its frequencies would depend on the sequence's
-        length and K in the arena would go stale. A longrope keeps inside it too unless more is requested:
-        then all sequences get the long factors, whatever their length. Raises ModelError if ``requested`` exceeds that.
+        A dynamic rope is honoured by keeping sequences inside its original context, beyond which its frequencies
+        would depend on the sequence's length and K in the arena would go stale. A longrope keeps inside it too unless more
+        is requested: then all sequences get the long factors, whatever their length. Raises ModelError if ``requested``
+        exceeds that.
         """
         limit, reason = self.max_position_embeddings, f"max_position_embeddings is {self.max_position_embeddings}"
         if self.rope.kind in ("linear", "yarn") and requested is not None:
             stretched = int(self.rope.original_max_position * self.rope.factor)
             if stretched > limit:
                 limit, reason = stretched, f"a {self.rope.kind} rope of factor {self.rope.factor} reaches {stretched} tokens"
-        if self.sliding_window is not None and self.sliding_window < limit:
-            limit, reason = self.sliding_window, f"sliding_window is {self.sliding_window}, and longer sequences would need it"
         if requested is None:
             return min(limit, self.rope.original_max_position) if self.rope.kind == "longrope" else limit
         if requested < 1:
@@ -141,14 +147,16 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
             fields.refuse(f"{name} is {config[name]!r}; a {family.model_type} model with it is not supported")
     activation = fields.choice(family.activation_field, family.default_activation, family.activations)
     fields.noting(lambda: _check_quantization(config), None)
-    shape = _shape(fields, family)
+    mixture = family.mixture(fields)
+    shape = _shape(fields, family, mixture)
     max_position = fields.integer("max_position_embeddings")
     has_qkv_bias, has_o_bias = _attention_biases(fields, family)
     eps = config.get(family.norm_eps_field, family.default_norm_eps)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1:
         fields.refuse(f"{family.norm_eps_field} is {eps!r}; allowed: a number between 0 and 1")
-    ropes = _ropes(fields, family, max_position, shape)
-    windows = _windows(fields, shape.num_layers, family)
+    layer_types = _layer_types(fields, shape.num_layers, family)
+    ropes = _ropes(fields, family, max_position, shape, layer_types)
+    windows = _windows(fields, layer_types, family)
     found = ModelConfig(
         architecture=family.architecture,
         shape=shape,
@@ -165,6 +173,7 @@ def parse_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None
         eos_token_ids=_token_ids(fields, generation, shape.vocab_size),
         bos_token_id=fields.optional_id("bos_token_id"),
         dtype=_dtype(fields),
+        mixture=mixture,
         sampling_defaults=fields.noting(lambda: tuple(sampling_defaults(generation).items()), ()),
     )
     fields.check()
@@ -175,7 +184,7 @@ def _check_quantization(config: Mapping[str, Any]) -> None:
     read_quantization_config(config)  # says what is wrong with it; whoever reads the weights reads it again
 
 
-def _shape(fields: Fields, family: ModelFamily) -> ModelShape:
+def _shape(fields: Fields, family: ModelFamily, mixture: Mixture | None) -> ModelShape:
     num_heads, hidden_size = fields.integer("num_attention_heads"), fields.integer("hidden_size")
     num_layers = fields.integer("num_hidden_layers", most=_MOST_LAYERS)
     inner, vocab_size = fields.integer("intermediate_size"), fields.integer("vocab_size")
@@ -189,7 +198,23 @@ def _shape(fields: Fields, family: ModelFamily) -> ModelShape:
             fields.refuse(f"head_dim is {head_dim}; allowed: an even number")
         if num_heads % num_kv_heads:
             fields.refuse(f"num_key_value_heads is {num_kv_heads}; allowed: a divisor of num_attention_heads ({num_heads})")
-    return ModelShape(num_layers, hidden_size, inner, num_heads, num_kv_heads, head_dim, vocab_size)
+    if mixture is None:
+        return ModelShape(num_layers, hidden_size, inner, num_heads, num_kv_heads, head_dim, vocab_size)
+    # Adapters know one width of MLPs: the dense layers' where there are such, else the shared expert's.
+    if all(mixture.is_sparse):
+        inner = mixture.shared_width or mixture.width
+    block = "mlp.shared_expert" if mixture.shared_width == inner else ""
+    return ModelShape(
+        num_layers,
+        hidden_size,
+        inner,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        vocab_size,
+        mlp_blocks=tuple(block if is_sparse else "mlp" for is_sparse in mixture.is_sparse),
+        experts=ExpertsShape(mixture.num_experts, mixture.width, mixture.shared_width),
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -212,42 +237,60 @@ def _attention_biases(fields: Fields, family: ModelFamily) -> tuple[bool, bool]:
     return of_qkv, of_o is not None and fields.flag(of_o)
 
 
-def _ropes(fields: Fields, family: ModelFamily, max_position: int, shape: ModelShape) -> list[RopeSpec]:
-    """The rope of each layer."""
-
-    def read(layer_type: str | None) -> RopeSpec:
-        return read_rope(
-            fields.raw,
-            max_position,
-            shape.head_dim,
-            default_theta=family.default_theta,
-            default_partial=family.default_partial,
-            layer_type=layer_type,
-        )
-
-    names = fields.raw.get("layer_types")
-    if not family.has_rope_per_layer_type or not isinstance(names, list) or len(names) != shape.num_layers:
-        return [fields.noting(lambda: read(None), RopeSpec())] * shape.num_layers
-    of_type = {name: fields.noting(partial(read, name), RopeSpec()) for name in dict.fromkeys(map(str, names))}
-    return [of_type[str(name)] for name in names]
-
-
-def _windows(fields: Fields, num_layers: int, family: ModelFamily) -> list[int | None]:
-    """The window of each layer in tokens; None: it sees everything. Where one counts but is not given, it is 4096."""
-    layer_types = fields.per_layer("layer_types", num_layers, ("full_attention", "sliding_attention"))
-    slides = [False] * num_layers if layer_types is None else [name == "sliding_attention" for name in layer_types]
+def _layer_types(fields: Fields, num_layers: int, family: ModelFamily) -> list[str]:
+    """Of each layer whether it sees everything or a window, by the names in ``layer_types``."""
+    given = fields.per_layer("layer_types", num_layers, (_FULL, _SLIDING))
+    window = fields.raw.get("sliding_window", family.default_window)
+    slides = [False] * num_layers
     if family.sliding_window == "if used":
         if not fields.flag("use_sliding_window"):
-            return [None] * num_layers
+            return [_FULL] * num_layers
         first = fields.integer("max_window_layers", 28) if fields.raw.get("max_window_layers") != 0 else 0
-        if layer_types is None:
-            slides = [layer >= first for layer in range(num_layers)]
+        slides = [layer >= first and window is not None for layer in range(num_layers)]
     elif family.sliding_window == "always":
-        slides = [fields.raw.get("sliding_window", 4096) is not None] * num_layers
-    if not any(slides):
-        return [None] * num_layers
-    window = fields.integer("sliding_window", 4096)
-    return [window if one else None for one in slides]
+        return [_FULL if window is None else _SLIDING] * num_layers
+    elif family.full_every is not None:
+        named = family.full_every_field
+        every = family.full_every if named is None else fields.integer(named, family.full_every)
+        slides = [(layer + 1) % every != 0 for layer in range(num_layers)]
+    return [_SLIDING if one else _FULL for one in slides] if given is None else given
+
+
+def _windows(fields: Fields, layer_types: list[str], family: ModelFamily) -> list[int | None]:
+    """The window of each layer in tokens; None: it sees everything."""
+    if _SLIDING not in layer_types:
+        return [None] * len(layer_types)
+    if fields.raw.get("sliding_window", family.default_window) is None:
+        fields.refuse("sliding_window is null; allowed: an integer of 1 or more, because some layers have a window")
+        return [None] * len(layer_types)
+    window = fields.integer("sliding_window", family.default_window)
+    return [window if name == _SLIDING else None for name in layer_types]
+
+
+def _ropes(fields: Fields, family: ModelFamily, max_position: int, shape: ModelShape, layer_types: list[str]) -> list[RopeSpec]:
+    """The rope of each layer."""
+    theta, of_windows = family.default_theta, family.default_window_theta
+
+    def read(layer_type: str | None) -> RopeSpec:
+        raw: Mapping[str, Any] = fields.raw
+        slides = layer_type == _SLIDING
+        if slides and not is_rope_per_type(raw):  # The rope that is given is that of the layers that see everything.
+            raw = {**raw, "rope_parameters": None, "rope_scaling": None}
+        if slides and family.window_theta_field is not None:
+            raw = {**raw, "rope_theta": raw.get(family.window_theta_field)}
+        return read_rope(
+            raw,
+            max_position,
+            shape.head_dim,
+            default_theta=of_windows if slides and of_windows is not None else theta,
+            default_partial=family.default_partial,
+            layer_type=layer_type if is_rope_per_type(raw) else None,
+        )
+
+    if not family.has_rope_per_layer_type:
+        return [fields.noting(lambda: read(None), RopeSpec())] * shape.num_layers
+    of_type = {name: fields.noting(partial(read, name), RopeSpec()) for name in dict.fromkeys(layer_types)}
+    return [of_type[name] for name in layer_types]
 
 
 def _token_ids(fields: Fields, generation: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:

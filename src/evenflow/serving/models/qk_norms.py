@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from evenflow.serving.core.shape import ModelShape
-from evenflow.serving.models.layers import HeadNorm
+from evenflow.serving.models.layers import HeadNorm, norm_columns
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.weight_source import WeightSource
 from evenflow.serving.parallel.group import Group
@@ -31,7 +31,8 @@ class WholeNorm:
     def __init__(
         self, q_weight_Q: torch.Tensor, k_weight_K: torch.Tensor, num_kv_heads: int, head_dim: int, eps: float, group: Group
     ) -> None:
-        self._q_weight_Q, self._k_weight_K, self._eps, self._group = q_weight_Q, k_weight_K, eps, group
+        self._q_weight_Q, self._k_weight_K = q_weight_Q.contiguous(), k_weight_K.contiguous()
+        self._eps, self._group = eps, group
         self._q, self._k = q_weight_Q.shape[0], k_weight_K.shape[0]
         num_copies = max(1, group.world_size // num_kv_heads)
         per_element = [1 / (self._q * group.world_size), 1 / (num_kv_heads * head_dim * num_copies)]
@@ -39,11 +40,14 @@ class WholeNorm:
 
     def __call__(self, qkv_TC: torch.Tensor) -> None:
         """See ``QKNorm``."""
+        if self._group.world_size == 1:
+            norm_columns(qkv_TC, 0, self._q_weight_Q, self._eps)
+            norm_columns(qkv_TC, self._q, self._k_weight_K, self._eps)
+            return
         q_TQ, k_TK = qkv_TC[:, : self._q], qkv_TC[:, self._q : self._q + self._k]
         q_wide_TQ, k_wide_TK = q_TQ.float(), k_TK.float()
         squares_T2 = torch.stack([q_wide_TQ.square().sum(1), k_wide_TK.square().sum(1)], dim=1)
-        if self._group.world_size > 1:
-            squares_T2 = self._group.all_reduce(squares_T2, "qk_norm")
+        squares_T2 = self._group.all_reduce(squares_T2, "qk_norm")
         scales_T2 = (squares_T2 * self._per_element_2 + self._eps).rsqrt_()
         q_TQ.copy_(q_wide_TQ.mul_(scales_T2[:, :1]).mul_(self._q_weight_Q))
         k_TK.copy_(k_wide_TK.mul_(scales_T2[:, 1:]).mul_(self._k_weight_K))

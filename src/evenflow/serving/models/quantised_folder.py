@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from evenflow.base.errors import ConfigError, ModelError
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.models.model_config import load_config
 from evenflow.serving.models.stored.gguf_folder import POINTER
 from evenflow.serving.models.stored.stored_weights import open_weights
@@ -36,7 +37,7 @@ def stored_tensors(module: str, matrix: GroupedMatrix) -> dict[str, torch.Tensor
     return found if matrix.minima_OG is None else {**found, f"{module}.minima": matrix.minima_OG}
 
 
-def write_quantised(folder: Path, out: Path, scheme: str) -> tuple[int, int]:
+def write_quantised(folder: Path, out: Path, scheme: str, tell: Tell = tell_nobody) -> tuple[int, int]:
     """Write the model in ``folder`` to ``out``, all of it or nothing; returns bytes of weights before and after.
 
     Raises ConfigError for a scheme that there is not, an ``out`` that is there, and weights that are quantised already.
@@ -52,7 +53,8 @@ def write_quantised(folder: Path, out: Path, scheme: str) -> tuple[int, int]:
     with open_weights(folder) as stored:
         if stored.is_quantised:
             raise ConfigError(f"{folder} is quantised already ({stored.description})")
-        for name in stored.shapes:
+        for number, name in enumerate(stored.shapes):
+            tell("quantising", number, len(stored.shapes))
             is_head = name == ("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
             value = stored.tensor(name)
             before += value.numel() * 2
@@ -63,6 +65,7 @@ def write_quantised(folder: Path, out: Path, scheme: str) -> tuple[int, int]:
             if of.bits == 4 and value.shape[1] % 2:
                 raise ModelError(f"{name} has {value.shape[1]} inputs; allowed with 4 bits: an even number")
             written |= stored_tensors(name.removesuffix(".weight"), quantise(value, of))
+    tell("quantising", 1, 1)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     raw["quantization_config"] = {"quant_method": "evenflow", "format": 1, "scheme": chosen.name}
     try:

@@ -157,6 +157,12 @@ def read_rope(
     )
 
 
+def is_rope_per_type(config: Mapping[str, Any]) -> bool:
+    """Whether ``rope_parameters`` (or ``rope_scaling``) holds one rope for each type of layer."""
+    found = next((config[field] for field in ("rope_parameters", "rope_scaling") if config.get(field) is not None), None)
+    return isinstance(found, Mapping) and any(isinstance(entry, Mapping) for entry in found.values())
+
+
 def _rope_object(config: Mapping[str, Any], layer_type: str | None) -> tuple[str, Mapping[str, Any]]:
     """(name of the field it came from, the rope object, {} if there is none)."""
     for field in ("rope_parameters", "rope_scaling"):
@@ -211,4 +217,4 @@ def _attention_factor(kind: str, number: Callable[[str, float], float], factor: 
     return given * number("attn_factor", 1.0)
 
 
-__all__ = ["ROPE_KINDS", "RopeSpec", "read_rope"]
+__all__ = ["ROPE_KINDS", "RopeSpec", "is_rope_per_type", "read_rope"]

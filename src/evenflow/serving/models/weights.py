@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from evenflow.base.errors import ConfigError, ModelError
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.backends.devices.weight_products import Weight
 from evenflow.serving.core.shape import BLOCK_OF
 from evenflow.serving.core.shard import Shard
@@ -25,6 +26,7 @@ from evenflow.serving.models.gated_mlp import FeedForward
 from evenflow.serving.models.matrices import Matrices
 from evenflow.serving.models.model_config import ModelConfig
 from evenflow.serving.models.stored.fused_weights import FusedWeights
+from evenflow.serving.models.stored.stacked_experts import each_expert_by_itself
 from evenflow.serving.models.stored.stored_weights import StoredWeights, open_weights
 from evenflow.serving.models.weight_source import WeightSource
 from evenflow.serving.quant.matrix_cache import MatrixCache
@@ -89,6 +91,7 @@ def load_weights(
     shard: Shard | None = None,
     quantization: Quantization | None = None,
     cache: MatrixCache | None = None,
+    tell: Tell = tell_nobody,
 ) -> ModelWeights:
     """Read the folder's weights, or one rank's shard. Raises ModelError naming missing, left-over or misshapen tensors.
 
@@ -97,6 +100,8 @@ def load_weights(
     shard = shard or Shard(config.shape, 0, 1)
     with open_weights(path) as opened:
         stored: StoredWeights = opened
+        if config.mixture is not None:
+            stored = each_expert_by_itself(stored, config.mixture, config.shape.hidden_size)
         _check(stored.shapes, config, Path(path))
         if quantization is not None and stored.is_quantised:
             raise ConfigError(
@@ -122,7 +127,12 @@ def load_weights(
                 raise ModelError(
                     f"{path}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight"
                 )
-        layers = deque(_layer(source, config, layer) for layer in range(config.shape.num_layers))
+        what, num_layers = "loading weights" if quantization is None else "quantising weights", config.shape.num_layers
+        layers: deque[LayerWeights] = deque()
+        tell(what, 0, num_layers)
+        for layer in range(num_layers):
+            layers.append(_layer(source, config, layer))
+            tell(what, layer + 1, num_layers)
         return ModelWeights(embedding=embedding, layers=layers, norm=source.tensor("model.norm.weight"), head=head)
 
 

@@ -10,19 +10,20 @@ import torch
 
 from evenflow.base.errors import ConfigError
 from evenflow.base.memory_size import format_size, free_memory_bytes, total_memory_bytes
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.adapters.base_weights import BaseWeights
 from evenflow.serving.adapters.bounded_reading import BoundedReading
 from evenflow.serving.adapters.reading import AdapterReading, InProcessReading
 from evenflow.serving.adapters.row_store import RowStore
-from evenflow.serving.backends.choose import ATTENTION_BACKENDS, LORA_BACKENDS, BackendNames
+from evenflow.serving.backends.choose import LORA_BACKENDS, BackendNames
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.backends.lora.side_weights import SidedLoRA, SideWeights
 from evenflow.serving.config.engine_config import EngineConfig
 from evenflow.serving.memory.layout import ArenaLayout
 from evenflow.serving.models.load import load_model
+from evenflow.serving.models.model_attention import make_attention
 from evenflow.serving.models.model_config import ModelConfig, load_config
-from evenflow.serving.models.rope_table import rope_tables
 from evenflow.serving.parallel.sharded_lora import ExchangedLoRA
 from evenflow.serving.runner.forward import EagerForward, Forward, GraphedForward, graph_sizes
 from evenflow.serving.runner.membership import Membership, backend_names
@@ -44,14 +45,21 @@ class BuiltWorker:
 
 
 def build_worker(
-    config: EngineConfig, model_config: ModelConfig, membership: Membership, sampler: Sampler | None, host_rows: HostSide
+    config: EngineConfig,
+    model_config: ModelConfig,
+    membership: Membership,
+    sampler: Sampler | None,
+    host_rows: HostSide,
+    tell: Tell = tell_nobody,
 ) -> BuiltWorker:
     """Load the rank's weights, lay out its arena, compile the kernels. ``sampler``: None on ranks that sample nothing.
 
     All ranks of the group call it, with the same config. Raises ModelError or ConfigError.
     """
     device, dtype, shard, group = membership.device, membership.dtype, membership.shard, membership.group
-    model = load_model(config.model, model_config, dtype, device, group, shard, config.quantization, matrix_folder(config))
+    model = load_model(
+        config.model, model_config, dtype, device, group, shard, config.quantization, matrix_folder(config), tell
+    )
     if shard is None:
         layout = ArenaLayout(model_config.shape, dtype.itemsize, config.page_tokens)
     else:
@@ -60,23 +68,19 @@ def build_worker(
     num_pages = membership.smallest(arena_pages(config, layout, device))
     max_model_len = context_length(config, model_config, layout, num_pages)
     storage = Storage(layout, num_pages, dtype, device)
-    ropes = [kind.rope for kind in model_config.layers]
-    cos_PD, sin_PD, rope_of_layer = rope_tables(ropes, layout.shape.head_dim, max_model_len)
     names = backend_names(config, device, dtype, layout.shape)
-    attention = ATTENTION_BACKENDS.load(names.attention)(
-        storage, cos_PD, sin_PD, model_config.attention_scale, rope_of_layer=rope_of_layer
-    )
+    attention = make_attention(names.attention, storage, model_config, max_model_len)
     lora: LoRABackend = LORA_BACKENDS.load(names.lora)(storage)
     if shard is not None and shard.exchanged:
         lora = ExchangedLoRA(lora, shard, group)
     lora = SidedLoRA(lora, SideWeights(storage, model_config.shape.vocab_size))
     eager = EagerForward(model, storage, attention, lora)
-    is_graphed = (
-        device.type == "cuda" and shard is None and names == BackendNames("triton", "triton") and not config.enforce_eager
-    )
+    # Which experts a step needs is known to the host only when it runs, so that no graph can be recorded of it.
+    is_graphed = device.type == "cuda" and shard is None and names == BackendNames("triton", "triton")
+    is_graphed = is_graphed and not config.enforce_eager and model_config.mixture is None
     forward: Forward = GraphedForward(eager, graph_sizes(config.max_num_seqs)) if is_graphed else eager
     worker = Worker(model, storage, attention, lora, sampler, host_rows, forward=forward)
-    worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs)
+    worker.warm_up(min(config.max_batch_tokens, max_model_len), config.max_num_seqs, tell)
     return BuiltWorker(worker, layout, num_pages, max_model_len, names)
 
 

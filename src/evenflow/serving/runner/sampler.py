@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from evenflow.serving.core.plan import SampledToken, SampleSpec, TokenLogprobs
+from evenflow.serving.core.sampling import WHOLE_VOCABULARY
 from evenflow.serving.runner.token_rules import TokenRules
 
 NOT_FINITE = "the model's logits are not finite (NaN or infinity); the adapter or the model is broken"
@@ -46,10 +47,8 @@ class Sampler:
         finite_L = torch.isfinite(logits_LV.sum(-1, dtype=torch.float32))
         values_LV = logits_LV
         refused: dict[int, str] = {}
-        ruled = [i for i, spec in enumerate(specs) if self._rules.concern(spec)]
-        if ruled:
-            values_LV = logits_LV.to(torch.float32, copy=True)
-            refused = self._rules.apply(values_LV, ruled, specs)
+        if any(map(self._rules.concern, specs)):
+            values_LV, refused = self._rules.apply(logits_LV, specs)
             for i in refused:
                 values_LV[i].zero_()
         ids_L = values_LV.argmax(-1)
@@ -78,9 +77,10 @@ class Sampler:
 def token_logprobs(logits_LV: torch.Tensor, token_ids: Sequence[int], num_top: int | Sequence[int]) -> list[TokenLogprobs]:
     """Log-probability of ``token_ids[l]`` under row l of the raw logits, and of the likeliest tokens.
 
-    ``num_top``: how many of those, for all rows or for each.
+    ``num_top``: how many of those, for all rows or for each; -1: all tokens of the vocabulary.
     """
     tops = [num_top] * len(token_ids) if isinstance(num_top, int) else list(num_top)
+    tops = [logits_LV.shape[-1] if top == WHOLE_VOCABULARY else top for top in tops]
     step = max(1, _SLICE_ELEMENTS // logits_LV.shape[-1])
     results: list[TokenLogprobs] = []
     for first in range(0, len(token_ids), step):

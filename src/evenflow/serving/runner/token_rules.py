@@ -1,7 +1,7 @@
 """Which tokens a request may get at all, and what is added to the others: everything between logits and temperature.
 
 Order, as in vLLM: allowed_token_ids, bad_words, logit_bias, min_tokens, repetition, then frequency and presence penalty.
-What a grammar forbids is ruled out last, for all constrained rows at once. Legend: L rows, M rows with a mask, V vocabulary.
+What a grammar forbids is ruled out last, for all constrained rows at once. Legend: L rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 import torch
 
-from evenflow.base.errors import ConstraintFailed
 from evenflow.serving.core.plan import SampleSpec
 from evenflow.serving.runner.kept import Kept
 from evenflow.serving.runner.token_history import TokenHistories
+from evenflow.serving.runner.token_masks import forbidden_tokens
 
 _NOTHING = float("-inf")
 
@@ -58,40 +57,39 @@ class TokenRules:
     @staticmethod
     def concern(spec: SampleSpec) -> bool:
         """True unless the row's logits stay as they are."""
-        sampling = spec.sampling
-        return (
-            spec.mask is not None
-            or bool(sampling.logit_bias)
-            or sampling.has_penalties
-            or len(spec.output_token_ids) < sampling.min_tokens
-            or sampling.allowed_token_ids is not None
-            or bool(sampling.bad_word_ids)
-        )
+        return spec.mask is not None or _changes(spec)
 
-    def apply(self, values_LV: torch.Tensor, rows: Sequence[int], specs: Sequence[SampleSpec]) -> dict[int, str]:
-        """Apply the rules of ``rows`` to fp32 ``values_LV`` in place. Returns, by row, why nothing can be drawn from it.
+    def apply(self, logits_LV: torch.Tensor, specs: Sequence[SampleSpec]) -> tuple[torch.Tensor, dict[int, str]]:
+        """Return the logits by the rules, ``logits_LV`` left as they are, and by row why nothing can be drawn from it.
 
-        Ids beyond the vocabulary are ignored. Where min_tokens has banned all that the other rules allow, which is the end
-        of the answer, it gives way.
+        The result is fp32 if a rule computes with them. Ids beyond the vocabulary are ignored. Where min_tokens has banned all
+        that the other rules allow, which is the end of the answer, it gives way.
         """
         for kept in (self._biases, self._ids, self._bad_words):
             kept.next_step()
-        for i in rows:
+        changed = [i for i, spec in enumerate(specs) if _changes(spec)]
+        values_LV = logits_LV.to(torch.float32, copy=True) if changed else logits_LV
+        for i in changed:
             self._restrict(values_LV[i], specs[i])
             self._bias(values_LV[i], specs[i])
-        penalised = [i for i in rows if specs[i].sampling.has_penalties]
+        penalised = [i for i in changed if specs[i].sampling.has_penalties]
         if penalised:
             histories = self._histories.of([specs[i] for i in penalised], values_LV.shape[1], values_LV.device)
             for i, history in zip(penalised, histories, strict=True):
                 history.penalise(values_LV[i], specs[i].sampling)
-        refused = _apply_masks(values_LV, [i for i in rows if specs[i].mask is not None], specs)
-        bounded = [i for i in rows if i not in refused and _may_be_empty(specs[i])]
+        forbidden = forbidden_tokens(specs, values_LV.shape[1], values_LV.device)
+        if forbidden.tokens_LV is not None:
+            # One pass over all rows: copying the logits first, and then each row apart, took longer than all else here.
+            fill = torch.Tensor.masked_fill_ if changed else torch.Tensor.masked_fill
+            values_LV = fill(values_LV, forbidden.tokens_LV, _NOTHING)
+        refused = forbidden.failed
+        bounded = [i for i in changed if i not in refused and _may_be_empty(specs[i])]
         if bounded:
             highest = values_LV[bounded].amax(-1).tolist()
             for i in (i for i, value in zip(bounded, highest, strict=True) if value == _NOTHING):
                 if not self._give_way(values_LV[i], specs[i]):
                     refused[i] = "the constraint, allowed_token_ids and bad_words together allow no further token"
-        return refused
+        return values_LV, refused
 
     def _restrict(self, row_V: torch.Tensor, spec: SampleSpec) -> None:
         sampling = spec.sampling
@@ -121,12 +119,25 @@ class TokenRules:
         """Make all tokens equal that every rule but min_tokens allows; False if there are none."""
         row_V.zero_()
         self._restrict(row_V, spec)
-        if spec.mask is not None:
-            _apply_masks(row_V[None], [0], [spec])
+        forbidden = forbidden_tokens([spec], row_V.shape[0], row_V.device)
+        if forbidden.tokens_LV is not None:
+            row_V.masked_fill_(forbidden.tokens_LV[0], _NOTHING)
         return not bool(torch.isneginf(row_V.amax()))
 
     def _tensor(self, token_ids: tuple[int, ...], row_V: torch.Tensor) -> torch.Tensor:
         return self._ids.of(token_ids, partial(_ids, token_ids, row_V))
+
+
+def _changes(spec: SampleSpec) -> bool:
+    """True if rules other than its grammar's change the row."""
+    sampling = spec.sampling
+    return (
+        bool(sampling.logit_bias)
+        or sampling.has_penalties
+        or len(spec.output_token_ids) < sampling.min_tokens
+        or sampling.allowed_token_ids is not None
+        or bool(sampling.bad_word_ids)
+    )
 
 
 def _may_be_empty(spec: SampleSpec) -> bool:
@@ -135,38 +146,6 @@ def _may_be_empty(spec: SampleSpec) -> bool:
     return sampling.allowed_token_ids is not None or (
         spec.mask is not None and (bool(sampling.bad_word_ids) or len(spec.output_token_ids) < sampling.min_tokens)
     )
-
-
-def _apply_masks(values_LV: torch.Tensor, rows: Sequence[int], specs: Sequence[SampleSpec]) -> dict[int, str]:
-    """Rule out in place what the masks of ``rows`` forbid. Returns the rows whose constraint has failed, and why."""
-    if not rows:
-        return {}
-    failed: dict[int, str] = {}
-    known: list[int] = []
-    words: list[np.ndarray] = []
-    for i in rows:
-        mask = specs[i].mask
-        assert mask is not None
-        try:
-            words.append(np.frombuffer(mask.words(), dtype=np.uint8))
-            known.append(i)
-        except ConstraintFailed as error:
-            failed[i] = str(error)
-    if not known:
-        return failed
-    packed_MB = np.stack(words)
-    for k in np.flatnonzero(~packed_MB.any(axis=1)).tolist():
-        failed[known[k]] = "the constraint allows no further token"
-    bits_MV = np.unpackbits(~packed_MB, axis=1, bitorder="little")[:, : values_LV.shape[1]]
-    # Tokens that only an adapter knows are not in the base model's grammar.
-    bits_MV = np.pad(bits_MV, ((0, 0), (0, values_LV.shape[1] - bits_MV.shape[1])), constant_values=1)
-    forbidden_MV = torch.from_numpy(bits_MV.view(np.bool_)).to(values_LV.device)
-    if len(known) == values_LV.shape[0]:
-        values_LV.masked_fill_(forbidden_MV, _NOTHING)
-    else:
-        for i, forbidden_V in zip(known, forbidden_MV, strict=True):
-            values_LV[i].masked_fill_(forbidden_V, _NOTHING)
-    return failed
 
 
 def _biases(pairs: Sequence[tuple[int, float]], row_V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from evenflow.base.progress import Tell, tell_nobody
 from evenflow.serving.backends.attention.attention_backend import AttentionBackend
 from evenflow.serving.backends.devices.page_loader import HostRows, PageLoader, page_loader
 from evenflow.serving.backends.devices.storage import Storage
@@ -32,6 +33,8 @@ from evenflow.serving.runner.sampler import Sampler, token_logprobs
 
 HostSide = Callable[[AdapterDigest], tuple[AdapterSignature, HostRows]]
 """Signature and rows of an adapter on the host."""
+
+COMPILING = "compiling kernels"
 
 
 class Worker:
@@ -56,12 +59,15 @@ class Worker:
         self._loader = loader or page_loader(storage)
         self._forward = forward or EagerForward(model, storage, attention, lora)
 
-    def warm_up(self, max_batch_tokens: int, max_num_seqs: int) -> None:
+    def warm_up(self, max_batch_tokens: int, max_num_seqs: int, tell: Tell = tell_nobody) -> None:
         """Compile every kernel and touch every size of matrix product, on pages that nobody owns yet."""
+        tell(COMPILING, 0, 6)
         self._attention.warm_up()
+        tell(COMPILING, 1, 6)
         self._lora.warm_up()
         layout = self._storage.layout
-        for num_sequences, num_tokens in ((1, max_batch_tokens), (max_num_seqs, 1), (1, 1)):
+        for number, (num_sequences, num_tokens) in enumerate(((1, max_batch_tokens), (max_num_seqs, 1), (1, 1)), 2):
+            tell(COMPILING, number, 6)
             num_pages = min(layout.num_pages_for_tokens(num_tokens), self._storage.num_pages)
             tokens = [0] * min(num_tokens, num_pages * layout.page_tokens)
             spec = SampleSpec(GREEDY, tokens, [], 0)
@@ -70,7 +76,9 @@ class Worker:
                 PlannedSequence(RequestId(f"warm-{i}"), tokens, 0, range(num_pages), -1, spec) for i in range(num_sequences)
             )
             self.run(StepPlan(0, sequences))
+        tell(COMPILING, 5, 6)
         self._forward.warm_up()
+        tell(COMPILING, 6, 6)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:

@@ -50,32 +50,43 @@ class PredictAndPreempt:
     Those in the batch have half of their outputs before them on average, but not all at once: as some grow, others
     end and leave their pages. A quarter each keeps preemptions rare without leaving much memory unused
     (benchmarks/recipes/admission.py). The average is an exponential one over requests that ended by themselves.
-    O(1) per candidate.
+    O(1) per candidate. ``window``: of all layers, in tokens; a request as long as that grows no more. None: all grow.
     """
 
-    def __init__(self, *, growth_share: float = 0.25, initial_output_tokens: float = 64.0, smoothing: float = 0.05) -> None:
+    def __init__(
+        self,
+        *,
+        growth_share: float = 0.25,
+        initial_output_tokens: float = 64.0,
+        smoothing: float = 0.05,
+        window: int | None = None,
+    ) -> None:
         self.mean_output_tokens = initial_output_tokens
         self._growth_share = growth_share
         self._smoothing = smoothing
-        self._num_running = 0
+        self._window = window
+        self._num_growing = 0
 
     def begin(self, running: Iterable[Request]) -> None:
         """Count."""
-        self._num_running = sum(1 for _ in running)
+        self._num_growing = sum(map(self._grows, running))
 
     def fits(self, request: Request, memory: MemoryView) -> bool:
         """Prompt and expected growth fit what is free or idle."""
-        growth_tokens = (self._num_running + 1) * self.mean_output_tokens * self._growth_share
+        growth_tokens = (self._num_growing + self._grows(request)) * self.mean_output_tokens * self._growth_share
         return memory.prompt_pages + growth_tokens / memory.page_tokens <= memory.num_available_pages
 
     def admitted(self, request: Request) -> None:
         """Count."""
-        self._num_running += 1
+        self._num_growing += self._grows(request)
 
     def finished(self, request: Request) -> None:
         """Learn the length of a request that ended by itself."""
         if request.finish_reason in ("stop", "length"):
             self.mean_output_tokens += self._smoothing * (request.num_output_tokens - self.mean_output_tokens)
+
+    def _grows(self, request: Request) -> bool:
+        return self._window is None or request.num_tokens < self._window
 
 
 class KnownPeak:

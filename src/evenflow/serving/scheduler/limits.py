@@ -19,11 +19,15 @@ class SchedulerLimits:
     """Tokens of one request, prompt and output."""
     page_tokens: int = 16
     """Tokens per arena page."""
+    window: int | None = None
+    """Tokens that a token sees in every layer, itself included; None: in some layer it sees all before it."""
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_batch_tokens", "max_model_len", "page_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.window is not None and self.window < 1:
+            raise ConfigError(f"window is {self.window}; allowed: 1 or more, or none")
         if self.max_batch_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_batch_tokens is {self.max_batch_tokens}; allowed: at least max_num_seqs ({self.max_num_seqs}), "

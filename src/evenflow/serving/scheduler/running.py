@@ -12,7 +12,7 @@ from evenflow.serving.core.adapter import AdapterRecord
 from evenflow.serving.core.plan import NO_ADAPTER_SLOT, PlannedSequence, SampleSpec
 from evenflow.serving.core.request import Request, RequestId
 from evenflow.serving.memory.arena import Arena
-from evenflow.serving.memory.page_table import PageTable, pages_for
+from evenflow.serving.memory.page_table import PageTable, first_seen_page, pages_for
 from evenflow.serving.memory.prefix_cache import CachedPage, CacheKey, PrefixCache
 from evenflow.serving.memory.residency import Residency
 from evenflow.serving.scheduler.admission import MemoryView
@@ -40,7 +40,12 @@ class RunningRequest:
     cached_tokens: int
     """Prompt tokens from the prefix cache, never computed for this request, and not yet accounted for."""
     chain: list[CachedPage]
-    """The first pages of the table that the prefix cache owns."""
+    """The first pages of the table, which are the prefix cache's. Those that the table has dropped are not used any more."""
+
+    @property
+    def used_chain(self) -> list[CachedPage]:
+        """What it holds acquired of the chain."""
+        return self.chain[self.table.num_dropped :]
 
     def plan(self, max_tokens: int) -> PlannedSequence:
         """The next at most ``max_tokens`` tokens. Its pages must be there."""
@@ -95,7 +100,16 @@ class RunningRequest:
 class RunningSet:
     """Running requests in the order of their admission. Takes pages that are free, then idle ones."""
 
-    def __init__(self, arena: Arena, residency: Residency, page_tokens: int, cache: PrefixCache | None = None) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        residency: Residency,
+        page_tokens: int,
+        cache: PrefixCache | None = None,
+        window: int | None = None,
+    ) -> None:
+        assert cache is None or cache.window == window, "the prefix cache has another window"
+        self._window = window
         self._arena = arena
         self._residency = residency
         self._page_tokens = page_tokens
@@ -119,7 +133,7 @@ class RunningSet:
         arena, residency = self._arena, self._residency
         taken = 0 if record is None else residency.pages_to_acquire(record)
         chain = self._cached(request)
-        borrowed_idle = sum(1 for page in chain if page.num_users == 0)
+        borrowed_idle = sum(1 for page in chain[self._first_needed(chain) :] if page.num_users == 0)
         held = arena.num_owned("adapter") - residency.num_idle_pages + taken
         available = residency.idle_pages.num_available("request") - arena.reusable(taken, "adapter", "request")
         return MemoryView(
@@ -135,9 +149,10 @@ class RunningSet:
         What the prefix cache holds of it counts as computed.
         """
         chain = list(self._cached(request))
+        num_dropped = self._first_needed(chain)
         if self._cache is not None:
             # Before anything else: making room could evict just these pages.
-            self._cache.acquire(chain)
+            self._cache.acquire(chain[num_dropped:])
         slot, adapter_bytes = NO_ADAPTER_SLOT, 0
         if request.adapter is not None:
             adapter_bytes = self._residency.bytes_due(self._residency.record(request.adapter))
@@ -145,7 +160,7 @@ class RunningSet:
             assert acquired is not None, "the adapter was said to fit"
             slot = acquired
         table = PageTable(self._arena, request.request_id, self._page_tokens)
-        table.borrow([page.page for page in chain])
+        table.borrow([page.page for page in chain[num_dropped:]], num_dropped)
         request.num_computed_tokens = table.capacity
         entry = RunningRequest(
             request=request,
@@ -182,18 +197,34 @@ class RunningSet:
         if self._cache is None:
             return
         request, chain = entry.request, entry.chain
+        if entry.table.num_dropped and entry.table.num_dropped >= len(chain):
+            return  # it does not hold the page that the next one would be found behind
         first, last = len(chain), request.num_computed_tokens // self._page_tokens
         if last > first:
             token_ids = request.token_ids(first * self._page_tokens, last * self._page_tokens)
             self._cache.publish(_cache_key(request), chain, entry.table.owner, entry.table.pages[first:last], token_ids)
 
+    def drop_unseen(self, entry: RunningRequest) -> None:
+        """Where all layers have a window: give up the pages that no further token of the request sees.
+
+        Published before, they may serve others as long as their memory is not wanted.
+        """
+        table, num_computed = entry.table, entry.request.num_computed_tokens
+        first = first_seen_page(num_computed, self._window, self._page_tokens)
+        if first <= table.num_dropped:
+            return
+        self.publish(entry)
+        if self._cache is not None:
+            self._cache.release(entry.chain[table.num_dropped : first])
+        table.drop(first, len(entry.chain))
+
     def stop(self, entry: RunningRequest) -> None:
         """Give back the pages and the adapter."""
         request = entry.request
         del self._entries[request.request_id]
-        entry.table.release()
         if self._cache is not None:
-            self._cache.release(entry.chain)
+            self._cache.release(entry.used_chain)
+        entry.table.release()
         if request.adapter is not None:
             self._residency.release(request.adapter)
 
@@ -231,12 +262,15 @@ class RunningSet:
         entries = self._entries.values()
         self._residency.check_integrity([e.request.adapter for e in entries if e.request.adapter is not None])
         if self._cache is not None:
-            self._cache.check_integrity([entry.chain for entry in entries])
+            self._cache.check_integrity([entry.used_chain for entry in entries])
         for entry in entries:
             request = entry.request
-            shared = [page.page for page in entry.chain]
-            assert shared == entry.table.pages[: len(shared)], f"{request.request_id}: its table and its chain differ"
-            entry.table.check_integrity(num_foreign=len(shared))
+            dropped, shared = entry.table.num_dropped, [page.page for page in entry.used_chain]
+            pages = entry.table.pages[dropped : dropped + len(shared)]
+            assert shared == pages, f"{request.request_id}: its table and its chain differ"
+            entry.table.check_integrity(num_foreign=len(entry.chain))
+            unseen = first_seen_page(request.num_computed_tokens, self._window, self._page_tokens)
+            assert dropped == unseen, f"{request.request_id}: {dropped} pages are dropped, not {unseen}"
             shared_tokens = len(entry.chain) * self._page_tokens
             assert shared_tokens <= request.num_computed_tokens, f"{request.request_id}: shares what it has not computed"
             assert entry.num_tokens == request.num_tokens, f"{request.request_id}: tokens miscounted"
@@ -244,6 +278,9 @@ class RunningSet:
             assert request.num_computed_tokens <= entry.table.capacity, f"{request.request_id}: KV outside its pages"
         held = {owner.name for owner in self._arena.owners("request")}
         assert held <= {e.request.request_id for e in entries}, "pages of a request that does not run"
+
+    def _first_needed(self, chain: list[CachedPage]) -> int:
+        return 0 if self._cache is None else self._cache.first_needed(len(chain))
 
     def _cached(self, request: Request) -> list[CachedPage]:
         """What the cache holds of the request, its last token never: somebody has to compute the next one's logits."""

@@ -66,8 +66,8 @@ class Scheduler:
         self._arena = arena
         self._residency = residency
         self._batch_rule = batch_rule or MixedBatchRule()
-        self._admission = admission or PredictAndPreempt()
-        self._running = RunningSet(arena, residency, limits.page_tokens, prefix_cache)
+        self._admission = admission or PredictAndPreempt(window=limits.window)
+        self._running = RunningSet(arena, residency, limits.page_tokens, prefix_cache, limits.window)
         self._prefix_cache = prefix_cache
         self._shedding = shedding or NoShedding()
         self._book = RequestBook(policy, queues, self._running, self._admission, self._shedding)
@@ -141,6 +141,7 @@ class Scheduler:
             serve(entry, entry.received(sequence, has_token))
             if has_token and len(sequence.token_ids) > 1:
                 self._book.publish(entry)
+            running.drop_unseen(entry)
             if error is not None:
                 if error_type == "EvenFlowError" and request.adapter is not None:
                     error_type = "AdapterError"  # what its adapter computed is no distribution: its own fault

@@ -153,6 +153,8 @@ def _keep_accounts(app: FastAPI, state: ServerState) -> None:
         spending=state.spending,
     )
     state.accounts.start()
+    state.cut_short.accounts = state.accounts
+    state.engine.hear_aborted(state.cut_short.heard)
     add_usage_routes(app, state, lambda: open_store(config.accounts), state.prices)
 
 

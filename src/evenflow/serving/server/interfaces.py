@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from evenflow.base.errors import EvenFlowError
-from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, SubmitAll
+from evenflow.serving.client.messages import AdapterInfo, EngineStats, Ready, RequestOutput, Submit, SubmitAll, Usage
 
 
 class Engine(Protocol):
@@ -57,6 +57,13 @@ class Engine(Protocol):
 
     def submit_all(self, group: SubmitAll) -> list[AsyncIterator[RequestOutput]]:
         """Run several completions of one prompt; one iterator each, as ``submit`` gives."""
+        ...
+
+    def hear_aborted(self, listener: Callable[[str, Usage], object]) -> None:
+        """From now on, tell ``listener`` (request id, what it took) of requests whose iterator was closed before its end.
+
+        Some may never be told of: an engine may die, or may not have begun.
+        """
         ...
 
     async def load_adapter(

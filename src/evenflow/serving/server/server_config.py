@@ -92,10 +92,17 @@ class ServerConfig:
         Choice(("", *REASONING_PARSERS)), "", "How the model marks what it thinks before it answers; empty: it does not."
     )
     max_logprobs: int = option(
-        Count(0, MAX_LOGPROBS),
+        Count(-1, MAX_LOGPROBS),
         20,
-        "Log-probabilities that a request may ask for at one token, of the likeliest tokens.",
+        "Log-probabilities that a request may ask for at one token, of the likeliest tokens; -1: of all tokens.",
         reason="Each of them is looked up, sent and written for every token of an answer.",
+    )
+    names_tokens_by_id: bool = option(
+        Switch(),
+        False,
+        "Log-probabilities name tokens as token_id:7, unless a request says return_tokens_as_token_ids false.",
+        name="return_tokens_as_token_ids",
+        reason="Tokens that are no text of their own look alike as text.",
     )
     has_tokenizer_info: bool = option(
         Switch(),

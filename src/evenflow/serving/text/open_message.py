@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from evenflow.base.errors import InvalidRequest
@@ -29,13 +30,15 @@ def cut_at_mark(rendered: str) -> str:
     """Return the prompt up to the mark. Raises InvalidRequest if the template has not written the marked text.
 
     Behind the mark stands a blank. If the template has taken it away, it takes blanks from the ends of all texts, and
-    the text before the mark loses those at its end too.
+    the text before the mark loses those at its end too. A template that writes the text in several places has it marked in
+    all of them: the last one stays open.
     """
     before, mark, after = rendered.rpartition(_MARK)
     if not mark:
         raise InvalidRequest(
             "the chat template does not write the last message, so that it cannot be continued", "continue_final_message"
         )
+    before = re.sub(rf"\s*{_MARK}(?! )", "", before).replace(f"{_MARK} ", "")
     return before if after.startswith(" ") else before.rstrip()
 
 

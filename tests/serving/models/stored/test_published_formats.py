@@ -90,11 +90,18 @@ def test_every_weight_means_what_its_makers_say(tmp_path, name):
                 torch.testing.assert_close(part, value[1:9, 32:64], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["gptq-asym", "awq", "fp8-blocks", "nf4-double"])
-def test_such_a_folder_computes_what_its_weights_mean(tmp_path, name):
+FUSED = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "sliding_window": None, "partial_rotary_factor": 0.5}
+"""A family that stores q, k and v as one matrix, and gate and up as another."""
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [*((name, {}) for name in ("gptq-asym", "awq", "fp8-blocks", "nf4-double")), ("gptq", FUSED), ("nf4", FUSED)],
+)
+def test_such_a_folder_computes_what_its_weights_mean(tmp_path, name, fields):
     store, config, is_kept = FORMS[name]
-    meaning = write_folder(tmp_path / "quantised", store, config)
-    write_folder(tmp_path / "plain", store, None)
+    meaning = write_folder(tmp_path / "quantised", store, config, **fields)
+    write_folder(tmp_path / "plain", store, None, **fields)
     save_file({n: v.contiguous() for n, v in meaning.items()}, tmp_path / "plain" / "model.safetensors")
     logits = []
     for folder in (tmp_path / "quantised", tmp_path / "plain"):

@@ -15,7 +15,10 @@ class AttentionBackend(Protocol):
 
     Implementations are made from (storage, cos_PE, sin_PE, sm_scale): the arena's tensor, the fp32 rope tables of P
     positions and E = head_dim / 2 angles (scaling folded in), and the factor of the scores. Where layers rotate in different
-    ways the tables are [G, P, E], and the keyword ``rope_of_layer`` says which of the G each layer takes.
+    ways the tables are [G, P, E], and the keyword ``rope_of_layer`` says which of the G each layer takes. Further keywords:
+    ``windows``, for each layer how many tokens a row sees, its own included (None: all before it; empty: all layers see all),
+    and ``softcap`` c, by which scores s become c tanh(s / c) before they are masked. Pages outside the windows of all layers
+    are never read: what their page numbers say is not looked at.
     Legend: T rows, C = (num_heads + 2 num_kv_heads) head_dim, Q = num_heads head_dim.
     """
 
@@ -42,3 +45,10 @@ def tables_of_layers(table: torch.Tensor, num_layers: int, rope_of_layer: Sequen
     table_GPE = table.to(torch.float32).contiguous().view(-1, *table.shape[-2:])
     assert not rope_of_layer or len(rope_of_layer) == num_layers
     return [table_GPE[group] for group in rope_of_layer or [0] * num_layers]
+
+
+def windows_of_layers(windows: Sequence[int | None], num_layers: int) -> tuple[int | None, ...]:
+    """The window of each layer."""
+    assert not windows or len(windows) == num_layers
+    assert all(window is None or window > 0 for window in windows)
+    return tuple(windows) or (None,) * num_layers

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evenflow.serving.memory.layout import BLOCK_TOKENS
+
 _FIELDS, _MERGE_FIELDS = 8, 4
 
 
@@ -25,12 +27,19 @@ class Tiles:
 
 
 def make_tiles(
-    rows: np.ndarray, counts: np.ndarray, starts: np.ndarray, first_pages: np.ndarray, tile_rows: int, split_tokens: int
+    rows: np.ndarray,
+    counts: np.ndarray,
+    starts: np.ndarray,
+    first_pages: np.ndarray,
+    tile_rows: int,
+    split_tokens: int,
+    window: int | None = None,
 ) -> Tiles:
     """Cut sequences into tiles of up to ``tile_rows`` rows, and their contexts at multiples of ``split_tokens``.
 
     One entry per sequence, int64: its first row in the step, its rows, the position of the first, and where its pages begin
-    in the list of pages. A sequence without rows or with a negative position has no tile.
+    in the list of pages. A sequence without rows or with a negative position has no tile. ``window``: how many tokens a row
+    sees, its own included; None: all before it. A tile begins at the block of the first token that one of its rows sees.
     """
     tiles_of = np.where(starts >= 0, -(-counts // tile_rows), 0)
     sequence = np.repeat(np.arange(len(counts)), tiles_of)
@@ -39,14 +48,16 @@ def make_tiles(
     height = np.minimum(counts[sequence] - offset, tile_rows)
     end = position + height
 
-    parts_of = -(-end // split_tokens)
+    seen = np.zeros_like(end) if window is None else np.maximum(position + 1 - window, 0) // BLOCK_TOKENS * BLOCK_TOKENS
+    parts_of = -(-end // split_tokens) - seen // split_tokens
     tile = np.repeat(np.arange(len(sequence)), parts_of)
-    begin = (np.arange(len(tile)) - np.repeat(np.cumsum(parts_of) - parts_of, parts_of)) * split_tokens
+    inside = np.arange(len(tile)) - np.repeat(np.cumsum(parts_of) - parts_of, parts_of)
+    cut_begin = (inside + seen[tile] // split_tokens) * split_tokens
     is_cut = parts_of[tile] > 1
     part = np.where(is_cut, np.cumsum(is_cut) - 1, -1)
     tiles = np.zeros((len(tile), _FIELDS), np.int32)
     tiles[:, 0], tiles[:, 1], tiles[:, 2] = first[tile], height[tile], position[tile]
-    tiles[:, 3], tiles[:, 4] = begin, np.minimum(end[tile], begin + split_tokens)
+    tiles[:, 3], tiles[:, 4] = np.maximum(cut_begin, seen[tile]), np.minimum(end[tile], cut_begin + split_tokens)
     tiles[:, 5], tiles[:, 6] = first_pages[sequence[tile]], part
 
     cut = np.flatnonzero(parts_of > 1)

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from evenflow.base.errors import ConfigError
-from evenflow.serving.backends.attention.attention_backend import tables_of_layers
+from evenflow.serving.backends.attention.attention_backend import tables_of_layers, windows_of_layers
 from evenflow.serving.backends.devices.batch import Batch
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.kernels.attention_cpu import attend, scratch_floats
@@ -35,14 +35,24 @@ def max_rows_by_row(dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """A sequence with too many token rows in this step for the row kernel."""
+    """Rows of a sequence that has too many of them in this step for the row kernel."""
 
     rows: slice
-    start: int
-    read_rows: torch.Tensor
-    """int64 [context]: numbers of the rows of ``Storage.kv_rows`` that hold K of layer 0, by position."""
+    read_rows: torch.Tensor | None
+    """int64 [tokens]: rows of ``Storage.kv_rows`` that hold K of layer 0, by position; None: K and V are those of ``rows``."""
     mask_TS: torch.Tensor | None
-    """Additive causal mask; None for a first chunk, which is causal without one."""
+    """Additive mask; None: causal, and no row's window ends in between."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """A step's work in the layers that have the same window."""
+
+    begins: np.ndarray
+    """int64: the first token that each task of the row kernel sees."""
+    cut_tasks: np.ndarray
+    cut_heads: np.ndarray
+    chunks: list[_Chunk]
 
 
 class CPUAttention:
@@ -63,6 +73,8 @@ class CPUAttention:
         row_limit: int | None = None,
         *,
         rope_of_layer: Sequence[int] = (),
+        windows: Sequence[int | None] = (),
+        softcap: float | None = None,
     ) -> None:
         shape = storage.layout.shape
         if storage.dtype not in (torch.bfloat16, torch.float32) or shape.head_dim % 16:
@@ -72,19 +84,23 @@ class CPUAttention:
         self._sin_of_layer = tables_of_layers(sin_PE, shape.num_layers, rope_of_layer)
         self._angles_at = [(cos.data_ptr(), sin.data_ptr()) for cos, sin in zip(self._cos_of_layer, self._sin_of_layer)]
         self._row_limit = max_rows_by_row(storage.dtype) if row_limit is None else row_limit
-        self._sm_scale = np.float32(sm_scale)
+        if softcap is not None:
+            self._row_limit = 1 << 62  # Torch's attention has no soft cap.
+        self._windows = windows_of_layers(windows, shape.num_layers)
+        self._sm_scale, self._softcap = np.float32(sm_scale), np.float32(softcap or 0)
         self._element = element_of(storage.layout.itemsize)
         self._num_threads = num_threads or min(torch.get_num_threads(), numba.get_num_threads())
         # 16 floats are a cache line: with one to spare, two threads never write to the same cache line.
         self._scratch = np.empty((self._num_threads, scratch_floats(shape.num_heads, shape.head_dim) + 16), np.float32)
-        self._chunks: list[_Chunk] = []
+        self._work: dict[int | None, _Work] = {}
 
     def warm_up(self) -> None:
         """Compile both kernels, or load what was compiled before, by running them on no token rows."""
         none = np.zeros(0, np.int64)
         shape = self._storage.layout.shape
         self._positions, self._page_of_row, self._slot_of_row = none, none, none
-        self._divide(none, none, none)
+        self._rows, self._page_tables, self._contexts = none, none, none
+        self._work = {window: self._divide(none, window) for window in self._windows}
         qkv_TC = torch.empty((0, shape.q_width + 2 * shape.kv_width), dtype=self._storage.dtype)
         self._rotate_and_write(0, qkv_TC)
         self._attend(0, qkv_TC, torch.empty((0, shape.q_width), dtype=self._storage.dtype))
@@ -94,7 +110,6 @@ class CPUAttention:
 
         The row kernel's work is cut so that all threads read the same number of bytes of K and V.
         """
-        layout = self._storage.layout
         assert batch.pages.max() < self._storage.num_pages
         self._positions = batch.positions_T.numpy()
         assert self._positions.max() < len(self._cos_of_layer[0]), "positions beyond the rope table"
@@ -103,32 +118,49 @@ class CPUAttention:
         num_rows = np.diff(batch.row_starts)
         sequence_of_row = np.repeat(np.arange(len(num_rows)), num_rows)
         rows = np.flatnonzero(num_rows[sequence_of_row] <= self._row_limit)
-        self._divide(rows, self._pages.ctypes.data + self._pages.strides[0] * sequence_of_row[rows], self._positions[rows] + 1)
-        self._chunks = []
+        self._rows, self._contexts = rows, self._positions[rows] + 1
+        self._page_tables = self._pages.ctypes.data + self._pages.strides[0] * sequence_of_row[rows]
+        self._work = {window: self._divide(self._contexts, window) for window in self._windows}
         for s in np.flatnonzero(num_rows > self._row_limit):
             context = int(batch.context_lens[s])
             first, last = int(batch.row_starts[s]), int(batch.row_starts[s + 1])
-            start = context - (last - first)
-            tokens = np.arange(context)
-            read_rows = layout.kv_row(self._pages[s][tokens // layout.page_tokens], 0, K, tokens % layout.page_tokens)
-            mask_TS = None
-            if start:
-                mask_TS = torch.full((last - first, context), -torch.inf, dtype=self._storage.dtype).triu_(start + 1)
-            self._chunks.append(_Chunk(slice(first, last), start, torch.from_numpy(read_rows), mask_TS))
+            for window, work in self._work.items():
+                pieces = last - first if window is None else max(window, MAX_ROWS_BY_ROW)
+                for piece in range(first, last, pieces):
+                    rows_of_piece = slice(piece, min(piece + pieces, last))
+                    work.chunks.append(self._chunk(rows_of_piece, context - last + piece, int(s), window))
 
-    def _divide(self, rows: np.ndarray, page_tables: np.ndarray, contexts: np.ndarray) -> None:
-        """Cut the tasks into ``num_threads`` parts of equal bytes, at any task and key/value head."""
-        self._rows, self._page_tables, self._contexts = rows, page_tables, contexts
-        heads = self._storage.layout.shape.num_kv_heads
-        ends = np.cumsum(contexts)
-        targets = (ends[-1] if len(ends) else 0) * np.arange(self._num_threads + 1) / self._num_threads
-        tasks = np.minimum(np.searchsorted(ends, targets, side="right"), len(rows))
+    def _chunk(self, rows: slice, start: int, sequence: int, window: int | None) -> _Chunk:
+        """``start``: position of the first of these rows."""
+        layout = self._storage.layout
+        num_rows, context = rows.stop - rows.start, start + rows.stop - rows.start
+        seen = 0 if window is None else max(0, start + 1 - window)
+        mask_TS = read_rows = None
+        if start:
+            tokens = np.arange(seen, context)
+            pages = self._pages[sequence][tokens // layout.page_tokens]
+            read_rows = torch.from_numpy(layout.kv_row(pages, 0, K, tokens % layout.page_tokens))
+        if start or (window is not None and window < num_rows):
+            mask_TS = torch.full((num_rows, context - seen), -torch.inf, dtype=self._storage.dtype).triu_(start - seen + 1)
+            if window is not None:
+                rows_T, tokens_S = torch.arange(start, context)[:, None], torch.arange(seen, context)
+                mask_TS.masked_fill_(tokens_S <= rows_T - window, -torch.inf)
+        return _Chunk(rows, read_rows, mask_TS)
+
+    def _divide(self, contexts: np.ndarray, window: int | None) -> _Work:
+        """Cut the row kernel's tasks into ``num_threads`` parts of equal bytes, at any task and key/value head."""
+        heads, num_tasks = self._storage.layout.shape.num_kv_heads, len(contexts)
+        begins = np.zeros_like(contexts) if window is None else np.maximum(contexts - window, 0)
+        sizes = contexts - begins
+        ends = np.cumsum(sizes)
+        targets = (ends[-1] if num_tasks else 0) * np.arange(self._num_threads + 1) / self._num_threads
+        tasks = np.minimum(np.searchsorted(ends, targets, side="right"), num_tasks)
         cut_heads = np.zeros(self._num_threads + 1, np.int64)
-        inside = tasks < len(rows)
+        inside = tasks < num_tasks
         cut = tasks[inside]
-        cut_heads[inside] = np.rint((targets[inside] - (ends[cut] - contexts[cut])) * heads / contexts[cut])
-        tasks[-1], cut_heads[-1] = len(rows), 0
-        self._cut_tasks, self._cut_heads = tasks, cut_heads
+        cut_heads[inside] = np.rint((targets[inside] - (ends[cut] - sizes[cut])) * heads / sizes[cut])
+        tasks[-1], cut_heads[-1] = num_tasks, 0
+        return _Work(begins, tasks, cut_heads, [])
 
     def run(self, layer: int, qkv_TC: torch.Tensor) -> torch.Tensor:
         """See ``AttentionBackend.run``."""
@@ -138,7 +170,7 @@ class CPUAttention:
         out_TQ = torch.empty((len(qkv_TC), self._storage.layout.shape.q_width), dtype=qkv_TC.dtype)
         if len(self._rows):
             self._attend(layer, qkv_TC, out_TQ)
-        for chunk in self._chunks:
+        for chunk in self._work[self._windows[layer]].chunks:
             self._attend_chunk(layer, chunk, qkv_TC, out_TQ)
         return out_TQ
 
@@ -163,7 +195,7 @@ class CPUAttention:
         )
 
     def _attend(self, layer: int, qkv_TC: torch.Tensor, out_TQ: torch.Tensor) -> None:
-        layout = self._storage.layout
+        layout, work = self._storage.layout, self._work[self._windows[layer]]
         attend(
             self._element,
             self._num_threads,
@@ -178,10 +210,12 @@ class CPUAttention:
             out_TQ.shape[1] * layout.itemsize,
             self._rows,
             self._page_tables,
+            work.begins,
             self._contexts,
-            self._cut_tasks,
-            self._cut_heads,
+            work.cut_tasks,
+            work.cut_heads,
             self._sm_scale,
+            self._softcap,
             layout.shape.num_kv_heads,
             layout.shape.num_heads // layout.shape.num_kv_heads,
             layout.shape.head_dim,
@@ -193,7 +227,7 @@ class CPUAttention:
         layout = self._storage.layout
         shape = layout.shape
         q, k, v = qkv_TC[chunk.rows].split([shape.q_width, shape.kv_width, shape.kv_width], dim=1)
-        if chunk.start:
+        if chunk.read_rows is not None:
             kv_rows = self._storage.kv_rows
             k = kv_rows[layout.kv_row(0, layer, K, 0) :].index_select(0, chunk.read_rows)
             v = kv_rows[layout.kv_row(0, layer, V, 0) :].index_select(0, chunk.read_rows)

@@ -10,11 +10,13 @@ its company.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from evenflow.base.errors import ConfigError
+from evenflow.serving.backends.attention.attention_backend import windows_of_layers
 from evenflow.serving.backends.attention.attention_tiles import page_lists
 from evenflow.serving.backends.attention.triton_rotation import TritonRotation
 from evenflow.serving.backends.devices.batch import Batch
@@ -40,6 +42,8 @@ class FlashInferAttention:
         sm_scale: float,
         *,
         rope_of_layer: Sequence[int] = (),
+        windows: Sequence[int | None] = (),
+        softcap: float | None = None,
     ) -> None:
         try:
             import flashinfer
@@ -52,9 +56,13 @@ class FlashInferAttention:
             )
         self._storage = storage
         self._rotation = TritonRotation(storage, cos_PE, sin_PE, rope_of_layer)
-        self._sm_scale = sm_scale
-        workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=storage.device)
-        self._wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
+        self._windows = windows_of_layers(windows, shape.num_layers)
+        self._sm_scale, self._softcap = sm_scale, softcap
+        # One for each window, because a wrapper keeps its plan in its workspace.
+        self._wrappers: dict[int | None, Any] = {}
+        for window in dict.fromkeys(self._windows):
+            workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=storage.device)
+            self._wrappers[window] = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
         self._views = [(self._view(layer, K), self._view(layer, V)) for layer in range(shape.num_layers)]
 
     def _view(self, layer: int, half: int) -> torch.Tensor:
@@ -76,27 +84,30 @@ class FlashInferAttention:
         layout = self._storage.layout
         self._rotation.plan(batch)
         pages, first = page_lists(batch.pages, batch.context_lens, layout.page_tokens)
-        self._wrapper.plan(
-            _int32(batch.row_starts),
-            _int32(np.append(first, len(pages))),
-            _int32(pages),
-            _int32((batch.context_lens - 1) % layout.page_tokens + 1),
-            layout.shape.num_heads,
-            layout.shape.num_kv_heads,
-            layout.shape.head_dim,
-            layout.page_tokens,
-            causal=True,
-            sm_scale=self._sm_scale,
-            q_data_type=self._storage.dtype,
-            kv_data_type=self._storage.dtype,
-        )
+        for window, wrapper in self._wrappers.items():
+            wrapper.plan(
+                _int32(batch.row_starts),
+                _int32(np.append(first, len(pages))),
+                _int32(pages),
+                _int32((batch.context_lens - 1) % layout.page_tokens + 1),
+                layout.shape.num_heads,
+                layout.shape.num_kv_heads,
+                layout.shape.head_dim,
+                layout.page_tokens,
+                causal=True,
+                sm_scale=self._sm_scale,
+                window_left=-1 if window is None else window - 1,
+                logits_soft_cap=self._softcap or 0.0,
+                q_data_type=self._storage.dtype,
+                kv_data_type=self._storage.dtype,
+            )
 
     def run(self, layer: int, qkv_TC: torch.Tensor) -> torch.Tensor:
         """See ``AttentionBackend.run``."""
         shape = self._storage.layout.shape
         self._rotation.run(layer, qkv_TC)
         q_TND = qkv_TC[:, : shape.q_width].unflatten(1, (shape.num_heads, shape.head_dim))
-        out_TND: torch.Tensor = self._wrapper.run(q_TND, self._views[layer])
+        out_TND: torch.Tensor = self._wrappers[self._windows[layer]].run(q_TND, self._views[layer])
         return out_TND.flatten(1)
 
 

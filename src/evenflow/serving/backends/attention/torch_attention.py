@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from evenflow.serving.backends.attention.attention_backend import tables_of_layers
+from evenflow.serving.backends.attention.attention_backend import tables_of_layers, windows_of_layers
 from evenflow.serving.backends.devices.batch import Batch
 from evenflow.serving.backends.devices.storage import Storage
 from evenflow.serving.kernels.attention_torch import attend, rotate
@@ -24,12 +24,15 @@ class TorchAttention:
         sm_scale: float,
         *,
         rope_of_layer: Sequence[int] = (),
+        windows: Sequence[int | None] = (),
+        softcap: float | None = None,
     ) -> None:
         num_layers = storage.layout.shape.num_layers
         self._storage = storage
         self._cos_of_layer = tables_of_layers(cos_PE.to(storage.device), num_layers, rope_of_layer)
         self._sin_of_layer = tables_of_layers(sin_PE.to(storage.device), num_layers, rope_of_layer)
-        self._sm_scale = sm_scale
+        self._windows = windows_of_layers(windows, num_layers)
+        self._sm_scale, self._softcap = sm_scale, softcap
 
     def warm_up(self) -> None:
         """Nothing to compile."""
@@ -41,14 +44,18 @@ class TorchAttention:
         self._angles: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         write = layout.kv_row(batch.page_of_row, 0, K, batch.page_slot_of_row)
         self._write_rows = torch.as_tensor(write, device=device)
-        self._sequences: list[tuple[slice, int, torch.Tensor]] = []
-        for s in range(batch.num_sequences):
-            rows = slice(int(batch.row_starts[s]), int(batch.row_starts[s + 1]))
-            context = int(batch.context_lens[s])
-            tokens = torch.arange(context, device=device)
-            pages = torch.as_tensor(batch.pages[s], device=device)[tokens // layout.page_tokens]
-            read_rows = layout.kv_row(pages, 0, K, tokens % layout.page_tokens)
-            self._sequences.append((rows, context - (rows.stop - rows.start), read_rows))
+        self._sequences: dict[int | None, list[tuple[slice, int, torch.Tensor]]] = {}
+        for window in dict.fromkeys(self._windows):
+            self._sequences[window] = []
+            for s in range(batch.num_sequences):
+                rows = slice(int(batch.row_starts[s]), int(batch.row_starts[s + 1]))
+                context = int(batch.context_lens[s])
+                start = context - (rows.stop - rows.start)
+                seen = 0 if window is None else max(0, start + 1 - window)
+                tokens = torch.arange(seen, context, device=device)
+                pages = torch.as_tensor(batch.pages[s], device=device)[tokens // layout.page_tokens]
+                read_rows = layout.kv_row(pages, 0, K, tokens % layout.page_tokens)
+                self._sequences[window].append((rows, start - seen, read_rows))
 
     def run(self, layer: int, qkv_TC: torch.Tensor) -> torch.Tensor:
         """See ``AttentionBackend.run``."""
@@ -66,8 +73,10 @@ class TorchAttention:
         kv_rows.index_copy_(0, self._write_rows + to_k, k_TKD.flatten(1))
         kv_rows.index_copy_(0, self._write_rows + to_v, v)
         out_TND = torch.empty_like(q_TND)
-        for rows, start, read_rows in self._sequences:
+        window = self._windows[layer]
+        for rows, start, read_rows in self._sequences[window]:
             k_SKD = kv_rows.index_select(0, read_rows + to_k).unflatten(1, k_TKD.shape[1:])
             v_SKD = kv_rows.index_select(0, read_rows + to_v).unflatten(1, k_TKD.shape[1:])
-            out_TND[rows] = attend(q_TND[rows], k_SKD, v_SKD, start, self._sm_scale)
+            out = attend(q_TND[rows], k_SKD, v_SKD, start, self._sm_scale, window=window, softcap=self._softcap)
+            out_TND[rows] = out
         return out_TND.flatten(1)

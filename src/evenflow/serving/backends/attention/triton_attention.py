@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from evenflow.serving.backends.attention.attention_backend import windows_of_layers
 from evenflow.serving.backends.attention.attention_tiles import make_tiles, page_lists
 from evenflow.serving.backends.attention.triton_rotation import TritonRotation
 from evenflow.serving.backends.devices.batch import Batch
@@ -91,13 +92,17 @@ class TritonAttention:
         many: AttentionBlocks | None = None,
         *,
         rope_of_layer: Sequence[int] = (),
+        windows: Sequence[int | None] = (),
+        softcap: float | None = None,
     ) -> None:
         shape = storage.layout.shape
         self._device = triton_device(storage.device, storage.dtype, attend_tiles)
         self._storage = storage
         self._rotation = TritonRotation(storage, cos_PE, sin_PE, rope_of_layer)
         self._num_positions = cos_PE.shape[-2]
-        self._scale = sm_scale * math.log2(math.e)
+        self._windows = windows_of_layers(windows, shape.num_layers)
+        self._softcap = softcap
+        self._scale = sm_scale * math.log2(math.e) * (1 if softcap is None else 2 / softcap)
         self._heads, self._dim = shape.num_kv_heads, shape.head_dim
         self._group = shape.num_heads // shape.num_kv_heads
         self._group_pad = next_power_of_2(self._group)
@@ -105,8 +110,8 @@ class TritonAttention:
         self._page_stride = storage.layout.page_bytes // storage.layout.itemsize
         chosen = choose_blocks(self._device, storage.layout.itemsize, self._group)
         self._few, self._many = few or self._fit(chosen[0]), many or chosen[1]
-        self._parts: dict[AttentionBlocks, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._launches: list[_Launch] = []
+        self._parts: dict[tuple[AttentionBlocks, int | None], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._launches: dict[int | None, list[_Launch]] = {}
 
     def _fit(self, blocks: AttentionBlocks) -> AttentionBlocks:
         """These tiles, with cuts of the context so far apart that the longest one has _MOST_PARTS parts."""
@@ -125,19 +130,20 @@ class TritonAttention:
         starts = np.where(batch.context_lens > 0, batch.context_lens - counts, -1)
         listed, first_pages = page_lists(batch.pages, batch.context_lens, layout.page_tokens)
         is_few = counts <= max(1, self._few.rows // self._group)
-        self._launches = []
+        self._launches = {window: [] for window in self._windows}
         for blocks, chosen in ((self._few, is_few), (self._many, ~is_few)):
             if chosen.any():
                 rows = (batch.row_starts[:-1][chosen], counts[chosen], starts[chosen], first_pages[chosen])
-                self._launches.append(self._prepare(blocks, rows, batch))
+                for window, launches in self._launches.items():
+                    launches.append(self._prepare(blocks, rows, window, batch))
         # Added last: only then does a fixed batch upload no more of the room kept for page numbers than it uses.
         longest = -(-self._num_positions // layout.page_tokens)
         self._pages = batch.staging.add(listed, batch.num_rows * longest if batch.is_fixed else None)
         self._is_fixed = batch.is_fixed
 
-    def _prepare(self, blocks: AttentionBlocks, rows: _Rows, batch: Batch) -> _Launch:
-        work = make_tiles(*rows, max(1, blocks.rows // self._group), blocks.split_tokens)
-        mixed, total = self._room_for_parts(blocks, work.num_parts)
+    def _prepare(self, blocks: AttentionBlocks, rows: _Rows, window: int | None, batch: Batch) -> _Launch:
+        work = make_tiles(*rows, max(1, blocks.rows // self._group), blocks.split_tokens, window)
+        mixed, total = self._room_for_parts(blocks, window, work.num_parts)
         header = np.array([len(work.tiles), len(work.merges), mixed.data_ptr(), total.data_ptr()], np.int64)
         assert len(header) == HEADER_FIELDS
         most_tiles = most_merges = None
@@ -153,22 +159,22 @@ class TritonAttention:
             len(work.merges),
         )
 
-    def _room_for_parts(self, blocks: AttentionBlocks, num_parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _room_for_parts(self, blocks: AttentionBlocks, window: int | None, num_parts: int) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 [parts, K, ROWS, DIM_PAD] and [parts, K, 2, ROWS]. Read by address, so they may be replaced by larger ones."""
-        room = self._parts.get(blocks)
+        room = self._parts.get((blocks, window))
         if room is None or len(room[0]) < num_parts:
             parts = next_power_of_2(max(num_parts, 16))
             shape = (parts, self._heads, blocks.rows, self._dim_pad)
             mixed = torch.empty(shape, dtype=torch.float32, device=self._storage.device)
             total = torch.empty((parts, self._heads, 2, blocks.rows), dtype=torch.float32, device=self._storage.device)
-            room = self._parts[blocks] = (mixed, total)
+            room = self._parts[blocks, window] = (mixed, total)
         return room
 
     def run(self, layer: int, qkv_TC: torch.Tensor) -> torch.Tensor:
         """See ``AttentionBackend.run``."""
         self._rotation.run(layer, qkv_TC)
         out_TQ = torch.empty((len(qkv_TC), self._storage.layout.shape.q_width), dtype=qkv_TC.dtype, device=qkv_TC.device)
-        for launch in self._launches:
+        for launch in self._launches[self._windows[layer]]:
             self._attend(layer, launch, qkv_TC, out_TQ)
         return out_TQ
 
@@ -188,6 +194,7 @@ class TritonAttention:
             qkv_TC.stride(0),
             out_TQ.stride(0),
             self._scale,
+            (self._softcap or 0.0) * math.log2(math.e),
             HEADS=self._heads,
             GROUP=self._group,
             DIM=self._dim,
@@ -195,6 +202,8 @@ class TritonAttention:
             PAGE_TOKENS=layout.page_tokens,
             ROWS=blocks.rows,
             TOKENS=blocks.tokens,
+            WINDOW=self._windows[layer] or 0,
+            CAPPED=self._softcap is not None,
             DOT=self._device.product,
             num_warps=blocks.num_warps,
             num_stages=blocks.num_stages,

@@ -16,6 +16,7 @@ import torch
 
 from evenflow.serving.backends.devices.batch import Batch
 from evenflow.serving.backends.devices.storage import Storage
+from evenflow.serving.backends.lora.expert_lora import ExpertLoRA
 from evenflow.serving.backends.lora.head_lora_cpu import HeadLoRA, HeadPart
 from evenflow.serving.backends.lora.lora_backend import LoRABackend
 from evenflow.serving.core.adapter import AdapterSignature, SideRows
@@ -47,6 +48,16 @@ class _Segment:
     logits_rows: torch.Tensor
     """int64, on the device: its rows among those whose logits are wanted."""
 
+    @property
+    def signature(self) -> AdapterSignature:
+        """Of the adapter."""
+        return self.bound.signature
+
+    def lines_of(self, kind: str, layer: int, module: str) -> np.ndarray | None:
+        """int64: the line of each of its side rows of a kind; None if it has none."""
+        places = self.bound.places.get((kind, layer, module))
+        return None if places is None else self.bound.lines[places[0]]
+
 
 @dataclass(frozen=True, slots=True)
 class _RowsOfModule:
@@ -66,6 +77,8 @@ class SideWeights:
         self._bound: dict[int, _Bound] = {}
         self._segments: list[_Segment] = []
         self._head = HeadLoRA(storage, storage.layout.shape.hidden_size) if storage.device.type == "cpu" else None
+        self.experts = ExpertLoRA(storage)
+        """LoRA on mixtures of experts."""
         self._of_module: dict[tuple[int, str], list[_RowsOfModule]] = {}
         self._planned: tuple[bytes, bytes, bytes] | None = None
         """Slots, row starts and logits rows of the batch that all this was made for; None once a bind has made it invalid."""
@@ -100,6 +113,7 @@ class SideWeights:
         if planned == self._planned:
             return
         self._planned, self._segments, self._of_module = planned, [], {}
+        self.experts.plan((), 0)
         if self._head is not None:
             self._head.plan(())
         if not self._bound:
@@ -114,6 +128,7 @@ class SideWeights:
             rows, logits = (torch.as_tensor(np.flatnonzero(of == slot), device=device) for of in (slot_of_row, slot_of_logits))
             self._segments.append(_Segment(self._bound[slot], rows, logits))
         self._gather_modules()
+        self.experts.plan(self._segments, len(slot_of_row))
         if self._head is not None:
             self._head.plan([part for segment in self._segments for part in _head_parts(segment)])
 

@@ -9,5 +9,6 @@ FAMILY = ModelFamily(
     default_norm_eps=1e-5,
     default_partial=1.0,
     sliding_window="always",
+    default_window=None,
     fused={"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")},
 )

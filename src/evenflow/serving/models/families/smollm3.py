@@ -1,4 +1,4 @@
-"""SmolLM3: every fourth layer does not rotate."""
+"""SmolLM3: every fourth layer does not rotate, and may have a window."""
 
 from dataclasses import replace
 
@@ -12,7 +12,12 @@ def _layers(fields: Fields, layers: tuple[LayerKind, ...]) -> tuple[LayerKind, .
     if rotates is None:
         interval = fields.integer("no_rope_layer_interval", 4)
         rotates = [(index + 1) % interval != 0 for index in range(len(layers))]
-    return tuple(kind if one else replace(kind, rope=None) for kind, one in zip(layers, rotates))
+    layers = tuple(kind if one else replace(kind, rope=None) for kind, one in zip(layers, rotates))
+    if fields.raw.get("layer_types") is not None:
+        return layers
+    is_used = fields.flag("use_sliding_window") and fields.raw.get("sliding_window") is not None
+    window = fields.integer("sliding_window", 4096) if is_used else None
+    return tuple(replace(kind, window=window if kind.rope is None else None) for kind in layers)
 
 
 FAMILY = ModelFamily(
@@ -25,6 +30,7 @@ FAMILY = ModelFamily(
     default_theta=2_000_000.0,
     default_is_tied=True,
     sliding_window="if used",
+    default_window=None,
     honours=frozenset({"no_rope_layers", "no_rope_layer_interval"}),
     layers=_layers,
 )

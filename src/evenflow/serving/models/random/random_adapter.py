@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from evenflow.serving.adapters.peft_format import WEIGHTS_FILE, factor_names, module_path, write_config
-from evenflow.serving.core.shape import MODULES
+from evenflow.serving.core.shape import BLOCK_OF, MODULES
 from evenflow.serving.models.model_config import ModelConfig
 
 
@@ -54,14 +54,15 @@ def make_adapter(
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for layer in range(config.shape.num_layers) if layers is None else layers:
+        mlp_block = config.shape.mlp_block(layer)
         for module in MODULES:
-            if module not in target_modules:
+            if module not in target_modules or not (mlp_block or BLOCK_OF[module] != "mlp"):
                 continue
             inputs, outputs = config.shape.module_widths(module)
-            r = _lora_rank_of(module_path(layer, module), lora_rank, rank_pattern or {})
+            r = _lora_rank_of(module_path(layer, module, mlp_block), lora_rank, rank_pattern or {})
             a = torch.randn(r, inputs, generator=generator) / inputs**0.5
             b = strength * torch.randn(outputs, r, generator=generator) / r**0.5
-            name_a, name_b = factor_names(layer, module)
+            name_a, name_b = factor_names(layer, module, mlp_block)
             tensors[name_a], tensors[name_b] = a.to(dtype), b.to(dtype)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     return folder

@@ -93,7 +93,7 @@ def random_tensors(config: ModelConfig, seed: int, dtype: torch.dtype) -> dict[s
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in expected_tensors(config).items():
         noise = torch.randn(shape, generator=generator)
-        if name.endswith("norm.weight"):
+        if len(shape) == 1 and name.endswith(".weight"):
             value = 1 + 0.1 * noise
         elif name.endswith(".bias"):
             value = 0.1 * noise

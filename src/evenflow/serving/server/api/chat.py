@@ -10,7 +10,7 @@ from evenflow.base.errors import InvalidRequest
 from evenflow.serving.client.messages import RequestOutput
 from evenflow.serving.server.access.asked import Asked
 from evenflow.serving.server.api.answer_form import AnswerForm
-from evenflow.serving.server.api.conversation import text_of_message
+from evenflow.serving.server.api.conversation import effort_variables, text_of_message
 from evenflow.serving.server.api.generation import Call, RunningCall, new_response_id
 from evenflow.serving.server.api.logprobs import chat_logprobs, prompt_logprobs
 from evenflow.serving.server.api.prompts import Conversation, Prompt, Truncation
@@ -86,6 +86,10 @@ class ChatView:
             arrival_s=caller.arrival_s,
             cache_salt=body.cache_salt or "",
             slo_ttft_s=caller.slo_ttft_s,
+            logprobs_param="top_logprobs",
+            names_tokens_by_id=state.config.names_tokens_by_id
+            if body.return_tokens_as_token_ids is None
+            else body.return_tokens_as_token_ids,
         )
 
     def answer(self, running: RunningCall, body: ChatCompletionRequest, choices: Sequence[Choice]) -> ChatCompletion:
@@ -108,7 +112,7 @@ class ChatView:
                     index,
                     message,
                     finish_reason_of(choice.finish_reason, len(said.calls)),
-                    chat_logprobs(choice.logprobs, bool(body.return_tokens_as_token_ids)) if body.logprobs else None,
+                    chat_logprobs(choice.logprobs, call.names_tokens_by_id) if body.logprobs else None,
                     choice.stop_reason,
                     choice.token_ids if body.return_token_ids else None,
                 )
@@ -130,6 +134,7 @@ def _conversation(body: ChatCompletionRequest, form: AnswerForm) -> Conversation
         body.add_generation_prompt,
         bool(body.continue_final_message),
         body.chat_template_kwargs,
+        effort_variables(body.reasoning_effort, body.chat_template_kwargs or {}),
         [tool.for_template() for tool in form.offered.tools] if form.offered is not None else [],
         body.documents or (),
     )
@@ -194,7 +199,7 @@ class ChatWriter:
         finish_reason = None if output.finish_reason is None else finish_reason_of(output.finish_reason, reader.num_calls)
         choice = ChatChunkChoice(index, delta, finish_reason=finish_reason)
         if body.logprobs:
-            choice.logprobs = chat_logprobs(output.logprobs, bool(body.return_tokens_as_token_ids))
+            choice.logprobs = chat_logprobs(output.logprobs, self._running.call.names_tokens_by_id)
         if body.return_token_ids:
             choice.token_ids = output.token_ids
         chunk.prompt_token_ids = self._running.prompts[0].token_ids if body.return_token_ids and is_first else UNSET

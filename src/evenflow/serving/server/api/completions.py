@@ -74,6 +74,9 @@ class CompletionView:
             arrival_s=caller.arrival_s,
             cache_salt=body.cache_salt or "",
             slo_ttft_s=caller.slo_ttft_s,
+            names_tokens_by_id=state.config.names_tokens_by_id
+            if body.return_tokens_as_token_ids is None
+            else body.return_tokens_as_token_ids,
             hides_output=max_tokens == 0,
         )
 
@@ -92,7 +95,7 @@ class CompletionView:
             choice = CompletionChoice(index, text, None, said.finish_reason, said.stop_reason, None, None, None)
             if body.logprobs is not None:
                 choice.logprobs = completion_logprobs(
-                    entries, reader.first_token(prompt) if body.echo else None, as_ids=bool(body.return_tokens_as_token_ids)
+                    entries, reader.first_token(prompt) if body.echo else None, as_ids=call.names_tokens_by_id
                 )
             if body.prompt_logprobs is not None and said.prompt_logprobs is not None:
                 choice.prompt_logprobs = prompt_logprobs(said.prompt_logprobs)
@@ -142,7 +145,7 @@ class CompletionWriter:
                 entries,
                 self._reader.first_token(prompt) if body.echo else None,
                 offsets,
-                as_ids=bool(body.return_tokens_as_token_ids),
+                as_ids=running.call.names_tokens_by_id,
             )
         if output.stop_reason is not None:
             choice.stop_reason = output.stop_reason

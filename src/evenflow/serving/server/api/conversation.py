@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from evenflow.base.errors import InvalidRequest
-from evenflow.serving.server.api.schema import ROLES, ChatMessage
+from evenflow.serving.server.api.schema import REASONING_EFFORTS, ROLES, ChatMessage
 from evenflow.serving.text.tools.offered import check_calls, template_calls
 
 
@@ -45,6 +45,23 @@ def plain_message(message: ChatMessage, where: str, knows_role: Callable[[str], 
     if message.reasoning_content is not None and message.role == "assistant":
         plain["reasoning_content"] = message.reasoning_content
     return plain
+
+
+def effort_variables(effort: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a chat template that knows them is told of ``effort``, as vLLM tells it. Raises InvalidRequest.
+
+    ``given``: the caller's own variables; ``enable_thinking`` among them stays as it is.
+    """
+    if effort is None:
+        return {}
+    if effort not in REASONING_EFFORTS:
+        raise InvalidRequest(
+            f"reasoning_effort is {effort[:40]!r}; allowed: {', '.join(REASONING_EFFORTS)}", "reasoning_effort"
+        )
+    variables: dict[str, Any] = {"reasoning_effort": effort}
+    if "enable_thinking" not in given:
+        variables["enable_thinking"] = effort != "none"
+    return variables
 
 
 def text_of_message(message: ChatMessage) -> str:

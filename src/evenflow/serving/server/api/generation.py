@@ -20,6 +20,7 @@ from evenflow.serving.core.sampling import SamplingParams
 from evenflow.serving.server.access.combinations import account_name
 from evenflow.serving.server.access.limits import Ticket
 from evenflow.serving.server.api.answer_form import PLAIN, AnswerForm
+from evenflow.serving.server.api.cut_short import CutShort
 from evenflow.serving.server.api.prompts import Prompt
 from evenflow.serving.server.api.responses import PromptTokensDetails, Timings, UsageBody
 from evenflow.serving.server.api.schema import MAX_INT64
@@ -30,6 +31,7 @@ from evenflow.serving.server.observing.request_record import CallProgress, Reque
 TOOL_CALLS = "tool_calls"
 """OpenAI's finish reason of an answer that calls tools."""
 MOST_PROMPT_SCORES = 1 << 18
+MOST_ANSWER_SCORES = 1 << 24
 """Log-probabilities of one prompt's tokens: enough for 12,000 tokens with the 20 likeliest each."""
 
 
@@ -59,6 +61,10 @@ class Call:
     """What the caller asked for; the model's own default, if it applies instead, is cut to the room that is left."""
     hides_output: bool = False
     """True: the one token that has to be computed is not told, because none was asked for."""
+    logprobs_param: str = "logprobs"
+    """Field that says how many log-probabilities of a token are told."""
+    names_tokens_by_id: bool = False
+    """Log-probabilities name tokens by their ids."""
     form: AnswerForm = PLAIN
     """What its answers are made of."""
     created_s: int = field(default_factory=lambda: int(time.time()))
@@ -103,7 +109,7 @@ class RunningCall:
                 self.prompts = await self._read_prompts()
                 for prompt in self.prompts:
                     state.reader.check_fits(len(prompt.token_ids), call.asked_max_tokens, call.prompt_param)
-                    _check_scores(len(prompt.token_ids), call)
+                    _check_scores(len(prompt.token_ids), state.reader.room_behind(prompt), call)
                 ticket.charge_prompt(sum(len(prompt.token_ids) for prompt in self.prompts))
                 num_submitted = call.num_completions
                 self._progress.submitted_s = state.clock()
@@ -252,7 +258,7 @@ class RunningCall:
         self._state.accounts.add(self.call.client.name, account_name(self.call.adapter, self.call.model), outcome, sums)
 
     def _note_cut_short(self, outcome: str, num_completions: int) -> None:
-        """Put completions that did not come to their end into the accounts: their tokens so far, and no service."""
+        """Put completions that did not come to their end into the accounts: their tokens so far; their service follows."""
         if self._state.accounts is None:
             return
         cut = [index for index in range(self.call.num_completions) if index not in self._progress.usages]
@@ -261,7 +267,12 @@ class RunningCall:
         completion_tokens = sum(self._progress.num_output_tokens.get(index, 0) for index in cut)
         total_s = (self._state.clock() - self.call.arrival_s) * num_completions
         sums = Sums(num_completions, prompt_tokens, 0, completion_tokens, total_s=total_s)
-        self._state.accounts.add(self.call.client.name, account_name(self.call.adapter, self.call.model), outcome, sums)
+        client, adapter = self.call.client.name, account_name(self.call.adapter, self.call.model)
+        self._state.accounts.add(client, adapter, outcome, sums)
+        for index in cut:
+            num_tokens = self._progress.num_output_tokens.get(index, 0)
+            completion = CutShort(client, adapter, outcome, num_tokens, is_first=index % self.call.n == 0)
+            self._state.cut_short.add(f"{self.call.response_id}-{index}", completion)
 
 
 def new_response_id(prefix: str) -> str:
@@ -309,8 +320,17 @@ async def _merge(iterators: Sequence[AsyncIterator[RequestOutput]]) -> AsyncGene
             await _close(iterator)
 
 
-def _check_scores(num_prompt_tokens: int, call: Call) -> None:
-    """Raise InvalidRequest for more log-probabilities of prompts than one answer may hold."""
+def _check_scores(num_prompt_tokens: int, room: int, call: Call) -> None:
+    """Raise InvalidRequest for more log-probabilities than one answer may hold. ``room``: tokens behind the prompt."""
+    if call.sampling.logprobs is not None:
+        num_tokens = min(call.sampling.max_tokens or room, room) * call.num_completions
+        num_scores = num_tokens * (call.sampling.logprobs + 1)
+        if num_scores > MOST_ANSWER_SCORES:
+            raise InvalidRequest(
+                f"log-probabilities of up to {num_tokens} tokens, {call.sampling.logprobs + 1} each, are {num_scores}; "
+                f"allowed: {MOST_ANSWER_SCORES}, so ask for fewer tokens or fewer of them",
+                call.logprobs_param,
+            )
     if call.sampling.prompt_logprobs is None:
         return
     num_scores = num_prompt_tokens * (call.sampling.prompt_logprobs + 1) * call.n

@@ -6,9 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from evenflow.base.errors import InvalidRequest
 from evenflow.serving.server.api.messages_schema import MessagesRequest
+from evenflow.serving.server.api.responses_schema import response_format_of
 from evenflow.serving.server.api.schema import ChatMessage
+from evenflow.serving.server.api.structured_fields import ResponseFormat
 
 
 def chat_messages(body: MessagesRequest) -> list[ChatMessage]:
@@ -34,6 +38,21 @@ def is_prefilled(messages: Sequence[ChatMessage]) -> bool:
     """True if the last message is the beginning of the answer: a text of the assistant's, which the model continues."""
     last = messages[-1] if messages else None
     return last is not None and last.role == "assistant" and bool(last.content) and not last.tool_calls
+
+
+def effort_of(body: MessagesRequest) -> str | None:
+    """Return how much the model shall think, in a chat's words; None: as its template has it."""
+    if body.thinking is not None and body.thinking.get("type") == "disabled":
+        return "none"
+    return None if body.output_config is None else body.output_config.effort
+
+
+def format_of(body: MessagesRequest) -> ResponseFormat | None:
+    """Return what the answer must look like. Raises InvalidRequest."""
+    try:
+        return response_format_of(body.output_config.format if body.output_config is not None else None)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"output_config.format: {error}", "output_config.format") from None
 
 
 def chat_tools(body: MessagesRequest) -> tuple[list[dict[str, Any]] | None, Any, bool | None]:

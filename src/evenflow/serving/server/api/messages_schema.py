@@ -7,13 +7,29 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from evenflow.serving.server.api.schema import LONGEST_STOP, MAX_INT32, MOST_MESSAGES, ModelName, UserName
+from evenflow.serving.server.api.schema import (
+    LONGEST_STOP,
+    MAX_INT32,
+    MOST_MESSAGES,
+    REASONING_EFFORTS,
+    ModelName,
+    UserName,
+)
 
 
 class MessagesMetadata(msgspec.Struct):
     """Who the caller's own user is."""
 
     user_id: UserName | None = None
+
+
+class OutputConfig(msgspec.Struct):
+    """How much the model shall think, and what its answer must look like."""
+
+    effort: Annotated[str, Meta(extra_json_schema={"enum": list(REASONING_EFFORTS)})] | None = None
+    """For chat templates that read it."""
+    format: dict[str, Any] | None = None
+    """``{"type": "json_schema", "schema": ...}``."""
 
 
 class MessagesRequest(msgspec.Struct, kw_only=True):
@@ -32,7 +48,8 @@ class MessagesRequest(msgspec.Struct, kw_only=True):
     tool_choice: dict[str, Any] | None = None
     metadata: MessagesMetadata | None = None
     thinking: dict[str, Any] | None = None
-    """Taken; a model that thinks aloud is told apart by the server's --reasoning-parser."""
+    """Of type disabled: chat templates that read it are told not to think. Thoughts are told by --reasoning-parser."""
+    output_config: OutputConfig | None = None
 
 
 class Block(msgspec.Struct):

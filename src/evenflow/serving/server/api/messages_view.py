@@ -15,9 +15,16 @@ from evenflow.base.errors import InvalidRequest
 from evenflow.serving.client.messages import RequestOutput
 from evenflow.serving.server.access.asked import Asked
 from evenflow.serving.server.api.chat import ChatView
+from evenflow.serving.server.api.conversation import effort_variables
 from evenflow.serving.server.api.endpoint import json_reply, read_request
 from evenflow.serving.server.api.generation import Call, RunningCall, new_response_id
-from evenflow.serving.server.api.messages_items import chat_messages, chat_tools, is_prefilled
+from evenflow.serving.server.api.messages_items import (
+    chat_messages,
+    chat_tools,
+    effort_of,
+    format_of,
+    is_prefilled,
+)
 from evenflow.serving.server.api.messages_schema import (
     Block,
     MessageBody,
@@ -74,6 +81,8 @@ class MessagesView:
             tools=tools,
             tool_choice=choice,
             parallel_tool_calls=is_parallel,
+            reasoning_effort=effort_of(body),
+            response_format=format_of(body),
         )
         return replace(ChatView().call(state, chat, caller), response_id=new_response_id("msg"))
 
@@ -192,7 +201,10 @@ def add_count_route(app: FastAPI, state: ServerState) -> None:
         form = state.forms.form(read_tools(tools or (), choice), None)
         offered = [tool.for_template() for tool in form.offered.tools] if form.offered is not None else []
         messages = chat_messages(body)
-        text = await state.reader.render(Conversation(messages, is_continued=is_prefilled(messages), tools=offered))
+        turns = Conversation(
+            messages, is_continued=is_prefilled(messages), hints=effort_variables(effort_of(body), {}), tools=offered
+        )
+        text = await state.reader.render(turns)
         tokens = await state.reader.encode(text, "messages", add_special_tokens=False)
         return json_reply(TokenCount(len(tokens)))
 

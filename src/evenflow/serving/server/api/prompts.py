@@ -53,6 +53,8 @@ class Conversation:
     """The last message stays open, for the model to continue."""
     variables: Mapping[str, Any] | None = None
     """For the template."""
+    hints: Mapping[str, Any] | None = None
+    """Variables too, for templates that read them; others never see them."""
     tools: Sequence[Mapping[str, Any]] = ()
     """In OpenAI's form, for the template too."""
     documents: Sequence[Mapping[str, Any]] = ()
@@ -173,6 +175,7 @@ class PromptReader:
         plain = [plain_message(message, f"messages[{i}]", template.knows_role) for i, message in enumerate(turns.messages)]
         check_calls(plain)
         given: dict[str, Any] = {**variables}
+        given |= {name: value for name, value in (turns.hints or {}).items() if template.reads(name)}
         if turns.tools:
             given["tools"] = list(turns.tools)
         if turns.documents:
@@ -217,6 +220,10 @@ class PromptReader:
     def check_fits(self, num_prompt_tokens: int, max_tokens: int | None, param: str) -> None:
         """Raise PromptTooLong unless the prompt and the output asked for (at least one token) fit the context."""
         check_context_length(num_prompt_tokens, max_tokens, self._max_model_len, param)
+
+    def room_behind(self, prompt: Prompt) -> int:
+        """Tokens that fit behind ``prompt``."""
+        return self._max_model_len - len(prompt.token_ids)
 
     @staticmethod
     def _check_variables(variables: Mapping[str, Any]) -> None:

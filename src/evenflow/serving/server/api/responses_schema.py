@@ -11,6 +11,7 @@ from evenflow.serving.server.api.schema import (
     MAX_INT32,
     MAX_SLO_S,
     MOST_MESSAGES,
+    REASONING_EFFORTS,
     ModelName,
     TemplateVariables,
     UserName,
@@ -25,6 +26,17 @@ class TextOptions(msgspec.Struct, kw_only=True):
     """{"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", "name": ..., "schema": {...}}."""
     verbosity: str | None = None
     """Taken and not needed."""
+
+
+class ReasoningOptions(msgspec.Struct):
+    """How much the model shall think."""
+
+    effort: Annotated[str, Meta(extra_json_schema={"enum": list(REASONING_EFFORTS)})] | None = None
+    """For chat templates that read it."""
+    summary: str | None = None
+    """Taken; thoughts are told whole."""
+    generate_summary: str | None = None
+    """The same, by its older name."""
 
 
 class ResponsesRequest(msgspec.Struct, kw_only=True):
@@ -51,7 +63,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     truncation: str | None = None
     include: list[str] | None = None
     """Taken; what is there is always included."""
-    reasoning: dict[str, Any] | None = None
+    reasoning: ReasoningOptions | None = None
     metadata: dict[str, str] | None = None
     user: UserName | None = None
     safety_identifier: UserName | None = None

@@ -76,6 +76,7 @@ class ResponsesView:
             response_format=wanted,
             cache_salt=body.cache_salt,
             chat_template_kwargs=body.chat_template_kwargs,
+            reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
         )
         call = ChatView().call(state, chat, caller)
         return replace(call, response_id=new_response_id("resp"), prompt_param="input")

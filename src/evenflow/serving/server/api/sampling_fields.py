@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evenflow.base.errors import InvalidRequest
-from evenflow.serving.core.sampling import SamplingParams
+from evenflow.serving.core.sampling import WHOLE_VOCABULARY, SamplingParams
 from evenflow.serving.core.structured import StructuredOutputs
 from evenflow.serving.server.api.schema import MAX_INT64, SamplingFields
 from evenflow.serving.text.bad_words import bad_word_ids
@@ -35,7 +35,7 @@ class SamplingRules:
     encode: Callable[[str], list[int]]
     """A text to its token ids, without special tokens."""
     max_logprobs: int
-    """Log-probabilities that may be asked for at one token."""
+    """Log-probabilities that may be asked for at one token; -1: all."""
     defaults: Mapping[str, float]
     """For what a body does not say."""
 
@@ -57,12 +57,10 @@ class SamplingRules:
         """
         check_token_ids(body.stop_token_ids or (), self.vocab_size, "stop_token_ids")
         check_token_ids(body.allowed_token_ids or (), self.vocab_size, "allowed_token_ids")
-        prompt_logprobs = logprobs if scores_prompt and logprobs is not None else body.prompt_logprobs
-        for name, count in ((logprobs_param, logprobs), ("prompt_logprobs", body.prompt_logprobs)):
-            if count is not None and count > self.max_logprobs:
-                raise InvalidRequest(
-                    f"{name} is {count}; allowed: 0 to {self.max_logprobs} (--max-logprobs of the server)", name
-                )
+        logprobs = self._num_logprobs(logprobs, logprobs_param)
+        prompt_logprobs = self._num_logprobs(body.prompt_logprobs, "prompt_logprobs")
+        if scores_prompt and logprobs is not None:
+            prompt_logprobs = logprobs
         if max_tokens is None and (limit := self.defaults.get("max_tokens")) is not None:
             max_tokens = int(limit)
         given: dict[str, Any] = {name: value for name, value in self.defaults.items() if name != "max_tokens"}
@@ -84,6 +82,17 @@ class SamplingRules:
             prompt_logprobs=prompt_logprobs,
             **given,
         )
+
+    def _num_logprobs(self, asked: int | None, param: str) -> int | None:
+        """How many log-probabilities of one token that are; those of all tokens are as many as the vocabulary has."""
+        if asked is None:
+            return None
+        most = self.vocab_size if self.max_logprobs == WHOLE_VOCABULARY else self.max_logprobs
+        count = min(asked, self.vocab_size) if asked != WHOLE_VOCABULARY else self.vocab_size
+        if count > most:
+            named = f"-1, all {count} tokens" if asked == WHOLE_VOCABULARY else str(asked)
+            raise InvalidRequest(f"{param} is {named}; allowed: 0 to {most} (--max-logprobs of the server)", param)
+        return count
 
     def _logit_bias(self, bias: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
         """Pairs in the order of their ids, each id once: "7", "07" and "007" are one token."""

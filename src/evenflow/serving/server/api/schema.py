@@ -14,7 +14,13 @@ import msgspec
 from msgspec import Meta
 
 from evenflow.base.errors import InvalidRequest
-from evenflow.serving.core.sampling import LONGEST_BAD_WORD, MAX_LOGPROBS, MOST_ALLOWED_TOKENS, MOST_BAD_WORDS
+from evenflow.serving.core.sampling import (
+    LONGEST_BAD_WORD,
+    MAX_LOGPROBS,
+    MOST_ALLOWED_TOKENS,
+    MOST_BAD_WORDS,
+    WHOLE_VOCABULARY,
+)
 from evenflow.serving.server.access.asked import Asked
 from evenflow.serving.server.api.structured_fields import StructuredFields
 
@@ -42,6 +48,7 @@ MOST_DETOKENIZED = 1 << 17
 """Token ids in one body of /detokenize."""
 MOST_DOCUMENTS = 256
 TRUNCATION_SIDES = ("left", "right")
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Those that every template gets; others are taken where the model's template knows them."""
 
@@ -51,7 +58,7 @@ TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 Stop = Annotated[str, Meta(max_length=LONGEST_STOP)]
 ModelName = Annotated[str, Meta(max_length=LONGEST_MODEL)]
 UserName = Annotated[str, Meta(max_length=LONGEST_USER)]
-NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
+NumLogprobs = Annotated[int, Meta(ge=WHOLE_VOCABULARY, le=MAX_LOGPROBS)]
 BadWord = Annotated[str, Meta(min_length=1, max_length=LONGEST_BAD_WORD)]
 Document = dict[str, Any]
 AdapterName = Annotated[str, Meta(max_length=LONGEST_NAME)]
@@ -106,7 +113,7 @@ class SamplingFields(StructuredFields, kw_only=True):
     truncation_side: Annotated[str, Meta(extra_json_schema={"enum": list(TRUNCATION_SIDES)})] | None = None
     """What truncate_prompt_tokens cuts away: left (the default: the last tokens stay) or right."""
     prompt_logprobs: NumLogprobs | None = None
-    """vLLM's: log-probabilities of the prompt's tokens; not with ``stream``."""
+    """vLLM's: log-probabilities of the prompt's tokens; -1: of all tokens; not with ``stream``."""
     return_token_ids: bool | None = None
     """vLLM's: token ids beside the text."""
     return_tokens_as_token_ids: bool | None = None
@@ -152,6 +159,7 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     """OpenAI's newer name for max_tokens; without either, up to the model's context."""
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
+    """With ``logprobs``; -1: of all tokens."""
     add_generation_prompt: bool | None = None
     """True (the default): the answer is a new message of the assistant's."""
     continue_final_message: bool | None = None
@@ -164,6 +172,8 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     """For templates that know documents: objects with ``title`` and ``text``."""
     chat_template_kwargs: TemplateVariables | None = None
     """Variables for the model's chat template, e.g. {"enable_thinking": false}."""
+    reasoning_effort: Annotated[str, Meta(extra_json_schema={"enum": list(REASONING_EFFORTS)})] | None = None
+    """How much the model shall think, for chat templates that read ``reasoning_effort`` or ``enable_thinking``."""
     tools: list[Any] | None = None
     """Functions that the model may call."""
     tool_choice: str | dict[str, Any] | None = None

@@ -19,6 +19,7 @@ from evenflow.accounts.account_book import AccountBook
 from evenflow.accounts.report import read_prices
 from evenflow.accounts.spending import Spending
 from evenflow.base.errors import ConfigError, EngineDead, EvenFlowError, ServerFull
+from evenflow.base.progress import find_teller
 from evenflow.base.version import __version__
 from evenflow.serving.server.access.adapter_sources import AdapterSources, HubCache, ResolverSource, make_resolver
 from evenflow.serving.server.access.adapter_texts import AdapterTexts
@@ -27,6 +28,7 @@ from evenflow.serving.server.access.downloads import DownloadCache
 from evenflow.serving.server.access.limits import Limits
 from evenflow.serving.server.access.model_names import ModelNames
 from evenflow.serving.server.api.answer_form import AnswerForms
+from evenflow.serving.server.api.cut_short import CutShortCompletions
 from evenflow.serving.server.api.prompts import PromptReader
 from evenflow.serving.server.api.sampling_fields import SamplingRules
 from evenflow.serving.server.http.connection_books import ConnectionBooks
@@ -74,6 +76,7 @@ class ServerState:
         self.unix_time = unix_time
         self.accounts: AccountBook | None = None
         """Where what clients use is kept; None: nowhere."""
+        self.cut_short = CutShortCompletions()
         self.observers: tuple[RequestObserver, ...] = ()
         """Who is told of each request."""
         self.traces: TraceSender | None = None
@@ -173,8 +176,17 @@ class ServerState:
         """Wait for the engine, register ``adapters``, then take requests. Raises what the engine or an adapter fails of."""
         info = await self.engine.wait_until_ready()
         await self._tell_weights()
-        # All at once: the engine reads one after the other, and nobody waits for an answer in between.
-        await asyncio.gather(*(self.names.load(name, str(path)) for name, path in adapters.items()))
+        num_loaded = 0
+        with find_teller(log.info) as tell:
+
+            async def load(name: str, path: str | Path) -> None:
+                nonlocal num_loaded
+                await self.names.load(name, str(path))
+                num_loaded += 1
+                tell("registering adapters", num_loaded, len(adapters))
+
+            # All at once: the engine reads one after the other, and nobody waits for an answer in between.
+            await asyncio.gather(*(load(name, path) for name, path in adapters.items()))
         await self.names.refresh()
         encode = partial(self.tokenizer.encode, add_special_tokens=False)
         defaults = self.config.sampling_defaults

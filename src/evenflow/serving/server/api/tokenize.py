@@ -43,7 +43,7 @@ def add_tokenize_routes(app: FastAPI, state: ServerState) -> None:
                 body.add_generation_prompt,
                 bool(body.continue_final_message),
                 body.chat_template_kwargs,
-                [tool.for_template() for tool in form.offered.tools] if form.offered is not None else [],
+                tools=[tool.for_template() for tool in form.offered.tools] if form.offered is not None else [],
             )
             text = await reader.render(turns)
             tokens = await reader.encode(text, "messages", add_special_tokens=bool(body.add_special_tokens))

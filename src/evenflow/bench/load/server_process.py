@@ -1,4 +1,4 @@
-"""A real ``evenflow serve`` as a child process: started, waited for, and always ended.
+"""A server as a child process, ``evenflow serve`` or another: started, waited for, and always ended.
 
 The child gets a process group of its own, so that Ctrl-C in the terminal reaches this process alone, which then
 ends the whole group in order: the server first asks its engine to stop, and whatever is left is killed.
@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Self
 
 import httpx
 
@@ -33,16 +34,21 @@ def free_port() -> int:
     return port
 
 
-class ServerProcess:
-    """A running server; use it as a context manager.
+class HttpServerProcess:
+    """A server that listens on 127.0.0.1; use it as a context manager.
 
-    ``arguments`` follow ``evenflow serve``; host and port are added. ``log`` receives what the server writes.
+    ``command`` begins with its program, and is followed by ``--host`` and ``--port``. ``log`` receives what it writes.
+    It is ready when ``ready_path`` answers 200. ``environment``: None is this process's.
     """
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], log: Path, *, ready_path: str = "/ready", environment: Mapping[str, str] | None = None
+    ) -> None:
         self.port = free_port()
         self.log = log
-        self._arguments = list(arguments)
+        self._command = [*command, "--host", "127.0.0.1", "--port", str(self.port)]
+        self._ready_path = ready_path
+        self._environment = environment
         self._process: ChildProcess | None = None
 
     @property
@@ -50,18 +56,18 @@ class ServerProcess:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> ServerProcess:
-        command = [sys.executable, "-m", "evenflow.cli.main", "serve", *self._arguments]
-        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+    def __enter__(self) -> Self:
         with self.log.open("wb") as log:
-            self._process = ChildProcess(command, stdout=log, stderr=subprocess.STDOUT, is_leader=True)
+            self._process = ChildProcess(
+                self._command, environment=self._environment, stdout=log, stderr=subprocess.STDOUT, is_leader=True
+            )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
     def wait_ready(self, timeout_s: float, waiting: Callable[[float], None] = lambda _: None) -> float:
-        """Wait until the server answers /ready with 200; return the seconds it took.
+        """Wait until the server is ready; return the seconds it took.
 
         ``waiting`` is called with the seconds so far, a few times a second. Raises ConfigError, with the end of the
         server's log, if it ends before or takes longer than ``timeout_s``.
@@ -77,7 +83,7 @@ class ServerProcess:
                 if passed > timeout_s:
                     raise ConfigError(f"the server was not ready after {timeout_s:.0f} s:\n{self.log_tail()}")
                 with contextlib.suppress(httpx.HTTPError):
-                    if http.get("/ready").status_code == 200:
+                    if http.get(self._ready_path).status_code == 200:
                         return passed
                 waiting(passed)
                 time.sleep(0.1)
@@ -94,6 +100,13 @@ class ServerProcess:
             return
         with _uninterrupted():
             process.end(_STOP_S, is_asked=True)
+
+
+class ServerProcess(HttpServerProcess):
+    """``evenflow serve`` with these arguments."""
+
+    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+        super().__init__([sys.executable, "-m", "evenflow.cli.main", "serve", *arguments], log)
 
 
 @contextlib.contextmanager
