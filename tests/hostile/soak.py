@@ -219,6 +219,7 @@ def main() -> int:
         options = ["--adapter-dir", str(root / "adapters"), "--clients", str(keys_file), "--memory", "12MiB"]
         options += ["--adapter-cache", str(root / "cache"), "--adapter-cache-size", "32MiB", "--adapter-load-timeout", "2"]
         options += ["--send-timeout", "10", "--body-timeout", "10", "--max-num-seqs", "32", "--drain-timeout", "60"]
+        options += ["--max-queue", "400"]  # so that nobody waits for longer than a client would
         with Victim(str(model_path()), *options) as victim:
             victim.ready().close()
             faults = Faults(victim, root, adapters, keys, args.seed, round(FOLDERS_PER_MINUTE * args.minutes))
