@@ -2,9 +2,10 @@
 
     python tests/hostile/soak.py --minutes 30 --json benchmarks/results/soak--MACHINE.json
 
-A real server with the embedded model; 200 clients with keys ask 1,000 adapters of its folder, first at 80 % of the
-capacity that was measured just before, then at 150 %, while faults are injected throughout (``soak_faults``). Each
-answer is compared with that to the same request alone. Exits with 1 unless all of it was survived.
+A real server with the embedded model; 200 clients with keys ask 1,000 adapters of its folder, at 80 % of the
+capacity that was measured just before, at 150 %, and both once more, while faults are injected throughout
+(``soak_faults``). Each answer is compared with that to the same request alone, and the second round may not take more
+memory than the first. Exits with 1 unless all of it was survived.
 """
 
 from __future__ import annotations
@@ -123,11 +124,14 @@ class Clients:
         return tally.outcomes["right"] / seconds
 
     async def offer(self, per_s: float, seconds: float, rng: Random) -> Tally:
-        """Poisson arrivals of random clients, open loop; ends when the last is answered."""
+        """Poisson arrivals of random clients, open loop; ends when the last is answered.
+
+        On a machine that is too busy for so many arrivals, fewer come: the time is kept, and the tally says how many came.
+        """
         tally, asking = Tally(), set[asyncio.Task[None]]()
         next_s = time.monotonic()
         until_s = next_s + seconds
-        while next_s < until_s:
+        while max(next_s, time.monotonic()) < until_s:
             await asyncio.sleep(max(0.0, next_s - time.monotonic()))
             task = asyncio.create_task(self.judged(rng.choice(self.questions), rng.choice(self.keys), tally))
             asking.add(task)
@@ -160,8 +164,8 @@ async def soak(victim: Victim, clients: Clients, faults: Faults, minutes: float,
     watching = asyncio.create_task(watch.run())
     faulting = asyncio.create_task(faults.run(clients.http))
     stages = {}
-    for name, share in (("80 % of capacity", 0.8), ("150 % of capacity", 1.5)):
-        tally = await clients.offer(share * capacity, 30 * minutes, rng)
+    for name, share in (("80 %", 0.8), ("150 %", 1.5), ("80 % again", 0.8), ("150 % again", 1.5)):
+        tally = await clients.offer(share * capacity, 15 * minutes, rng)
         stages[name] = described(tally, share * capacity)
         told(f"{name}: {dict(tally.outcomes)}")
     faults.stop()
@@ -215,6 +219,7 @@ def main() -> int:
         options = ["--adapter-dir", str(root / "adapters"), "--clients", str(keys_file), "--memory", "12MiB"]
         options += ["--adapter-cache", str(root / "cache"), "--adapter-cache-size", "32MiB", "--adapter-load-timeout", "2"]
         options += ["--send-timeout", "10", "--body-timeout", "10", "--max-num-seqs", "32", "--drain-timeout", "60"]
+        options += ["--max-queue", "400"]  # so that nobody waits for longer than a client would
         with Victim(str(model_path()), *options) as victim:
             victim.ready().close()
             faults = Faults(victim, root, adapters, keys, args.seed, round(FOLDERS_PER_MINUTE * args.minutes))
